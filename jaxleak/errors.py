@@ -1,0 +1,34 @@
+"""The one exception for a user's mistake: the command line prints it as one line and exits with 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """Something the user gave is wrong; the message says what, what is allowed, and how to mend it."""
+
+
+def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
+    """Return `value` if it is one of `allowed`, else raise naming the closest match.
+
+    Raises:
+        InputError: `value` is not in `allowed`.
+    """
+    names = sorted(allowed)
+    if value in names:
+        return value
+    close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
+    hint = f" Did you mean {close[0]!r}?" if close else ""
+    raise InputError(f"`{argument}` must be one of {', '.join(names)}; got {value!r}.{hint}")
+
+
+def check_positive(argument: str, value: float, *, integer: bool = False) -> None:
+    """Raise unless `value` is above zero (and whole, for `integer`).
+
+    Raises:
+        InputError: `value` is zero, negative, not a number, or not whole where it must be.
+    """
+    if integer and (isinstance(value, bool) or int(value) != value):
+        raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
+    if not value > 0:
+        raise InputError(f"`{argument}` must be above 0; got {value!r}.")
