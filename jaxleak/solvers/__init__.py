@@ -1,0 +1,15 @@
+"""Solvers: frozen dataclasses with `init(fun, x) -> state` and `step(fun, state) -> (state, info)`."""
+
+from jaxleak.solvers.first_order import Adam
+from jaxleak.solvers.jaxopt_lbfgs import JaxoptLBFGS
+from jaxleak.solvers.protocol import Info, Solver
+from jaxleak.solvers.torch_lbfgs import TorchLBFGS
+
+SOLVERS: dict[str, type] = {"torch-lbfgs": TorchLBFGS, "jaxopt-lbfgs": JaxoptLBFGS, "adam": Adam}
+
+__all__ = ["SOLVERS", "Adam", "Info", "JaxoptLBFGS", "Solver", "TorchLBFGS", "solver_name"]
+
+
+def solver_name(solver: Solver) -> str:
+    """The name under which the command line knows a solver."""
+    return next(name for name, kind in SOLVERS.items() if isinstance(solver, kind))

@@ -1,0 +1,63 @@
+"""Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy."""
+
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.inits import INITS
+from jaxleak.labels import LABEL_STRATEGIES
+from jaxleak.objectives import OBJECTIVES
+from jaxleak.solvers import Solver, TorchLBFGS, solver_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack:
+    """How the attacker rebuilds an image from an update.
+
+    Attributes:
+        name: what rows and tables call it.
+        label: "joint" optimises label logits beside the image; "idlg" reads the label from the head's gradient.
+        init: distribution of the start.
+        objective: distance between the candidate's gradient and the shared one.
+        solver: how it is minimised.
+        iterations: budget, in the solver's iterations.
+        stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
+    """
+
+    name: str
+    label: str = "joint"
+    init: str = "normal"
+    objective: str = "l2"
+    solver: Solver = field(default_factory=TorchLBFGS)
+    iterations: int = 300
+    stop_objective: float = 1e-6
+
+    def __post_init__(self):
+        check_choice("label", self.label, LABEL_STRATEGIES)
+        check_choice("init", self.init, INITS)
+        check_choice("objective", self.objective, OBJECTIVES)
+        check_positive("iterations", self.iterations, integer=True)
+        if not self.stop_objective >= 0:
+            raise InputError(f"`stop_objective` must be 0 or above; got {self.stop_objective!r}.")
+
+    def settings(self) -> dict[str, Any]:
+        """Every field as plain data, the solver with its name."""
+        return {**asdict(self), "solver": {"name": solver_name(self.solver), **asdict(self.solver)}}  # pyright: ignore[reportArgumentType]
+
+
+# Settings: references in the class docstrings of the solvers; 300 iterations as in both reference implementations.
+# Source: Zhu, Liu & Han 2019 (DLG); Zhao, Mopuri & Bilen 2020 (iDLG), whose code stops both below 1e-6.
+DLG = Attack(name="dlg")
+IDLG = replace(DLG, name="idlg", label="idlg")
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (DLG, IDLG)}
+
+
+def get_attack(attack: str | Attack) -> Attack:
+    """A preset by name; an `Attack` is returned as it is.
+
+    Raises:
+        InputError: unknown name.
+    """
+    if isinstance(attack, Attack):
+        return attack
+    return ATTACKS[check_choice("attack", attack, ATTACKS)]

@@ -1,0 +1,147 @@
+"""How close a candidate is to the true image: NHWC images in [0, 1], one number per image of the batch.
+
+A candidate need not lie in [0, 1], nor be finite: a diverged trial is measured like any other, without
+warnings. Where a pixel is NaN every metric is NaN. Where a pixel is infinite (and none NaN), `mse`,
+`relative_error` and `max_abs` are inf and the clipped metrics NaN: clipping would make an ordinary white
+pixel of it.
+"""
+
+import functools
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxleak.errors import InputError
+
+Images = Float[np.ndarray, "n h w c"]
+PerImage = Float[np.ndarray, "n"]
+
+# Wang et al. 2004, section III.C: an 11x11 circular Gaussian window of standard deviation 1.5.
+SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
+# Images per compiled SSIM call; smaller batches are padded to a power of two, so few shapes are compiled.
+SSIM_BLOCK = 64
+
+
+def mse(x: Images, truth: Images, clip: bool = False) -> PerImage:
+    """Mean squared error over the pixels, `mean((x - x*)^2)`; with `clip`, of `x` clipped to [0, 1].
+
+    Source: unclipped it is iDLG's measure of fidelity (Zhao et al. 2020).
+    """
+    x, truth = _pair(x, truth)
+    if clip:
+        x = _clipped(x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.mean((x - truth) ** 2, axis=(1, 2, 3))
+
+
+def psnr(x: Images, truth: Images) -> PerImage:
+    """Peak signal-to-noise ratio in dB, `-10 log10(mse)`, of `x` clipped to [0, 1]; inf where equal."""
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10(mse(x, truth, clip=True))
+
+
+def ssim(x: Images, truth: Images) -> PerImage:
+    """Structural similarity of `x` clipped to [0, 1], averaged over channels and window positions.
+
+    Gaussian window of 11x11 pixels with sigma 1.5, K1 = 0.01, K2 = 0.03, data range 1, windows inside the
+    image. Equals scikit-image's `structural_similarity` with `gaussian_weights=True, sigma=1.5,
+    use_sample_covariance=False, data_range=1`.
+
+    Source: Wang et al. 2004, eq. 13, as `dm_pix.ssim` computes it.
+    Differs: an image with a side below 11 gets the largest odd window that fits; dm_pix would exchange image
+    and window without a word.
+    """
+    x, truth = _pair(x, truth)
+    x = _clipped(x)
+    finite = np.isfinite(x).all(axis=(1, 2, 3))
+    result = np.full(len(x), np.nan)
+    if finite.any():
+        result[finite] = _ssim_in_blocks(x[finite], truth[finite])
+    return result
+
+
+def relative_error(x: Images, truth: Images) -> PerImage:
+    """Relative image error `|x - x*| / |x*|` in the Euclidean norm, `x` not clipped.
+
+    Against an all-black truth it is 0 if the two are equal, else inf.
+    """
+    x, truth = _pair(x, truth)
+    error, length = _norm(x - truth), _norm(truth)
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where((error == 0) & (length == 0), 0.0, error / length)
+
+
+def max_abs(x: Images) -> PerImage:
+    """Largest `|pixel|` of each image."""
+    x = _batch("x", x)
+    return np.abs(x).max(axis=(1, 2, 3))
+
+
+def image_metrics(candidates: Images, truths: Images) -> dict[str, PerImage]:
+    """All image metrics of a result row, by column name.
+
+    Args:
+        candidates: reconstructions in [0, 1] units, not clipped.
+        truths: the true images, one per candidate, or one for all.
+    """
+    return {
+        "mse": mse(candidates, truths),
+        "mse_clipped": mse(candidates, truths, clip=True),
+        "psnr": psnr(candidates, truths),
+        "ssim": ssim(candidates, truths),
+        "relative_error": relative_error(candidates, truths),
+        "max_abs": max_abs(candidates),
+    }
+
+
+def _batch(argument: str, images: np.ndarray) -> np.ndarray:
+    array = np.asarray(images, dtype=np.float64)
+    if array.ndim != 4 or 0 in array.shape[1:]:
+        raise InputError(
+            f"`{argument}` must be a batch of images [n, h, w, c]; got shape {list(array.shape)}."
+            " One image needs a leading axis: `image[None]`."
+        )
+    return array
+
+
+def _pair(x: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    x, truth = _batch("x", x), _batch("truth", truth)
+    if truth.shape[1:] != x.shape[1:] or len(truth) not in (1, len(x)):
+        raise InputError(
+            f"`truth` must have the candidates' shape {list(x.shape)}, or one image for all of them;"
+            f" got {list(truth.shape)}."
+        )
+    return x, np.broadcast_to(truth, x.shape)
+
+
+def _clipped(x: np.ndarray) -> np.ndarray:
+    """`x` clipped to [0, 1]; an image with a pixel that is not finite becomes NaN."""
+    finite = np.isfinite(x).all(axis=(1, 2, 3), keepdims=True)
+    return np.where(finite, np.clip(x, 0, 1), np.nan)
+
+
+def _norm(x: np.ndarray) -> np.ndarray:
+    """Euclidean norm of each image, scaled by its largest pixel so that no square overflows."""
+    largest = np.abs(x).max(axis=(1, 2, 3))
+    scale = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+    return scale * np.sqrt(np.sum((x / scale[:, None, None, None]) ** 2, axis=(1, 2, 3)))
+
+
+@functools.cache
+def _ssim_program(window: int):
+    import dm_pix
+    import jax
+
+    return jax.jit(functools.partial(dm_pix.ssim, filter_size=window, filter_sigma=SSIM_SIGMA))
+
+
+def _ssim_in_blocks(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    side = min(x.shape[1:3])
+    program = _ssim_program(min(SSIM_WINDOW, side - 1 + side % 2))
+    block = min(SSIM_BLOCK, 1 << (len(x) - 1).bit_length())
+    values = []
+    for start in range(0, len(x), block):
+        a, b = x[start : start + block], truth[start : start + block]
+        padding = [(0, block - len(a))] + [(0, 0)] * 3
+        values.append(np.asarray(program(np.pad(a, padding), np.pad(b, padding)))[: len(a)])
+    return np.concatenate(values)

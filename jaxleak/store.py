@@ -1,0 +1,581 @@
+"""The run directory: settings, trial rows in Parquet parts, arrays beside them; safe against a kill.
+
+    run.json  truth.npz  summary.json  figures/  rows-00000.parquet  arrays-00000.npz  rows-00001.parquet  …
+
+Every file is written under a temporary name, synced and renamed. A part's arrays go first and its rows
+second: the Parquet file commits the part, and holds checksums of its rows and of the arrays. A part that does
+not match them is set aside and its trials are run again. Needs a POSIX system (`fcntl`).
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import numbers
+import os
+import re
+import subprocess
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxleak.errors import InputError, check_choice
+
+if TYPE_CHECKING:
+    import pyarrow
+
+FORMAT = (
+    1  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
+)
+
+ROW_COLUMNS = {
+    "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
+    "label": "int64", "trial": "int64", "seed": "int64", "network": "string", "status": "string",
+    "success": "bool", "objective": "double", "relative_objective": "double", "evaluations": "int64",
+    "iterations": "int64", "threshold_iterations": "int64", "threshold_evaluations": "int64",
+    "label_found": "int64", "label_correct": "bool", "mse": "double", "mse_clipped": "double",
+    "psnr": "double", "ssim": "double", "relative_error": "double", "max_abs": "double",
+    "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
+    "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
+}  # fmt: skip
+NULLABLE = {"threshold_iterations", "threshold_evaluations"}
+PYTHON_TYPES = {"string": str, "int64": numbers.Integral, "double": numbers.Real, "bool": (bool, np.bool_)}
+
+
+class DamagedError(Exception):
+    """A part that is not what was written."""
+
+
+class Part(NamedTuple):
+    """One committed part: its rows, and their places in its arrays (not all, if a trial was there twice)."""
+
+    arrays: Path
+    table: "pyarrow.Table"
+    keep: np.ndarray
+
+
+# --- settings ---------------------------------------------------------------------------------------------
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def _as_json(value: Any) -> Any:
+    """`value` as it comes back from JSON: tuples as lists, keys as strings."""
+    return json.loads(json.dumps(value))
+
+
+def settings_hash(settings: dict[str, Any]) -> str:
+    """The first 12 hex digits of the SHA-256 of the settings as canonical JSON."""
+    return hashlib.sha256(_canonical(_as_json(settings)).encode()).hexdigest()[:12]
+
+
+def _leaves(settings: Any, prefix: str = "") -> dict[str, str]:
+    if isinstance(settings, dict) and settings:
+        nested = (_leaves(value, f"{prefix}.{key}" if prefix else key) for key, value in settings.items())
+        return {name: text for leaves in nested for name, text in leaves.items()}
+    return {prefix: _canonical(settings)}
+
+
+def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
+    """`seeds: 50 in the directory, 20 asked`, for every setting that differs, with nested names dotted."""
+    old, new = _leaves(stored), _leaves(_as_json(asked))
+
+    def shown(leaves: dict[str, str], name: str) -> str:
+        text = leaves.get(name, "absent")
+        return text if len(text) <= 80 else f"{text[:77]}..."
+
+    names = [name for name in old | new if old.get(name) != new.get(name)]
+    return [f"{name}: {shown(old, name)} in the directory, {shown(new, name)} asked" for name in names]
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def _sync_directory(path: Path) -> None:
+    """Make a rename in the directory last through a power cut, where the file system offers that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _write_atomically(path: Path, payload: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    _sync_directory(path.parent)
+
+
+def _json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def _own_debris(path: Path) -> list[Path]:
+    """Temporary files that a killed run left."""
+    return [
+        file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)
+    ]
+
+
+def _make_directory(path: Path) -> None:
+    if path.exists() and not path.is_dir():
+        raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
+    try:
+        if not path.exists():
+            path.mkdir(parents=True, exist_ok=True)
+            _sync_directory(path.parent)
+        contents = {file.name for file in path.iterdir()}
+    except OSError as error:
+        raise InputError(
+            f"`out` {path} cannot be made or read ({error.strerror}). Give another path."
+        ) from error
+    if "run.json" not in contents and contents - {".lock"} - {file.name for file in _own_debris(path)}:
+        raise InputError(
+            f"`out` {path} is not empty and not a run directory (no run.json). Give a new or empty directory."
+        )
+
+
+def _lock(path: Path) -> io.TextIOWrapper:
+    """An exclusive lock on the directory, held while the file is open; a killed process lets go of it."""
+    import fcntl
+
+    try:
+        file = open(path / ".lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"`out` {path} is not writable ({error.strerror}). Give another path.") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(
+            f"`out` {path}: another process is writing this run. Wait for it or stop it."
+        ) from None
+    except OSError as error:
+        warnings.warn(f"{path} cannot be locked ({error.strerror}): start no second run there", stacklevel=4)
+    return file
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    """`run.json`, checked."""
+    cure = "Restore it from a copy, or move the directory away and start again."
+    try:
+        description = json.loads((path / "run.json").read_bytes())
+        fields = {"format", "settings", "settings_hash", "environment", "created"} - set(description)
+        if fields or not isinstance(description["settings"], dict):
+            raise ValueError(f"lacks {', '.join(sorted(fields)) or 'settings'}")
+    except FileNotFoundError:
+        raise InputError(
+            f"{path} is not a run directory (no run.json). Give what `jaxleak run --out` was given."
+        ) from None
+    except OSError as error:
+        raise InputError(f"{path / 'run.json'} cannot be read ({error.strerror}). {cure}") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(
+            f"{path / 'run.json'} is damaged ({' '.join(str(error).split())}). {cure}"
+        ) from error
+    if description["format"] != FORMAT:
+        raise InputError(
+            f"{path} was written in store format {description['format']!r}; this jaxleak reads {FORMAT}."
+            " Use the version that wrote it, or another directory."
+        )
+    if settings_hash(description["settings"]) != description["settings_hash"]:
+        raise InputError(f"{path / 'run.json'} was edited: its settings do not match their hash. {cure}")
+    return description
+
+
+# --- parts ------------------------------------------------------------------------------------------------
+
+
+def _schema() -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    fields = [pa.field(name, pa.type_for_alias(kind), name in NULLABLE) for name, kind in ROW_COLUMNS.items()]
+    return pa.schema(fields)
+
+
+def _fits(name: str, kind: str, value: Any) -> bool:
+    """Whether a value belongs in its column; pyarrow would cut 0.5 down to the integer 0."""
+    if value is None:
+        return name in NULLABLE
+    return isinstance(value, PYTHON_TYPES[kind]) and isinstance(value, (bool, np.bool_)) == (kind == "bool")
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+    import pyarrow as pa
+
+    for row in rows:
+        if row.keys() != ROW_COLUMNS.keys():
+            extra, lacking = sorted(row.keys() - ROW_COLUMNS), sorted(ROW_COLUMNS.keys() - row.keys())
+            raise ValueError(
+                f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}"
+            )
+        wrong = [
+            f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])
+        ]
+        if wrong:
+            raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
+    return pa.Table.from_pylist(list(rows), schema=_schema())
+
+
+def _digest(table: "pyarrow.Table", arrays_digest: str) -> str:
+    return hashlib.sha256((json.dumps(table.to_pydict()) + arrays_digest).encode()).hexdigest()
+
+
+def _parquet_bytes(table: "pyarrow.Table", arrays_digest: str) -> bytes:
+    import pyarrow.parquet as pq
+
+    digests = {"jaxleak_rows": _digest(table, arrays_digest), "jaxleak_arrays": arrays_digest}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(digests), buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def _read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
+    """A part's rows, if they and the arrays beside them are exactly what was written.
+
+    Raises:
+        DamagedError: they are not.
+        InputError: a file cannot be read at all, which says nothing about what it holds.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        payload = rows_path.read_bytes()
+        with open(arrays_path, "rb") as file:
+            arrays_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        raise InputError(
+            f"{error.filename} cannot be read ({error.strerror}). Check its permissions."
+        ) from error
+    try:
+        file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        digests = table.schema.metadata or {}
+        table = table.replace_schema_metadata(None)
+        whole = table.schema == _schema() and digests[b"jaxleak_rows"].decode() == _digest(
+            table, arrays_digest
+        )
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise DamagedError(f"{rows_path.name}: {' '.join(str(error).split())[:120]}") from error
+    if not whole:
+        raise DamagedError(f"{rows_path.name} and {arrays_path.name} do not match their checksums")
+    return table
+
+
+def _arrays_path(rows_path: Path) -> Path:
+    return rows_path.with_name(rows_path.name.replace("rows-", "arrays-").replace(".parquet", ".npz"))
+
+
+def _part_number(path: Path) -> int:
+    match = re.fullmatch(r"rows-(\d+)\.parquet(\.corrupt)?", path.name)
+    return int(match[1]) if match else -1
+
+
+def _load_parts(path: Path, *, writable: bool) -> list[Part]:
+    """The sound parts in order, each trial once; damaged ones are set aside if `writable`, else skipped."""
+    parts, seen = [], set()
+    for rows_path in sorted(path.glob("rows-*.parquet"), key=_part_number):
+        arrays = _arrays_path(rows_path)
+        try:
+            table = _read_part(rows_path, arrays)
+        except DamagedError as error:
+            fate = "set aside" if writable else "skipped"
+            warnings.warn(f"{path}: damaged part {fate}, its trials count as not run ({error})", stacklevel=4)
+            for file in (rows_path, arrays) if writable else ():
+                if file.exists():
+                    os.replace(file, f"{file}.corrupt")
+            continue
+        trials = table["trial"].to_pylist()
+        first = {
+            trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen
+        }
+        seen.update(trials)
+        keep = np.array(sorted(first.values()), dtype=np.int64)
+        parts.append(Part(arrays, table.take(keep), keep))
+    return parts
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """Pieces joined along the trials; a short axis 1 (time) is filled: traces by NaN, images by the last."""
+    longest = max((piece.shape[1] for piece in pieces if piece.ndim > 1), default=0)
+    filled = []
+    for piece in pieces:
+        lacking = longest - piece.shape[1] if piece.ndim > 1 else 0
+        if lacking:
+            widths = [(0, lacking if axis == 1 else 0) for axis in range(piece.ndim)]
+            trace = piece.ndim == 2
+            piece = (
+                np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
+            )
+        filled.append(piece)
+    return np.concatenate(filled)
+
+
+# --- the run ----------------------------------------------------------------------------------------------
+
+
+class Run:
+    """A run directory, open to write (`create_or_resume`) or to read (`open`); close it, or use `with`.
+
+    Attributes:
+        path: the directory.
+        settings, settings_hash, environment, created: what `run.json` holds.
+    """
+
+    def __init__(self, path: Path, description: dict[str, Any], lock: io.TextIOWrapper | None):
+        self.path = path
+        self.settings: dict[str, Any] = description["settings"]
+        self.settings_hash: str = description["settings_hash"]
+        self.environment: dict[str, Any] = description["environment"]
+        self.created: str = description["created"]
+        self._lock = lock
+        self._parts = _load_parts(path, writable=lock is not None)
+        self._done = {trial for part in self._parts for trial in part.table["trial"].to_pylist()}
+        self._next = 1 + max(map(_part_number, path.glob("rows-*")), default=-1)
+
+    @classmethod
+    def create_or_resume(
+        cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any]
+    ) -> "Run":
+        """Start a run in a new or empty directory, or continue the one that is there with the same settings.
+
+        Args:
+            path: the directory; made if it is not there.
+            settings: all that decides the results, as JSON values.
+            environment: versions, device, git revision: recorded when the run is made, not compared.
+
+        Raises:
+            InputError: other settings (each is named), a directory of something else, a file, a damaged
+                run.json, a directory that cannot be written, or another process writing to it.
+        """
+        path = Path(path)
+        _make_directory(path)
+        lock = _lock(path)
+        try:
+            if (path / "run.json").exists():
+                description = _read_description(path)
+                differences = _differences(description["settings"], settings)
+                if differences:
+                    raise InputError(
+                        f"`out` {path} holds a run with other settings: {'; '.join(differences)}."
+                        " Give the same settings to continue it, or another directory."
+                    )
+            else:
+                description = _describe(settings, environment)
+                _write_atomically(path / "run.json", _json_bytes(description))
+            for file in _own_debris(path):
+                file.unlink()
+            return cls(path, description, lock)
+        except BaseException:
+            lock.close()
+            raise
+
+    @classmethod
+    def open(cls, path: str | Path) -> "Run":
+        """Open a run for reading: nothing in the directory changes, and another process may be writing it.
+
+        Raises:
+            InputError: no such directory, not a run directory, or a damaged run.json.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            what = "is not a directory" if path.exists() else "does not exist"
+            raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")
+        return cls(path, _read_description(path), None)
+
+    def close(self) -> None:
+        """Let other processes write the run; this object can still read it."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _check_writable(self) -> None:
+        if self._lock is None:
+            raise ValueError(f"the run {self.path} is open for reading only")
+
+    def append(self, rows: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
+        """Commit finished trials as one part: when this returns they are on the disk, whatever happens next.
+
+        Args:
+            rows: the result rows; exactly the keys of `ROW_COLUMNS`.
+            arrays: by name, each with one leading entry per row. `trial` is added if it is not there.
+
+        Raises:
+            ValueError: wrong columns, a trial that is there already, or an array of another length.
+            OSError: the disk is full or failing; nothing is committed and the call can be made again.
+        """
+        self._check_writable()
+        if not rows:
+            return
+        table = _table(rows)
+        trials = np.array(table["trial"].to_pylist(), dtype=np.int64)
+        arrays = {"trial": trials} | {name: np.asarray(array) for name, array in arrays.items()}
+        self._check_new(trials, arrays)
+        payload = _npz_bytes(arrays)
+        rows_path = self.path / f"rows-{self._next:05}.parquet"
+        parquet = _parquet_bytes(table, hashlib.sha256(payload).hexdigest())
+        _write_atomically(_arrays_path(rows_path), payload)
+        _write_atomically(rows_path, parquet)
+        self._parts.append(Part(_arrays_path(rows_path), table, np.arange(len(trials))))
+        self._done.update(trials.tolist())
+        self._next += 1
+
+    def _check_new(self, trials: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
+        twice = self._done.intersection(trials.tolist())
+        if twice or len(set(trials.tolist())) < len(trials):
+            raise ValueError(
+                f"trials are stored once; there already, or twice in the part: {sorted(twice)[:8]}"
+            )
+        wrong = [n for n, a in arrays.items() if a.ndim == 0 or len(a) != len(trials) or a.dtype.hasobject]
+        if wrong or not np.array_equal(arrays["trial"], trials):
+            raise ValueError(
+                f"arrays must have one numeric entry per row, in the rows' order; wrong: {wrong}"
+            )
+
+    def table(self) -> "pyarrow.Table":
+        """All rows, in the order in which they were committed."""
+        import pyarrow as pa
+
+        return pa.concat_tables([_schema().empty_table(), *(part.table for part in self._parts)])
+
+    def rows(self) -> list[dict[str, Any]]:
+        """All rows as dicts, in the order in which they were committed."""
+        return self.table().to_pylist()
+
+    def done(self) -> set[int]:
+        """The ids of the trials that need not be run again."""
+        return set(self._done)
+
+    def arrays(
+        self, keys: Iterable[str] | None = None, trials: Iterable[int] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Arrays in the order of the rows; loads only parts that hold `trials`, and of those only `keys`.
+
+        Args:
+            keys: names of arrays; all of them if None.
+            trials: ids of the trials wanted; all of them if None. Ask for the key `trial` to see their order.
+
+        Raises:
+            InputError: a name or a trial that the run does not have.
+        """
+        wanted = self._done if trials is None else set(map(int, trials))
+        if wanted - self._done:
+            raise InputError(f"`trials` must be in the run; not there: {sorted(wanted - self._done)[:8]}.")
+        names = None if keys is None else list(keys)
+        pieces = defaultdict(list)
+        for part in self._parts:
+            chosen = [i for i, trial in enumerate(part.table["trial"].to_pylist()) if trial in wanted]
+            if not chosen:
+                continue
+            with np.load(part.arrays) as stored:
+                for name in stored.files if names is None else names:
+                    pieces[check_choice("keys", name, stored.files)].append(stored[name][part.keep[chosen]])
+        return {name: _joined(own) for name, own in pieces.items()}
+
+    def write_truth(self, image: np.ndarray, label: np.ndarray, pixels: np.ndarray) -> None:
+        """Store the true images once: `image` [I] indices, `label` [I], `pixels` [I, h, w, c] in [0, 1]."""
+        self._check_writable()
+        truth: dict[str, np.ndarray] = {
+            "image": np.asarray(image, np.int64),
+            "label": np.asarray(label, np.int64),
+            "pixels": np.asarray(pixels, np.float32),
+        }
+        if len({len(array) for array in truth.values()}) != 1:
+            raise ValueError("`image`, `label` and `pixels` must have the same length")
+        _write_atomically(self.path / "truth.npz", _npz_bytes(truth))
+
+    def truth(self) -> dict[str, np.ndarray]:
+        """The true images: `image`, `label`, `pixels`.
+
+        Raises:
+            InputError: they are missing or damaged.
+        """
+        import zipfile
+        import zlib
+
+        try:
+            with np.load(io.BytesIO((self.path / "truth.npz").read_bytes())) as stored:
+                return {name: stored[name] for name in ("image", "label", "pixels")}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise InputError(
+                f"{self.path / 'truth.npz'} is missing or damaged. Start the same run again to write it anew."
+            ) from error
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        self._check_writable()
+        _write_atomically(self.path / "summary.json", _json_bytes(summary))
+
+    @property
+    def figures(self) -> Path:
+        """The directory for figures, made when first asked for."""
+        path = self.path / "figures"
+        try:
+            path.mkdir(exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{path} cannot be made ({error.strerror}). Copy the run elsewhere.") from error
+        return path
+
+
+def _describe(settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "settings": _as_json(settings),
+        "settings_hash": settings_hash(settings),
+        "environment": environment,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def git_state(path: str | Path) -> tuple[str, bool]:
+    """Revision of the git checkout that tracks the directory `path`, and whether anything under it differs.
+
+    ("unknown", False) outside a checkout, without git, and where a checkout merely surrounds an installation.
+    """
+    # GIT_DIR and its like, set while a hook runs, would point elsewhere.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(path), *arguments]
+        return subprocess.run(
+            command,
+            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        if not git("ls-files", "."):
+            return "unknown", False
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "."))
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return "unknown", False

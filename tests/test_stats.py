@@ -1,0 +1,271 @@
+"""Verdicts, intervals and the summary against published values, brute force and simulation."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+
+from jaxleak import stats
+from jaxleak.errors import InputError
+from jaxleak.stats import Criteria, classify, fisher, summarise, wilson, within_k
+
+GOOD = {
+    "ending": "objective",
+    "objective": 1e-5,
+    "relative_error": 0.1,
+    "max_abs": 1.0,
+    "reached_objective": True,
+}
+FAILED = GOOD | {
+    "ending": "iteration-limit",
+    "objective": 3.0,
+    "relative_error": 1.5,
+    "reached_objective": False,
+}
+
+CASES = [
+    (GOOD, {}, "converged"),
+    (GOOD, {"ending": "stalled"}, "converged"),
+    (GOOD, {"ending": "iteration-limit"}, "converged"),
+    (GOOD, {"relative_error": 0.2}, "wrong-image"),
+    (GOOD, {"relative_error": math.inf}, "wrong-image"),
+    (GOOD, {"relative_error": math.nan}, "wrong-image"),
+    (GOOD, {"max_abs": 1e16, "relative_error": 1e16}, "wrong-image"),
+    (GOOD, {"objective": 1e-4}, "iteration-limit"),
+    (GOOD, {"objective": 5.0, "ending": "stalled"}, "stalled"),
+    (GOOD, {"objective": 5.0, "ending": "iteration-limit", "max_abs": 1e16}, "diverged"),
+    (GOOD, {"objective": math.nan}, "non-finite"),
+    (GOOD, {"ending": "non-finite"}, "non-finite"),
+    (GOOD, {"max_abs": math.nan}, "non-finite"),
+    (GOOD, {"max_abs": math.inf}, "non-finite"),
+    (FAILED, {}, "iteration-limit"),
+    (FAILED, {"ending": "stalled"}, "stalled"),
+    (FAILED, {"max_abs": 100.0}, "iteration-limit"),
+    (FAILED, {"max_abs": 100.5}, "diverged"),
+    (FAILED, {"max_abs": 1e16, "ending": "stalled"}, "diverged"),
+    (FAILED, {"objective": math.inf}, "non-finite"),
+    (FAILED, {"objective": math.nan, "ending": "stalled"}, "non-finite"),
+]
+
+
+@pytest.mark.parametrize(("base", "change", "status"), CASES)
+def test_classify(base, change, status):
+    assert classify(**base | change, criteria=Criteria()) == status
+
+
+def test_classify_reaches_every_status():
+    assert {status for *_, status in CASES} == set(stats.STATUSES)
+
+
+def test_classify_follows_the_criteria():
+    strict = Criteria(objective=1e-6, relative_error=0.01, diverged_above=0.5)
+    assert classify(**GOOD, criteria=strict) == "diverged"
+    assert classify(**GOOD | {"objective": 1e-7}, criteria=strict) == "wrong-image"
+
+
+def test_classify_refuses_an_unknown_ending():
+    with pytest.raises(InputError, match="Did you mean 'stalled'"):
+        classify(**GOOD | {"ending": "staled"}, criteria=Criteria())
+
+
+@pytest.mark.parametrize("name", ["objective", "relative_error", "diverged_above"])
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf, "1e-4", None, True])
+def test_criteria_refuse_bad_thresholds(name, value):
+    with pytest.raises(InputError, match=f"`{name}` must be a finite number above 0; got "):
+        Criteria(**{name: value})
+
+
+@pytest.mark.parametrize("value", [(), 0.1, "0.1", (0.1, -1)])
+def test_criteria_refuse_bad_mse_thresholds(value):
+    with pytest.raises(InputError, match="`mse_thresholds` must be"):
+        Criteria(mse_thresholds=value)
+
+
+def test_criteria_survive_json():
+    criteria = Criteria(objective=1e-3)
+    assert Criteria(**json.loads(json.dumps(dataclasses.asdict(criteria)))) == criteria
+    assert hash(criteria) == hash(Criteria(objective=1e-3))
+
+
+# Newcombe 1998, Statistics in Medicine 17:857-872, table I, method 3 (score, no continuity correction).
+@pytest.mark.parametrize(
+    ("successes", "n", "low", "high"),
+    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
+)
+def test_wilson_equals_published_values(successes, n, low, high):
+    assert wilson(successes, n) == pytest.approx((low, high), abs=5e-5)
+
+
+@pytest.mark.parametrize("confidence", [0.8, 0.95, 0.99])
+def test_wilson_solves_the_score_equation(confidence):
+    """Its ends are where |p^ - p| equals z standard errors at p."""
+    from scipy.stats import norm
+
+    z = norm.ppf((1 + confidence) / 2)
+    for successes, n in [(1, 10), (17, 50), (680, 1000)]:
+        for p in wilson(successes, n, confidence):
+            assert abs(successes / n - p) == pytest.approx(z * math.sqrt(p * (1 - p) / n), rel=1e-9)
+
+
+def test_wilson_at_the_ends():
+    assert wilson(0, 0) == (0.0, 1.0)
+    assert wilson(0, 5)[0] == 0.0
+    assert wilson(5, 5)[1] == 1.0
+    assert wilson(np.int64(3), np.int64(5)) == wilson(3, 5)
+
+
+@pytest.mark.parametrize(("n", "p"), [(20, 0.5), (50, 0.68), (50, 0.1), (1000, 0.68)])
+def test_wilson_covers_at_its_rate(n, p):
+    draws = np.random.default_rng(1).binomial(n, p, size=20_000)
+    intervals = {successes: wilson(successes, n) for successes in set(draws.tolist())}
+    coverage = np.mean([low <= p <= high for low, high in map(intervals.get, draws.tolist())])
+    assert 0.93 < coverage < 0.975  # discrete: it swings around 0.95 (Brown, Cai & DasGupta 2001)
+
+
+def test_wrong_counts_are_refused():
+    for successes, n in [(-1, 5), (6, 5), (1, 0)]:
+        with pytest.raises(InputError, match="between 0 and the number of trials"):
+            wilson(successes, n)
+    with pytest.raises(InputError, match="`confidence` must lie between 0 and 1; got 95"):
+        wilson(1, 2, confidence=95)
+    for k in (0, 6):
+        with pytest.raises(InputError, match="`k` must lie between 1 and the number of trials, 5"):
+            within_k(2, 5, k)
+
+
+@pytest.mark.parametrize(("successes", "n"), [(0, 6), (1, 6), (3, 7), (7, 7)])
+def test_within_k_equals_enumeration(successes, n):
+    trials = [i < successes for i in range(n)]
+    for k in range(1, n + 1):
+        assert within_k(successes, n, k) == pytest.approx(
+            np.mean([*map(any, itertools.combinations(trials, k))])
+        )
+
+
+def test_within_k_is_unbiased():
+    n, k, p = 12, 4, 0.3
+    weights = [math.comb(n, s) * p**s * (1 - p) ** (n - s) for s in range(n + 1)]
+    expectation = sum(weight * within_k(s, n, k) for s, weight in enumerate(weights))
+    assert expectation == pytest.approx(1 - (1 - p) ** k)
+
+
+def test_within_k_of_many_trials_is_finite():
+    assert within_k(1, 5000, 2500) == pytest.approx(0.5)
+
+
+def test_fisher_equals_enumeration():
+    """Sum of the probabilities of all tables with these margins that are no likelier than the one seen."""
+    for s1, n1, s2, n2 in [(3, 10, 8, 10), (34, 50, 30, 50), (0, 5, 5, 5), (1, 40, 9, 20)]:
+        total = s1 + s2
+        range_ = range(max(0, total - n2), min(n1, total) + 1)
+        ways = {s: math.comb(n1, s) * math.comb(n2, total - s) for s in range_}
+        expected = sum(w for w in ways.values() if w <= ways[s1]) / sum(ways.values())
+        assert fisher(s1, n1, s2, n2) == pytest.approx(expected, rel=1e-9)
+    assert fisher(0, 0, 3, 5) == 1.0
+
+
+# --- summary ----------------------------------------------------------------------------------------------
+
+
+def row(trial, **changes):
+    """A converged trial, or what `changes` make of it."""
+    base = {
+        "attack": "dlg", "model": "lenet", "dataset": "photos", "image": 3, "trial": trial,
+        "status": "converged", "objective": 1e-5, "threshold_iterations": 10 + trial,
+        "threshold_evaluations": 100 + trial, "label_correct": True, "mse": 2e-4,
+    } | changes  # fmt: skip
+    return base | {"success": base["status"] == "converged"}
+
+
+def failed(trial, status="iteration-limit", **changes):
+    base = {"objective": 2.0, "threshold_iterations": None, "threshold_evaluations": None, "mse": 0.5}
+    return row(trial, status=status, **base | {"label_correct": False} | changes)
+
+
+ROWS = [
+    failed(0, image=7),
+    row(1),
+    failed(2, "non-finite", objective=math.nan, mse=math.nan),
+    row(3, objective=1e-6, mse=8e-3),
+    failed(4, "diverged", mse=1e32),
+    row(5, image=7),
+    row(6, attack="idlg", image=7),
+    failed(7, "wrong-image", objective=1e-9, label_correct=True),
+    failed(8, "stalled", image=7, objective=1e-7),
+]
+
+
+def groups(rows=ROWS, **options):
+    summary = summarise(rows, Criteria(), **options)
+    return {(g["attack"], g["image"]): g for g in summary["groups"]}
+
+
+def test_summary_of_an_image():
+    group = groups()["dlg", 3]
+    assert (group["model"], group["dataset"]) == ("lenet", "photos")
+    assert (group["trials"], group["successes"], group["success_rate"]) == (5, 2, 0.4)
+    assert group["ci95"] == list(wilson(2, 5))
+    assert (group["iterations_mean"], group["iterations_median"], group["iterations_n"]) == (12, 12, 2)
+    assert (group["evaluations_mean"], group["evaluations_median"]) == (102, 102)
+    assert group["label_accuracy"] == 0.6
+    assert group["status"] == {
+        "converged": 2, "wrong-image": 1, "iteration-limit": 0, "stalled": 0, "diverged": 1, "non-finite": 1
+    }  # fmt: skip
+    assert group["mse_below"] == {"0.01": 0.4, "0.005": 0.2, "0.001": 0.2, "0.0005": 0.2, "0.0001": 0.0}
+    assert group["selected"] == {"trial": 7, "objective": 1e-9, "mse": 0.5, "success": False}
+    assert group["oracle"] == {"trial": 1, "objective": 1e-5, "mse": 2e-4, "success": True}
+    assert group["within_k"] == pytest.approx({"1": 0.4, "2": 0.7, "4": 1.0})
+
+
+def test_summary_over_images():
+    group = groups()["dlg", None]
+    assert (group["trials"], group["successes"]) == (8, 3)
+    assert sum(group["status"].values()) == 8
+    assert group["selected"] == {"images": 2, "success_rate": 0.0}
+    assert group["oracle"] == {"images": 2, "success_rate": 1.0}
+    # k reaches the fewest trials of an image (3 for image 7); averaged over images, not over trials
+    assert group["within_k"] == pytest.approx({"1": (0.4 + 1 / 3) / 2, "2": (0.7 + 2 / 3) / 2})
+
+
+def test_groups_are_ordered_by_attack_as_they_came_then_image_then_all():
+    assert list(groups()) == [("dlg", 3), ("dlg", 7), ("dlg", None), ("idlg", 7), ("idlg", None)]
+    backwards = list(groups([*reversed(ROWS)]))
+    assert backwards == [("dlg", 3), ("dlg", 7), ("dlg", None), ("idlg", 7), ("idlg", None)]
+    idlg_first = list(groups([ROWS[6], *ROWS, row(9, dataset="mnist")]))
+    assert idlg_first[0] == ("idlg", 7)
+
+
+def test_no_success_gives_nulls():
+    group = groups([failed(0), failed(1, "non-finite", objective=math.inf, mse=math.inf)])["dlg", 3]
+    assert group["success_rate"] == 0
+    assert group["iterations_n"] == 0
+    for name in ("iterations_mean", "iterations_median", "evaluations_mean", "evaluations_median"):
+        assert group[name] is None
+    assert group["within_k"] == {"1": 0, "2": 0}
+
+
+def test_nothing_finite_selects_nothing():
+    nothing = [failed(i, "non-finite", objective=math.nan, mse=math.inf) for i in range(3)]
+    found = groups(nothing)
+    assert found["dlg", 3]["selected"] is None
+    assert found["dlg", 3]["oracle"] is None
+    assert found["dlg", None]["selected"] == {"images": 1, "success_rate": 0.0}
+
+
+def test_summary_is_strict_json_and_complete_only_with_all_trials():
+    numpy_rows = [{k: np.float32(v) if k in ("objective", "mse") else v for k, v in r.items()} for r in ROWS]
+    engine = {"evaluations": np.int64(5), "seconds": math.nan, "utilisation": np.float32(0.5)}
+    summary = summarise(numpy_rows, Criteria(), expected=10, engine=engine, settings_hash="abc")
+    assert json.loads(json.dumps(summary, allow_nan=False)) == summary
+    assert (summary["complete"], summary["trials_expected"], summary["settings_hash"]) == (False, 10, "abc")
+    assert summary["engine"] == {
+        "evaluations": 5, "seconds": None, "evaluations_per_second": None, "utilisation": 0.5,
+        "compile_seconds": None,
+    }  # fmt: skip
+    assert Criteria(**summary["criteria"]) == Criteria()
+    assert summarise(ROWS, Criteria(), expected=9)["complete"]
+    assert summarise(ROWS, Criteria())["trials_expected"] == 9
+    assert summarise([], Criteria())["groups"] == []

@@ -1,0 +1,596 @@
+"""The run directory: nothing lost and nothing twice, whatever is killed, cut short or flipped."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from jaxleak import store
+from jaxleak.errors import InputError
+from jaxleak.store import ROW_COLUMNS, Run, git_state, settings_hash
+
+SETTINGS = {"attacks": ["dlg", "idlg"], "seeds": 50, "solver": {"name": "torch-lbfgs", "history": 100}}
+ENVIRONMENT = {"versions": {"jax": "0"}, "device": "cpu", "git_revision": "unknown"}
+EXAMPLE = {"string": "x", "int64": 3, "double": 0.25, "bool": True}
+
+
+def make_row(trial, **changes):
+    return {name: EXAMPLE[kind] for name, kind in ROW_COLUMNS.items()} | {"trial": trial} | changes
+
+
+def make_arrays(trials, steps=4):
+    """Arrays that say which trial they belong to."""
+    ids = np.asarray(list(trials))
+    return {
+        "candidate": np.full((len(ids), 4, 4, 1), ids[:, None, None, None], np.float32),
+        "objective_trace": np.full((len(ids), steps), ids[:, None], np.float32),
+        "snapshots": np.full((len(ids), 2, 4, 4, 1), ids[:, None, None, None, None] % 256, np.uint8),
+    }
+
+
+def commit(run, trials):
+    trials = list(trials)
+    run.append([make_row(trial) for trial in trials], make_arrays(trials))
+
+
+OPEN_RUNS: list[Run] = []
+
+
+def create(path, settings=SETTINGS):
+    OPEN_RUNS.append(Run.create_or_resume(path, settings, ENVIRONMENT))
+    return OPEN_RUNS[-1]
+
+
+@pytest.fixture(autouse=True)
+def close_runs():
+    yield
+    while OPEN_RUNS:
+        OPEN_RUNS.pop().close()
+
+
+@pytest.fixture
+def filled(tmp_path):
+    """A closed run with three parts of four trials."""
+    with create(tmp_path / "run") as run:
+        for start in (0, 4, 8):
+            commit(run, range(start, start + 4))
+    return run.path
+
+
+def done_on_resume(path):
+    with create(path) as run:
+        return run.done()
+
+
+def contents(path):
+    return {file.name: (file.read_bytes(), file.stat().st_mtime_ns) for file in path.iterdir()}
+
+
+def check_consistent(run):
+    """Every row once, with its own arrays."""
+    ids = [row["trial"] for row in run.rows()]
+    assert len(ids) == len(set(ids))
+    assert set(ids) == run.done()
+    if ids:
+        arrays = run.arrays()
+        assert arrays["trial"].tolist() == ids
+        assert arrays["candidate"][:, 0, 0, 0].tolist() == ids
+
+
+# --- round trip -------------------------------------------------------------------------------------------
+
+
+def test_round_trip(tmp_path):
+    rows = [
+        make_row(5, objective=1e-300, mse=np.nan, psnr=np.inf, threshold_iterations=None, model="näme"),
+        make_row(2, objective=np.float32(0.1), image=np.int32(7), success=np.bool_(False), max_abs=1e16),
+    ]
+    arrays = make_arrays([5, 2])
+    arrays["candidate"][0, 0] = np.nan
+    with create(tmp_path / "run") as run:
+        run.append(rows, arrays)
+        commit(run, [9])
+    again = Run.open(tmp_path / "run")
+    for reader in (run, again):
+        for got, given in zip(reader.rows(), rows, strict=False):
+            np.testing.assert_equal(got, given)
+        assert [row["trial"] for row in reader.rows()] == [5, 2, 9]
+        assert reader.rows()[0]["threshold_iterations"] is None
+        assert reader.table().column_names == list(ROW_COLUMNS)
+        stored = reader.arrays()
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(stored[name][:2], array)
+            assert stored[name].dtype == array.dtype
+    names = {"run.json", ".lock"} | {f"{kind}-0000{i}.{end}" for i in (0, 1) for kind, end in PARTS}
+    assert set(contents(tmp_path / "run")) == names
+
+
+PARTS = (("rows", "parquet"), ("arrays", "npz"))
+
+
+def test_parts_are_plain_parquet_and_npz(filled):
+    assert pq.read_table(filled / "rows-00001.parquet")["trial"].to_pylist() == [4, 5, 6, 7]
+    assert np.load(filled / "arrays-00001.npz")["trial"].tolist() == [4, 5, 6, 7]
+
+
+def test_run_json(tmp_path):
+    run = create(tmp_path / "new" / "run")
+    description = json.loads((run.path / "run.json").read_text())
+    assert description["settings"] == SETTINGS
+    assert description["settings_hash"] == run.settings_hash == settings_hash(SETTINGS)
+    assert description["environment"] == run.environment == ENVIRONMENT
+    assert description["created"] == run.created
+    assert (run.rows(), run.done(), run.arrays()) == ([], set(), {})
+
+
+def test_resume_goes_on(filled):
+    with create(filled) as run:
+        assert run.done() == set(range(12))
+        commit(run, [12, 13])
+        check_consistent(run)
+    assert (filled / "rows-00003.parquet").exists()
+    assert Run.open(filled).done() == set(range(14))
+
+
+def test_arrays_of_some_trials_load_only_their_parts(filled, monkeypatch):
+    run = Run.open(filled)
+    loaded, load = [], np.load
+    monkeypatch.setattr(np, "load", lambda path: loaded.append(path.name) or load(path))
+    arrays = run.arrays(["trial", "candidate"], trials=[9, 1, 2])
+    assert loaded == ["arrays-00000.npz", "arrays-00002.npz"]
+    assert set(arrays) == {"trial", "candidate"}
+    assert arrays["trial"].tolist() == [1, 2, 9]
+    assert arrays["candidate"][:, 0, 0, 0].tolist() == [1, 2, 9]
+
+
+def test_arrays_that_are_not_there(filled):
+    run = Run.open(filled)
+    with pytest.raises(InputError, match=r"`keys` must be one of .* Did you mean 'candidate'"):
+        run.arrays(["candidates"])
+    with pytest.raises(InputError, match=r"`trials` must be in the run; not there: \[77\]"):
+        run.arrays(trials=[1, 77])
+
+
+def test_traces_of_different_length_are_filled(tmp_path):
+    run = create(tmp_path)
+    run.append([make_row(0)], make_arrays([0], steps=3))
+    longer = make_arrays([1], steps=5) | {"snapshots": np.arange(48, dtype=np.uint8).reshape(1, 3, 4, 4, 1)}
+    run.append([make_row(1)], longer)
+    arrays = run.arrays()
+    np.testing.assert_array_equal(arrays["objective_trace"], [[0, 0, 0, np.nan, np.nan], [1] * 5])
+    np.testing.assert_array_equal(arrays["snapshots"][1], longer["snapshots"][0])
+    assert arrays["snapshots"].shape == (2, 3, 4, 4, 1)
+
+
+def test_truth_summary_and_figures(tmp_path):
+    pixels = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
+    with create(tmp_path) as run:
+        run.write_truth([20319, 25], [3, 7], pixels)
+        run.write_summary({"groups": [], "complete": True})
+        with pytest.raises(ValueError, match="not JSON compliant"):
+            run.write_summary({"rate": np.nan})
+    run = Run.open(tmp_path)
+    truth = run.truth()
+    assert (truth["image"].tolist(), truth["label"].tolist()) == ([20319, 25], [3, 7])
+    np.testing.assert_array_equal(truth["pixels"], pixels)
+    assert json.loads((tmp_path / "summary.json").read_text()) == {"groups": [], "complete": True}
+    assert run.figures.is_dir()
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped"])
+def test_damaged_truth_is_one_line(tmp_path, damage):
+    run = create(tmp_path)
+    run.write_truth([1], [1], np.random.default_rng(0).random((1, 8, 8, 3)))
+    file = tmp_path / "truth.npz"
+    payload = bytearray(file.read_bytes())
+    payload[len(payload) // 2] ^= 0xFF
+    changed = {"empty": b"", "cut": payload[:200], "flipped": payload}
+    file.unlink() if damage == "missing" else file.write_bytes(bytes(changed[damage]))
+    with pytest.raises(InputError, match=r"truth.npz is missing or damaged. Start the same run again"):
+        run.truth()
+
+
+def test_rows_must_have_the_columns(tmp_path):
+    run = create(tmp_path)
+    lacking = make_row(0)
+    del lacking["psnr"]
+    for row, message in [
+        (make_row(0, colour="red"), r"extra: \['colour'\]"),
+        (lacking, r"lacking: \['psnr'\]"),
+        (make_row(0, mse=None, image=0.5), "trial 0: values of the wrong type: image=0.5, mse=None"),
+        (make_row(0, success=1, seed=True), "seed=True, success=1"),
+        (make_row(0, threshold_iterations=2.0), "threshold_iterations=2.0"),
+        (make_row("0"), "trial='0'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            run.append([row], make_arrays([0]))
+    assert run.done() == set()
+    assert not list(tmp_path.glob("*-0*"))
+
+
+def test_arrays_must_match_the_rows(tmp_path):
+    run = create(tmp_path)
+    for arrays in (make_arrays([0, 1]), {"trial": np.array([1])}, {"x": np.array([{}])}, {"x": np.array(1)}):
+        with pytest.raises(ValueError, match="one numeric entry per row"):
+            run.append([make_row(0)], arrays)
+    run.append([], {})
+    assert not list(tmp_path.glob("*-0*"))
+
+
+def test_a_trial_is_stored_once(filled):
+    run = create(filled)
+    for rows in ([make_row(3)], [make_row(20), make_row(20)]):
+        with pytest.raises(ValueError, match="trials are stored once"):
+            run.append(rows, make_arrays([row["trial"] for row in rows]))
+
+
+# --- settings and directories that do not fit -------------------------------------------------------------
+
+
+def test_settings_hash_is_of_canonical_json():
+    assert settings_hash({"b": (1, 2), "a": {10: 1, 9: 2}}) == settings_hash(
+        {"a": {"9": 2, "10": 1}, "b": [1, 2]}
+    )
+    assert settings_hash({"a": 1}) != settings_hash({"a": 1.0})
+    assert len(settings_hash({})) == 12
+    assert set(settings_hash({})) <= set("0123456789abcdef")
+
+
+def test_other_settings_are_refused_by_name(filled):
+    before = contents(filled)
+    asked = {"attacks": ["dlg"], "seeds": 20, "solver": {"name": "torch-lbfgs", "history": 10}, "x64": True}
+    with pytest.raises(InputError) as error:
+        create(filled, asked)
+    message = str(error.value)
+    assert 'attacks: ["dlg","idlg"] in the directory, ["dlg"] asked' in message
+    assert "seeds: 50 in the directory, 20 asked" in message
+    assert "solver.history: 100 in the directory, 10 asked" in message
+    assert "x64: absent in the directory, true asked" in message
+    assert "solver.name" not in message
+    assert "\n" not in message
+    assert contents(filled) == before
+    create(filled).close()  # and the lock is free again
+
+
+def test_settings_that_differ_only_in_type_are_named(filled):
+    with pytest.raises(InputError, match=r"seeds: 50 in the directory, 50.0 asked"):
+        create(filled, SETTINGS | {"seeds": 50.0})
+
+
+def test_equal_settings_after_json_resume(tmp_path):
+    create(tmp_path, {"images": (1, 2), "options": {}, "none": None}).close()
+    create(tmp_path, {"none": None, "options": {}, "images": [1, 2]}).close()
+
+
+def test_paths_that_cannot_be_a_run(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("x")
+    foreign = tmp_path / "foreign"
+    foreign.mkdir()
+    (foreign / "thesis.tex").write_text("x")
+    for path, message in [
+        (file, "`out` must be a directory; .*file is a file"),
+        (file / "run", "cannot be made or read"),
+        (foreign, "is not empty and not a run directory"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            create(path)
+    assert [p.name for p in foreign.iterdir()] == ["thesis.tex"]
+    for path, message in [
+        (tmp_path / "nowhere", "nowhere does not exist"),
+        (file, "is not a directory"),
+        (foreign, r"not a run directory \(no run.json\)"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            Run.open(path)
+
+
+def test_directory_that_cannot_be_written(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("builtins.open", refuse)
+        with pytest.raises(InputError, match=r"is not writable \(Permission denied\)"):
+            create(tmp_path)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(InputError, match=r"cannot be made or read \(Permission denied\)"):
+        create(tmp_path / "run")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"settings": {}}', "\udcff", '["settings"]'])
+def test_damaged_run_json(filled, text):
+    (filled / "run.json").write_bytes(text.encode(errors="surrogateescape"))
+    for attempt in (lambda: create(filled), lambda: Run.open(filled)):
+        with pytest.raises(
+            InputError, match=r"run.json is damaged .* Restore it from a copy, or move"
+        ) as error:
+            attempt()
+        assert "\n" not in str(error.value)
+
+
+def test_edited_or_foreign_run_json(filled):
+    description = json.loads((filled / "run.json").read_text())
+    for change, message in [
+        ({"settings": SETTINGS | {"seeds": 20}}, "was edited: its settings do not match their hash"),
+        ({"settings": [1]}, "is damaged"),
+        ({"format": 99}, "written in store format 99"),
+    ]:
+        (filled / "run.json").write_text(json.dumps(description | change))
+        with pytest.raises(InputError, match=message):
+            Run.open(filled)
+
+
+def test_one_writer_at_a_time(filled):
+    run = create(filled)
+    with pytest.raises(InputError, match="another process is writing this run"):
+        create(filled)
+    assert Run.open(filled).done() == set(range(12))  # readers are not kept out
+    run.close()
+    create(filled).close()
+
+
+def test_reading_changes_nothing(filled):
+    (filled / ".rows-00003.parquet.tmp").write_bytes(b"half")
+    (filled / "rows-00001.parquet").write_bytes(b"broken")
+    before = contents(filled)
+    with pytest.warns(UserWarning, match="damaged part skipped"):
+        run = Run.open(filled)
+    assert run.done() == {0, 1, 2, 3, 8, 9, 10, 11}
+    check_consistent(run)
+    for write in (
+        lambda: commit(run, [50]),
+        lambda: run.write_summary({}),
+        lambda: run.write_truth([], [], []),
+    ):
+        with pytest.raises(ValueError, match="open for reading only"):
+            write()
+    assert contents(filled) == before
+
+
+# --- damage -----------------------------------------------------------------------------------------------
+
+
+def damage_and_resume(path, file, payload):
+    """Reopen with `file` holding `payload`: the trials of part 1 must be run again, and can be stored."""
+    file.write_bytes(payload)
+    with pytest.warns(UserWarning, match="damaged part set aside"):
+        run = create(path)
+    with run:
+        assert run.done() == {0, 1, 2, 3, 8, 9, 10, 11}
+        assert (path / f"{file.name}.corrupt").read_bytes() == payload
+        assert not file.exists()
+        commit(run, [4, 5, 6, 7])
+        check_consistent(run)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert done_on_resume(path) == set(range(12))
+
+
+@pytest.mark.parametrize("name", ["rows-00001.parquet", "arrays-00001.npz"])
+@pytest.mark.parametrize("keep", [0, 1, 4, 0.3, 0.9, -9, -8, -4, -1])
+def test_truncated_part_is_set_aside(filled, name, keep):
+    payload = (filled / name).read_bytes()
+    damage_and_resume(filled, filled / name, payload[: int(keep * len(payload)) if 0 < keep < 1 else keep])
+
+
+@pytest.mark.parametrize("name", ["rows-00001.parquet", "arrays-00001.npz"])
+def test_flipped_bits_never_change_a_row(filled, name):
+    """A flip either leaves the content as it was (padding, names of the writer) or is found."""
+    rows_path, arrays_path = filled / "rows-00001.parquet", filled / "arrays-00001.npz"
+    original = store._read_part(rows_path, arrays_path)
+    payload = (filled / name).read_bytes()
+    rng = np.random.default_rng(0)
+    found = 0
+    for position in rng.choice(len(payload), size=min(250, len(payload)), replace=False):
+        flipped = bytearray(payload)
+        flipped[position] ^= 1 << rng.integers(8)
+        (filled / name).write_bytes(flipped)
+        try:
+            assert store._read_part(rows_path, arrays_path) == original
+        except store.DamagedError:
+            found += 1
+    assert found > 100
+    middle = bytearray(payload)
+    middle[len(payload) // 3] ^= 0xFF
+    damage_and_resume(filled, filled / name, bytes(middle))
+
+
+def test_part_without_its_arrays_is_set_aside(filled):
+    (filled / "arrays-00002.npz").unlink()
+    with pytest.warns(UserWarning, match="arrays-00002.npz is missing"):
+        assert done_on_resume(filled) == set(range(8))
+    assert (filled / "rows-00002.parquet.corrupt").exists()
+
+
+def test_swapped_arrays_are_noticed(filled):
+    shutil.copy(filled / "arrays-00000.npz", filled / "arrays-00001.npz")
+    with pytest.warns(UserWarning, match="do not match their checksums"):
+        assert done_on_resume(filled) == {0, 1, 2, 3, 8, 9, 10, 11}
+
+
+def test_damage_twice_keeps_both_corpses(filled):
+    for expected in ({2}, {2, 3}):
+        last = max(filled.glob("rows-*.parquet"))
+        last.write_bytes(b"x")
+        with pytest.warns(UserWarning, match="set aside"), create(filled) as run:
+            commit(run, range(8, 12))
+        assert {int(p.name[5:10]) for p in filled.glob("rows-*.corrupt")} == expected
+    assert done_on_resume(filled) == set(range(12))
+
+
+def test_unreadable_part_is_no_damage(filled, monkeypatch):
+    """A part that the system will not let us read may be sound: stop, and leave it where it is."""
+
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda p: refuse(p) if p.suffix == ".parquet" else read(p))
+    with pytest.raises(InputError, match=r"rows-00000.parquet cannot be read \(Permission denied\)"):
+        create(filled)
+    assert not list(filled.glob("*.corrupt"))
+
+
+def test_a_trial_in_two_parts_counts_once(tmp_path):
+    for name, starts in {"a": (0, 2), "b": (2, 4)}.items():
+        with create(tmp_path / name) as run:
+            commit(run, range(starts[0], starts[0] + 3))
+            commit(run, range(starts[1] + 10, starts[1] + 13))
+    for kind, end in PARTS:
+        shutil.copy(tmp_path / "b" / f"{kind}-00000.{end}", tmp_path / "a" / f"{kind}-00002.{end}")
+    run = Run.open(tmp_path / "a")
+    assert [row["trial"] for row in run.rows()] == [0, 1, 2, 12, 13, 14, 3, 4]
+    check_consistent(run)
+    assert run.arrays(["candidate"], trials=[4])["candidate"][0, 0, 0, 0] == 4
+
+
+# --- kills ------------------------------------------------------------------------------------------------
+
+WRITER = """
+import os, sys
+sys.path.insert(0, {root!r})
+from tests.test_store import create, commit
+import jaxleak.store as store
+"""
+
+
+def run_child(code, **options):
+    root = str(Path(__file__).resolve().parents[1])
+    return subprocess.Popen([sys.executable, "-c", WRITER.format(root=root) + code], **options)
+
+
+DYING = """
+replace, count = os.replace, [0]
+
+def die(source, target):
+    mine, count[0] = count[0] == RENAME, count[0] + 1
+    if mine and not AFTER:
+        os._exit(9)
+    replace(source, target)
+    if mine:
+        os._exit(9)
+
+os.replace = die
+commit(create(PATH), [0, 1])
+"""
+
+
+# A new run renames run.json, then arrays and rows of its first part: three renames to die at.
+@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("rename", [0, 1, 2])
+def test_killed_at_a_rename(tmp_path, rename, after):
+    """The process ends just before or after its n-th rename; only a rename of the rows commits a part."""
+    path = tmp_path / "run"
+    code = f"RENAME, AFTER, PATH = {rename}, {after}, {str(path)!r}" + DYING
+    assert run_child(code).wait() == 9
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run = create(path)
+    with run:
+        assert run.done() == ({0, 1} if (rename, after) == (2, True) else set())
+        assert not list(path.glob(".*.tmp"))
+        commit(run, {0, 1, 2} - run.done())
+        check_consistent(run)
+        assert run.done() == {0, 1, 2}
+
+
+def test_full_disk_commits_nothing_and_can_be_tried_again(filled, monkeypatch):
+    run, sync = create(filled), os.fsync
+    calls = []
+
+    def full(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 3:  # arrays, directory, rows
+            raise OSError(28, "No space left on device")
+        sync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        commit(run, [12])
+    assert run.done() == set(range(12))
+    commit(run, [12])
+    check_consistent(run)
+    run.close()
+    assert done_on_resume(filled) == set(range(13))
+
+
+LOOP = """
+run = create(PATH)
+trial = max(run.done(), default=-1) + 1
+print("ready", flush=True)
+while True:
+    commit(run, [trial, trial + 1])
+    print(trial + 1, flush=True)
+    trial += 2
+"""
+
+
+def test_sigkill_at_random_moments(tmp_path):
+    """After every kill the committed trials are there, in whole parts, none twice, and the lock is free."""
+    path, committed = tmp_path / "run", -1
+    for delay in np.random.default_rng(0).uniform(0.02, 0.25, size=3):
+        code = f"PATH = {str(path)!r}" + LOOP
+        with run_child(code, stdout=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None
+            assert child.stdout.readline() == "ready\n"
+            time.sleep(delay)
+            child.send_signal(signal.SIGKILL)
+            printed = child.stdout.read().splitlines()
+        committed = int(printed[-1]) if printed else committed
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run = create(path)
+        with run:
+            done = run.done()
+            assert committed <= max(done, default=-1) <= committed + 2
+            assert done == set(range(len(done)))
+            assert len(done) % 2 == 0
+            check_consistent(run)
+        committed = max(done, default=-1)
+    assert committed > 0
+
+
+# --- git --------------------------------------------------------------------------------------------------
+
+
+def git(path, *arguments):
+    identity = ["-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "commit.gpgsign=false"]
+    command = ["git", *identity, "-C", str(path), *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_git_state(tmp_path, monkeypatch):
+    package = tmp_path / "package"
+    package.mkdir()
+    (package / "code.py").write_text("1")
+    assert git_state(package) == ("unknown", False)
+    git(tmp_path, "init", "-q")
+    assert git_state(package) == ("unknown", False)  # surrounded by a checkout that does not track it
+    git(tmp_path, "add", ".")
+    assert git_state(package) == ("unknown", False)  # no commit yet
+    git(tmp_path, "commit", "-qm", "first")
+    revision = git(tmp_path, "rev-parse", "HEAD")
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "row").write_text("outside the package")
+    assert git_state(package) == (revision, False)
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "elsewhere"))
+    assert git_state(package) == (revision, False)
+    (package / "code.py").write_text("2")
+    assert git_state(str(package)) == (revision, True)
+
+
+def test_git_state_never_raises(tmp_path, monkeypatch):
+    assert git_state(tmp_path / "nowhere") == ("unknown", False)
+    monkeypatch.setenv("PATH", "")
+    assert git_state(Path(__file__).parent) == ("unknown", False)
