@@ -204,16 +204,18 @@ class Trial:
         running = state.ending == RUNNING
         evaluations = state.evaluations + jnp.where(running, info.evaluations, 0)
         finite = jnp.isfinite(info.value) & jnp.all(jnp.isfinite(info.x))
-        iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
+        boundary_iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
         reached = info.boundary & (info.value < self.attack.stop_objective)
-        spent = info.boundary & (iterations >= self.attack.iterations)
+        spent = info.boundary & (boundary_iterations >= self.attack.iterations)
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],
             [ENDING["non-finite"], ENDING["objective"], ENDING["stalled"], ENDING["iteration-limit"]],
             RUNNING,
         )
-        # A trial that stalls or breaks inside an iteration ends at the candidate just evaluated.
-        noted = running & (info.boundary | (ending != RUNNING))
+        # A trial that stalls or breaks inside an iteration ends that iteration, at the candidate just evaluated.
+        ends = ending != RUNNING
+        iterations = boundary_iterations + (ends & ~info.boundary)
+        noted = running & (info.boundary | ends)
         first = noted & (info.value < self.threshold) & (state.threshold_iterations < 0)
 
         image = self._unflatten(info.x)["image"]
@@ -230,7 +232,7 @@ class Trial:
             threshold_evaluations=jnp.where(first, evaluations, state.threshold_evaluations).astype(jnp.int32),
             objective_trace=state.objective_trace.at[row].set(info.value, mode="drop"),
             mse_trace=state.mse_trace.at[row].set(mse, mode="drop"),
-            snapshots=self._keep_snapshot(state.snapshots, image, row, noted & (ending != RUNNING)),
+            snapshots=self._keep_snapshot(state.snapshots, image, row, noted & ends),
         )
 
     def _keep_snapshot(self, snapshots, image, row, last: Bool[Array, ""]):

@@ -163,7 +163,7 @@ def stops(solver: NumpyLBFGS, iterations: int, evaluations: Array) -> Array:
 
 
 def check_calm(name: str, golden: Array, moved: Array, counts: Array, moved_counts: Array) -> None:
-    """Refuse a trajectory that other code cannot reproduce: one that a start moved by `PERTURBATION` changes."""
+    """Refuse a trajectory that no other code could reproduce: a start moved by `PERTURBATION` changes it."""
     np.testing.assert_allclose(moved, golden, rtol=TOLERATED, atol=TOLERATED, err_msg=name)
     assert (counts == moved_counts).all(), f"{name}: counters differ, {counts} and {moved_counts}"
 

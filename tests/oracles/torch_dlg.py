@@ -44,7 +44,7 @@ def run_attack(
         threshold: the objective below which a trial counts for `threshold_iterations`.
         stop_below: end the trial when the objective is below this after an iteration (iDLG: 1e-6).
 
-    Source: Zhu et al. 2019, algorithm 1; Zhao et al. 2020, algorithm 1; settings of references.md's table:
+    Source: Zhu et al. 2019, algorithm 1; Zhao et al. 2020, algorithm 1; settings of their code:
         L-BFGS, lr 1, 20 inner steps, history 100, no line search.
     """
     image = image.detach().clone().requires_grad_()

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class LeNet(nn.Module):
-    """Three 5x5 convolutions of 12 channels (padding 2, strides 2, 2, 1), each with a sigmoid, and a dense layer.
+    """Three 5x5 convolutions of 12 channels (padding 2, strides 2, 2, 1) with sigmoids, and a dense layer.
 
     Every weight and bias is drawn from U(-0.5, 0.5). state_dict names: body.{0,2,4}.* and fc.0.*.
 
@@ -73,8 +73,8 @@ def dlg_gradient(net: nn.Module, image: Tensor, label: Tensor) -> list[Tensor]:
 def infer_label(update: Sequence[Tensor]) -> int:
     """iDLG's label: the class whose row of the head's weight gradient has the smallest sum (one image).
 
-    Differs: the paper's text looks for the one row of negative sign, its code and this for the smallest sum; the
-        two agree where the features are positive, as after a sigmoid.
+    Differs: the paper's text looks for the one row of negative sign, its code and this for the smallest sum;
+        the two agree where the features are positive, as after a sigmoid.
     """
     head_weight = update[-2]
     return int(head_weight.sum(dim=-1).argmin())
