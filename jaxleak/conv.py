@@ -31,13 +31,11 @@ def extract_patches(
     oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1
     # Rows first, then columns: kh + kw slices to stack instead of kh * kw (measured: faster on CPU).
     rows = jnp.stack(
-        [lax.slice(x, (0, i, 0, 0), (b, i + sh * (oh - 1) + 1, w, c), (1, sh, 1, 1)) for i in range(kh)], axis=2
+        [lax.slice(x, (0, i, 0, 0), (b, i + sh * (oh - 1) + 1, w, c), (1, sh, 1, 1)) for i in range(kh)],
+        axis=2,
     )
     patches = jnp.stack(
-        [
-            lax.slice(rows, (0, 0, 0, j, 0), (b, oh, kh, j + sw * (ow - 1) + 1, c), (1, 1, 1, sw, 1))
-            for j in range(kw)
-        ],
+        [lax.slice(rows, (0, 0, 0, j, 0), (b, oh, kh, j + sw * (ow - 1) + 1, c), (1, 1, 1, sw, 1)) for j in range(kw)],
         axis=4,
     )
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, oh, ow, kh * kw * c)
@@ -85,6 +83,4 @@ def patch_conv(
         padding = lax.padtype_to_pads(inputs.shape[1:3], (kh, kw), window_strides, padding)
     padded = jnp.pad(inputs, ((0, 0), tuple(padding[0]), tuple(padding[1]), (0, 0)))
     patches = extract_patches(padded, (kh, kw), tuple(window_strides))
-    return jax.lax.dot_general(
-        patches, kernel.reshape(kh * kw * c, o), (((3,), (0,)), ((), ())), precision=precision
-    )
+    return jax.lax.dot_general(patches, kernel.reshape(kh * kw * c, o), (((3,), (0,)), ((), ())), precision=precision)

@@ -148,9 +148,7 @@ def _existing_path(name: str | Path) -> Path:
     path = Path(name).expanduser()
     if not path.exists():
         if isinstance(name, Path) or len(path.parts) > 1 or path.suffix == ".npz":
-            raise InputError(
-                f"`dataset` {str(name)!r} does not exist; give a folder of pictures or an .npz file."
-            )
+            raise InputError(f"`dataset` {str(name)!r} does not exist; give a folder of pictures or an .npz file.")
         try:
             check_choice("dataset", name, DATASETS)
         except InputError as error:
@@ -195,9 +193,7 @@ def _load_prepared(name: str, split: str | None, directory: Path, image_size: in
     import tensorflow_datasets as tfds
 
     info = _prepared_info(name, directory)
-    splits = [
-        key for key, value in info.splits.items() if all(Path(file).exists() for file in value.filepaths)
-    ]
+    splits = [key for key, value in info.splits.items() if all(Path(file).exists() for file in value.filepaths)]
     if not splits:
         raise InputError(_not_prepared(name, directory))
     split = check_choice("split", split or ("train" if "train" in splits else splits[0]), splits)
@@ -245,9 +241,7 @@ def _data_directory(data_dir: str | Path | None) -> Path:
         if value:
             directory = Path(value).expanduser()
             if not directory.is_dir():
-                raise InputError(
-                    f"{source} {str(value)!r} is not a directory; give the one with prepared data sets."
-                )
+                raise InputError(f"{source} {str(value)!r} is not a directory; give the one with prepared data sets.")
             return directory
     return Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
@@ -268,9 +262,7 @@ def _prepared_info(name: str, directory: Path) -> Any:
 
 def _not_prepared(name: str, directory: Path) -> str:
     command = _prepare_command(name, directory)
-    return (
-        f"`dataset` {name} is not prepared in {directory}; prepare it once, which needs TensorFlow: {command}"
-    )
+    return f"`dataset` {name} is not prepared in {directory}; prepare it once, which needs TensorFlow: {command}"
 
 
 def _prepare_command(name: str, directory: Path) -> str:
@@ -322,18 +314,14 @@ def _load_folder(name: str, folder: Path, split: str | None, image_size: int | N
     if class_folders:
         stray = [entry for entry in entries if not entry.is_dir()]
         if stray:
-            raise InputError(
-                f"`dataset` {name!r} has class folders and, beside them, {stray[0].name!r}; move it."
-            )
+            raise InputError(f"`dataset` {name!r} has class folders and, beside them, {stray[0].name!r}; move it.")
         class_names = [entry.name for entry in class_folders]
         found = [(file, label) for label, entry in enumerate(class_folders) for file in _visible(entry)]
     else:
         class_names = [entry.name for entry in entries]
         found = [(file, label) for label, file in enumerate(entries)]
     if not found:
-        raise InputError(
-            f"`dataset` {name!r} holds no pictures; put pictures, or one sub-folder per class, in it."
-        )
+        raise InputError(f"`dataset` {name!r} holds no pictures; put pictures, or one sub-folder per class, in it.")
     files = [file for file, _ in found]
     labels = np.asarray([label for _, label in found])
     for file in files:
@@ -354,9 +342,7 @@ def _load_folder(name: str, folder: Path, split: str | None, image_size: int | N
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted(
-        (entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name
-    )
+    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
 
 
 def _load_npz(name: str, file: Path, split: str | None, image_size: int | None) -> Dataset:
@@ -373,15 +359,11 @@ def _load_npz(name: str, file: Path, split: str | None, image_size: int | None) 
     labels = arrays.get("labels")
     if pixels is None or labels is None:
         held = ", ".join(sorted(arrays)) or "nothing"
-        raise InputError(
-            f"`dataset` {name!r} must hold arrays `images` (or `pixels`) and `labels`; it has {held}."
-        )
+        raise InputError(f"`dataset` {name!r} must hold arrays `images` (or `pixels`) and `labels`; it has {held}.")
     _check_npz(name, pixels, labels)
     class_names = [str(class_name) for class_name in arrays.get("class_names", range(labels.max() + 1))]
     if labels.max() >= len(class_names):
-        raise InputError(
-            f"`dataset` {name!r} has label {labels.max()} but only {len(class_names)} `class_names`."
-        )
+        raise InputError(f"`dataset` {name!r} has label {labels.max()} but only {len(class_names)} `class_names`.")
     if image_size is not None:
         pixels = np.stack([_square(picture, image_size) for picture in pixels])
     return _in_memory(name, pixels, labels, _at_least_two(class_names))
@@ -389,9 +371,7 @@ def _load_npz(name: str, file: Path, split: str | None, image_size: int | None) 
 
 def _check_npz(name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
     if pixels.ndim != 4 or 0 in pixels.shape or pixels.shape[-1] not in (1, 3):
-        raise InputError(
-            f"`dataset` {name!r}: images must have shape [n, h, w, c] with c 1 or 3; got {pixels.shape}."
-        )
+        raise InputError(f"`dataset` {name!r}: images must have shape [n, h, w, c] with c 1 or 3; got {pixels.shape}.")
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise InputError(f"`dataset` {name!r}: images must be uint8 or float in [0, 1]; got {pixels.dtype}.")
     if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
@@ -437,15 +417,11 @@ def _read_picture(file: Path) -> np.ndarray:
 
     with _open_picture(file) as image:
         if image.mode.startswith(("I", "F")):
-            raise InputError(
-                f"`dataset` picture {str(file)!r} has more than 8 bits a channel; convert it to 8 bits."
-            )
+            raise InputError(f"`dataset` picture {str(file)!r} has more than 8 bits a channel; convert it to 8 bits.")
         try:
             upright = ImageOps.exif_transpose(image).convert("RGBA")
         except (OSError, SyntaxError, ValueError) as error:
-            raise InputError(
-                f"`dataset` picture {str(file)!r} cannot be read ({_one_line(error)})."
-            ) from None
+            raise InputError(f"`dataset` picture {str(file)!r} cannot be read ({_one_line(error)}).") from None
     white = Image.new("RGBA", upright.size, "white")
     return np.asarray(Image.alpha_composite(white, upright).convert("RGB"))
 

@@ -43,8 +43,7 @@ class Criteria:
             _check_threshold(name, getattr(self, name))
         if isinstance(self.mse_thresholds, (int, float, str)) or not self.mse_thresholds:
             raise InputError(
-                "`mse_thresholds` must be one or more numbers, as in (0.01, 0.001);"
-                f" got {self.mse_thresholds!r}."
+                f"`mse_thresholds` must be one or more numbers, as in (0.01, 0.001); got {self.mse_thresholds!r}."
             )
         for value in self.mse_thresholds:
             _check_threshold("mse_thresholds", value)

@@ -29,9 +29,7 @@ from jaxleak.errors import InputError, check_choice
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = (
-    1  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
-)
+FORMAT = 1  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
 
 ROW_COLUMNS = {
     "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
@@ -130,9 +128,7 @@ def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 def _own_debris(path: Path) -> list[Path]:
     """Temporary files that a killed run left."""
-    return [
-        file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)
-    ]
+    return [file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)]
 
 
 def _make_directory(path: Path) -> None:
@@ -144,9 +140,7 @@ def _make_directory(path: Path) -> None:
             _sync_directory(path.parent)
         contents = {file.name for file in path.iterdir()}
     except OSError as error:
-        raise InputError(
-            f"`out` {path} cannot be made or read ({error.strerror}). Give another path."
-        ) from error
+        raise InputError(f"`out` {path} cannot be made or read ({error.strerror}). Give another path.") from error
     if "run.json" not in contents and contents - {".lock"} - {file.name for file in _own_debris(path)}:
         raise InputError(
             f"`out` {path} is not empty and not a run directory (no run.json). Give a new or empty directory."
@@ -165,9 +159,7 @@ def _lock(path: Path) -> io.TextIOWrapper:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise InputError(
-            f"`out` {path}: another process is writing this run. Wait for it or stop it."
-        ) from None
+        raise InputError(f"`out` {path}: another process is writing this run. Wait for it or stop it.") from None
     except OSError as error:
         warnings.warn(f"{path} cannot be locked ({error.strerror}): start no second run there", stacklevel=4)
     return file
@@ -188,9 +180,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path / 'run.json'} cannot be read ({error.strerror}). {cure}") from error
     except (ValueError, TypeError) as error:
-        raise InputError(
-            f"{path / 'run.json'} is damaged ({' '.join(str(error).split())}). {cure}"
-        ) from error
+        raise InputError(f"{path / 'run.json'} is damaged ({' '.join(str(error).split())}). {cure}") from error
     if description["format"] != FORMAT:
         raise InputError(
             f"{path} was written in store format {description['format']!r}; this jaxleak reads {FORMAT}."
@@ -224,12 +214,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
     for row in rows:
         if row.keys() != ROW_COLUMNS.keys():
             extra, lacking = sorted(row.keys() - ROW_COLUMNS), sorted(ROW_COLUMNS.keys() - row.keys())
-            raise ValueError(
-                f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}"
-            )
-        wrong = [
-            f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])
-        ]
+            raise ValueError(f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}")
+        wrong = [f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])]
         if wrong:
             raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
     return pa.Table.from_pylist(list(rows), schema=_schema())
@@ -265,17 +251,13 @@ def _read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
-        raise InputError(
-            f"{error.filename} cannot be read ({error.strerror}). Check its permissions."
-        ) from error
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}). Check its permissions.") from error
     try:
         file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
         table = file.read(use_threads=False)
         digests = table.schema.metadata or {}
         table = table.replace_schema_metadata(None)
-        whole = table.schema == _schema() and digests[b"jaxleak_rows"].decode() == _digest(
-            table, arrays_digest
-        )
+        whole = table.schema == _schema() and digests[b"jaxleak_rows"].decode() == _digest(table, arrays_digest)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{rows_path.name}: {' '.join(str(error).split())[:120]}") from error
     if not whole:
@@ -307,9 +289,7 @@ def _load_parts(path: Path, *, writable: bool) -> list[Part]:
                     os.replace(file, f"{file}.corrupt")
             continue
         trials = table["trial"].to_pylist()
-        first = {
-            trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen
-        }
+        first = {trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen}
         seen.update(trials)
         keep = np.array(sorted(first.values()), dtype=np.int64)
         parts.append(Part(arrays, table.take(keep), keep))
@@ -325,9 +305,7 @@ def _joined(pieces: list[np.ndarray]) -> np.ndarray:
         if lacking:
             widths = [(0, lacking if axis == 1 else 0) for axis in range(piece.ndim)]
             trace = piece.ndim == 2
-            piece = (
-                np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
-            )
+            piece = np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
         filled.append(piece)
     return np.concatenate(filled)
 
@@ -355,9 +333,7 @@ class Run:
         self._next = 1 + max(map(_part_number, path.glob("rows-*")), default=-1)
 
     @classmethod
-    def create_or_resume(
-        cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any]
-    ) -> "Run":
+    def create_or_resume(cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any]) -> "Run":
         """Start a run in a new or empty directory, or continue the one that is there with the same settings.
 
         Args:
@@ -450,14 +426,10 @@ class Run:
     def _check_new(self, trials: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         twice = self._done.intersection(trials.tolist())
         if twice or len(set(trials.tolist())) < len(trials):
-            raise ValueError(
-                f"trials are stored once; there already, or twice in the part: {sorted(twice)[:8]}"
-            )
+            raise ValueError(f"trials are stored once; there already, or twice in the part: {sorted(twice)[:8]}")
         wrong = [n for n, a in arrays.items() if a.ndim == 0 or len(a) != len(trials) or a.dtype.hasobject]
         if wrong or not np.array_equal(arrays["trial"], trials):
-            raise ValueError(
-                f"arrays must have one numeric entry per row, in the rows' order; wrong: {wrong}"
-            )
+            raise ValueError(f"arrays must have one numeric entry per row, in the rows' order; wrong: {wrong}")
 
     def table(self) -> "pyarrow.Table":
         """All rows, in the order in which they were committed."""
@@ -469,13 +441,17 @@ class Run:
         """All rows as dicts, in the order in which they were committed."""
         return self.table().to_pylist()
 
+    def write_rows(self, path: str | Path) -> None:
+        """Copy every row into one Parquet file, sorted by trial."""
+        import pyarrow.parquet as parquet
+
+        parquet.write_table(self.table().sort_by("trial"), path)
+
     def done(self) -> set[int]:
         """The ids of the trials that need not be run again."""
         return set(self._done)
 
-    def arrays(
-        self, keys: Iterable[str] | None = None, trials: Iterable[int] | None = None
-    ) -> dict[str, np.ndarray]:
+    def arrays(self, keys: Iterable[str] | None = None, trials: Iterable[int] | None = None) -> dict[str, np.ndarray]:
         """Arrays in the order of the rows; loads only parts that hold `trials`, and of those only `keys`.
 
         Args:

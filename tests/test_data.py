@@ -43,9 +43,7 @@ def fails(*args, **kwargs) -> str:
     return one_line(error)
 
 
-def prepare(
-    data_dir: Path, name: str, *, splits=("train", "test"), size=32, channels=3, file_format="array_record"
-):
+def prepare(data_dir: Path, name: str, *, splits=("train", "test"), size=32, channels=3, file_format="array_record"):
     """Writes a small data set as tensorflow-datasets does: shade of picture i is 10 i, its label i % 3."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
@@ -139,9 +137,7 @@ def test_large_photos(size):
     images, labels = large.images(range(len(large)))
     assert images.shape == (7, size, size, 3)
     assert large.class_names == tiles.class_names
-    for image, label in zip(
-        images, labels, strict=True
-    ):  # a large photograph and its class's first tile agree
+    for image, label in zip(images, labels, strict=True):  # a large photograph and its class's first tile agree
         small = Image.fromarray((image * 255).astype(np.uint8)).resize((32, 32), Image.Resampling.LANCZOS)
         tile, _ = tiles.images([6 * int(label)])
         assert np.abs(np.asarray(small) / 255 - tile[0]).mean() < 0.01
@@ -184,9 +180,7 @@ def test_wrong_index_of_a_part_of_a_data_set():
         reader=lambda positions: (np.zeros((len(positions), 1, 1, 1)), np.asarray(positions)),
     )
     assert part.images([3, 7])[1].tolist() == [1, 0]
-    with pytest.raises(
-        InputError, match="index 5 is not in part/train; it holds 2 of the indices from 3 to 7"
-    ):
+    with pytest.raises(InputError, match="index 5 is not in part/train; it holds 2 of the indices from 3 to 7"):
         part.images([5])
 
 

@@ -94,9 +94,7 @@ def test_lenet_case_is_whole(case: LenetCase) -> None:
     assert golden["idlg/label"] == case.label
     for attack in ATTACKS:
         assert golden[f"{attack}/gradient_image"].shape == case.image.shape
-        trace = {
-            key: golden[f"{attack}/trace_{key}"] for key in ("objective", "image", "evaluations", "stop")
-        }
+        trace = {key: golden[f"{attack}/trace_{key}"] for key in ("objective", "image", "evaluations", "stop")}
         np.testing.assert_array_equal(trace["image"][0], case.candidate_image)
         assert trace["objective"][0] == pytest.approx(golden[f"{attack}/objective"], rel=1e-12)
         assert trace["objective"][-1] < trace["objective"][0] / 10
@@ -141,9 +139,7 @@ def test_numpy_lbfgs_equals_torch_on_lenet(case: LenetCase, attack: str, make_go
     solver = make_goldens.LenetProblem(case).numpy_lbfgs(attack)
     pixels = case.image.size
     for iteration in range(1, case.iterations + 1):
-        assert solver.step() == pytest.approx(
-            golden[f"{attack}/trace_objective"][iteration - 1], rel=1e-6, abs=1e-12
-        )
+        assert solver.step() == pytest.approx(golden[f"{attack}/trace_objective"][iteration - 1], rel=1e-6, abs=1e-12)
         image = np.moveaxis(solver.x[:pixels].reshape(case.image_nchw.shape), 1, -1)
         assert relative_error(image, golden[f"{attack}/trace_image"][iteration]) < 1e-6
         assert solver.func_evals == golden[f"{attack}/trace_evaluations"][iteration]

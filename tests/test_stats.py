@@ -140,9 +140,7 @@ def test_wrong_counts_are_refused():
 def test_within_k_equals_enumeration(successes, n):
     trials = [i < successes for i in range(n)]
     for k in range(1, n + 1):
-        assert within_k(successes, n, k) == pytest.approx(
-            np.mean([*map(any, itertools.combinations(trials, k))])
-        )
+        assert within_k(successes, n, k) == pytest.approx(np.mean([*map(any, itertools.combinations(trials, k))]))
 
 
 def test_within_k_is_unbiased():

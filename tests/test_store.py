@@ -237,9 +237,7 @@ def test_a_trial_is_stored_once(filled):
 
 
 def test_settings_hash_is_of_canonical_json():
-    assert settings_hash({"b": (1, 2), "a": {10: 1, 9: 2}}) == settings_hash(
-        {"a": {"9": 2, "10": 1}, "b": [1, 2]}
-    )
+    assert settings_hash({"b": (1, 2), "a": {10: 1, 9: 2}}) == settings_hash({"a": {"9": 2, "10": 1}, "b": [1, 2]})
     assert settings_hash({"a": 1}) != settings_hash({"a": 1.0})
     assert len(settings_hash({})) == 12
     assert set(settings_hash({})) <= set("0123456789abcdef")
@@ -311,9 +309,7 @@ def test_directory_that_cannot_be_written(tmp_path, monkeypatch):
 def test_damaged_run_json(filled, text):
     (filled / "run.json").write_bytes(text.encode(errors="surrogateescape"))
     for attempt in (lambda: create(filled), lambda: Run.open(filled)):
-        with pytest.raises(
-            InputError, match=r"run.json is damaged .* Restore it from a copy, or move"
-        ) as error:
+        with pytest.raises(InputError, match=r"run.json is damaged .* Restore it from a copy, or move") as error:
             attempt()
         assert "\n" not in str(error.value)
 

@@ -15,7 +15,7 @@ def dlg_uniform(key, shape, dtype=float):
 
 
 class LeNet(nn.Module):
-    """Three 5x5 convolutions with 12 channels (padding 2, strides 2, 2, 1), each followed by a sigmoid, and a dense head.
+    """Three 5x5 convolutions with 12 channels (padding 2, strides 2, 2, 1), a sigmoid after each, and a dense head.
 
     Source: Zhu, Liu & Han 2019 (DLG), reference implementation `models/vision.py`.
 

@@ -160,9 +160,7 @@ def crop(image: Image.Image, centre_x: int, centre_y: int, side: int, size: int)
 
 def main() -> None:
     """Write the tiles and the large photographs beside this file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scipy-wheel", type=Path, required=True)
     parser.add_argument("--gcompris", type=Path, required=True)
     args = parser.parse_args()

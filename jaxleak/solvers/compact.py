@@ -27,9 +27,7 @@ class History(NamedTuple):
 def empty_history(m: int, n: int, dtype) -> History:
     """A history of at most `m` pairs of vectors of length `n`."""
     zero = jnp.zeros((), jnp.int32)
-    return History(
-        jnp.zeros((2, m, n), dtype), jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), zero, zero
-    )
+    return History(jnp.zeros((2, m, n), dtype), jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), zero, zero)
 
 
 def append(

@@ -214,9 +214,7 @@ def solver_cases() -> list[SolverCase]:
             np.array([0.5, 0.0]),
             ("max-iter", "directional-derivative"),
         ),
-        SolverCase(
-            "rosenbrock-chain", rosenbrock, rosenbrock_gradient, np.full(6, 0.9), ("max-iter",), lr=0.5
-        ),
+        SolverCase("rosenbrock-chain", rosenbrock, rosenbrock_gradient, np.full(6, 0.9), ("max-iter",), lr=0.5),
         # The oldest pair leaves the history.
         SolverCase("short-history", *moderate, ramp, ("max-iter",), history=5),
         SolverCase("max-eval", *moderate, ramp, ("max-eval",), max_eval=7),
@@ -242,9 +240,7 @@ def solver_cases() -> list[SolverCase]:
             lr=0.5,
         ),
         # yᵀs < 0 always; the iterates overflow to -inf.
-        SolverCase(
-            "overflow", cubic, lambda x: 3.0 * x**2, np.array([-0.5, -1.0]), ("max-iter",), iterations=2
-        ),
+        SolverCase("overflow", cubic, lambda x: 3.0 * x**2, np.array([-0.5, -1.0]), ("max-iter",), iterations=2),
         # The second point is outside the domain: not a number from there, and no test is ever true again.
         SolverCase(
             "not-a-number",

@@ -1,0 +1,57 @@
+"""What the experiments share: where runs and results lie, and the command line."""
+
+import argparse
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jaxleak
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+
+
+def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Namespace:
+    """The flags every experiment has (`--data-dir`, `--runs`, `--lanes`, `--only`), and its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    default = os.environ.get("JAXLEAK_DATA_DIR", "../shared/data/tfds")
+    parser.add_argument("--data-dir", default=default, help="prepared tensorflow-datasets")
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go; resumable")
+    parser.add_argument("--lanes", type=int, default=None, help="trials at once (default: chosen)")
+    parser.add_argument("--only", nargs="*", default=None, help="just these of the experiment's runs")
+    for name, options in extra.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+    parsed = parser.parse_args()
+    jaxleak.use_all_cores()
+    return parsed
+
+
+def run_all(
+    experiment: str, sweeps: Mapping[str, jaxleak.Sweep], options: argparse.Namespace
+) -> dict[str, jaxleak.Result]:
+    """Run or resume each sweep in `RUNS/EXPERIMENT/NAME`, and copy its rows and summary to the results folder."""
+    results = {}
+    for name, sweep in sweeps.items():
+        if options.only and name not in options.only:
+            continue
+        result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
+        folder = results_folder(experiment)
+        result.run.write_rows(folder / f"{name}.parquet")
+        summary = {**result.summary, "settings": result.run.settings, "environment": result.run.environment}
+        write_json(folder / f"{name}.json", summary)
+        results[name] = result
+    return results
+
+
+def results_folder(experiment: str) -> Path:
+    """Where an experiment's committed rows and figures lie."""
+    folder = RESULTS / experiment
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def write_json(path: Path, content: Any) -> None:
+    """JSON for people: indented, one trailing newline."""
+    path.write_text(json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,227 @@
+"""Write experiments/README.md: every item with its command, the paper's number, PyTorch's and ours.
+
+All numbers of ours are read from the stored results; what has not been run says so.
+
+    python -m experiments.index [--check]
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from experiments.harness import HERE, RESULTS
+
+NOT_RUN = "not run"
+PYTORCH_SOURCE = "64/100 (DLG), 75/100 (iDLG), ten images and networks"
+
+# Zhao, Mopuri & Bilen 2020: label accuracy (table), share of trials with MSE < .01 and < .001 (read off the figure,
+# within half a point), in %.
+FIDELITY = {
+    ("mnist", "dlg"): (89.9, 76.1, 76.0),
+    ("mnist", "idlg"): (100, 89.5, 88.4),
+    ("cifar100", "dlg"): (83.3, 66.1, 65.3),
+    ("cifar100", "idlg"): (100, 83.5, 82.6),
+    ("lfw", "dlg"): (79.1, 52.2, 51.5),
+    ("lfw", "idlg"): (100, 91.7, 91.1),
+}
+
+
+class Line(NamedTuple):
+    item: str
+    command: str
+    paper: str
+    pytorch: str
+    ours: str
+    where: str  # device and date are in the stored summary
+
+
+def stored(name: str) -> dict | list | None:
+    path = RESULTS / name
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def rate(group: dict) -> str:
+    low, high = group["ci95"]
+    return f"{group['success_rate']:.3f} [{low:.3f}, {high:.3f}], n = {group['trials']}"
+
+
+def overall(summary: dict, attack: str) -> dict:
+    return next(group for group in summary["groups"] if group["attack"] == attack and group["image"] is None)
+
+
+def device(summary: dict) -> str:
+    return summary["environment"]["device"]
+
+
+def table1(network: str) -> Line:
+    summary = stored(f"kan2022_table1/{network}.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(summary, dict):
+        group = overall(summary, "dlg")
+        rates = [g["success_rate"] for g in summary["groups"] if g["image"] is not None]
+        means = [g["iterations_mean"] for g in summary["groups"] if g["image"] is not None and g["iterations_n"]]
+        ours = (
+            f"rate {rate(group)}, per image {min(rates):.2f} to {max(rates):.2f}; iterations mean "
+            f"{group['iterations_mean']:.1f}, median {group['iterations_median']:.0f} (n = {group['iterations_n']}), "
+            f"mean per image {min(means):.0f} to {max(means):.0f}"
+        )
+        where = device(summary)
+    return Line(
+        f"Kan et al. 2022, table 1: DLG, LeNet, CIFAR-100, network {network}",
+        f"python -m experiments.kan2022_table1 --only {network}",
+        "rate 0.68, per image .58 to .78; iterations 94.14, per image 77 to 126 (up to 1,200 iterations)",
+        f"{PYTORCH_SOURCE}; mean 77 iterations" if network == "per-image" else "–",
+        ours,
+        where,
+    )
+
+
+def figures() -> Line:
+    summary = stored("kan2022_figures/image-20319.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(summary, dict):
+        ours = "; ".join(f"{name}: rate {rate(overall(summary, name))}" for name in ("dlg", "idlg"))
+        ours += " ([figures](results/kan2022_figures))"
+        where = device(summary)
+    command = "python -m experiments.kan2022_figures"
+    return Line("Kan et al. 2022, figures: image 20319, DLG and iDLG", command, "pictures and curves", "–", ours, where)
+
+
+def nullspace() -> Line:
+    summary = stored("kan2022_nullspace/summary.json")
+    ours = NOT_RUN
+    if isinstance(summary, dict):
+        low, high = summary["gradient_change_over_move"]
+        ours = (
+            f"output changes by at most {summary['largest_output_change']:.1e}, the gradient by "
+            f"{low:.6f} to {high:.6f} "
+            f"times the move; the input comes back from one gradient within {summary['largest_recovery_error']:.1e} "
+            f"(n = {summary['n']}; [figure](results/kan2022_nullspace/nullspace.png))"
+        )
+    return Line(
+        "Kan et al. 2022, section 5: gradient under a move in null(A)",
+        "python -m experiments.kan2022_nullspace",
+        "unchanged (claim)",
+        "–",
+        ours,
+        "CPU, float64",
+    )
+
+
+def fidelity(dataset: str, attack: str) -> Line:
+    summary = stored(f"idlg_fidelity/{dataset}.json")
+    label, loose, tight = FIDELITY[dataset, attack]
+    ours, where = NOT_RUN, ""
+    if isinstance(summary, dict):
+        from jaxleak import wilson
+
+        group = overall(summary, attack)
+        n = group["trials"]
+
+        def share(value: float) -> str:
+            low, high = wilson(round(value * n), n)
+            return f"{100 * value:.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+        below = group["mse_below"]
+        ours = f"label {share(group['label_accuracy'])}; {share(below['0.01'])}; {share(below['0.001'])}; n = {n}"
+        where = device(summary)
+    return Line(
+        f"iDLG 2020, {attack} on {dataset}: label accuracy; MSE < .01; MSE < .001, in %",
+        f"python -m experiments.idlg_fidelity --only {dataset}",
+        f"label {label}; {loose}; {tight}; n = 1,000",
+        "–",
+        ours,
+        where,
+    )
+
+
+def parity(attack: str) -> Line:
+    comparison = stored("pytorch_parity/comparison.json")
+    theirs = ours = NOT_RUN
+    if isinstance(comparison, list):
+        row = next(row for row in comparison if row["attack"] == attack)
+        medians = row["median_iterations_to_1e-4_over_both"]
+
+        def told(who: str) -> str:
+            low, high = row["ci95"][who]
+            n = row["trials"][who == "jaxleak"]
+            return f"{row['solved'][who]}/{n} [{low:.2f}, {high:.2f}], median {medians[who]:g} iterations"
+
+        theirs = told("torch")
+        ours = f"{told('jaxleak')} (n = {row['solved']['both']} solved by both); Fisher p = {row['fisher_p']:.2f}"
+    summary = stored("pytorch_parity/jaxleak.json")
+    where = device(summary) if isinstance(summary, dict) else ""
+    command = "python -m experiments.pytorch_parity"
+    return Line(f"PyTorch parity, {attack}: solved, iterations to 1e-4", command, "–", theirs, ours, where)
+
+
+def throughput() -> Line:
+    summary = stored("throughput/summary.json")
+    theirs = ours = NOT_RUN
+    where = ""
+    if isinstance(summary, dict):
+        medians, ratios = summary["median"], summary["ratio"]
+        theirs = f"{medians['pytorch_processes']:.0f} evaluations/s"
+        ours = "; ".join(
+            f"network {name}: {medians[name]:.0f} evaluations/s, {ratios[name]:.1f} times PyTorch"
+            for name in ("shared", "per-trial")
+        )
+        ours += f" (medians of {len(summary['rounds'])} interleaved rounds)"
+        where = summary["device"]
+    return Line(
+        "Throughput: LeNet, DLG, history 100, whole step; PyTorch with one process per core, summed",
+        "python -m experiments.throughput",
+        "–",
+        theirs,
+        ours,
+        where,
+    )
+
+
+LINES: list[Callable[[], Line]] = [
+    lambda: table1("per-trial"),
+    lambda: table1("per-image"),
+    figures,
+    nullspace,
+    *[lambda key=key: fidelity(*key) for key in FIDELITY],
+    lambda: parity("dlg"),
+    lambda: parity("idlg"),
+    throughput,
+]
+
+HEADER = """# Experiments
+
+One file is one table or figure of a paper. This page is written by `python -m experiments.index` from the rows and
+summaries under `results/`; nobody types a number of ours by hand. Brackets are 95 % Wilson intervals.
+
+The commands read prepared CIFAR-100, MNIST and LFW from `--data-dir` (or `$JAXLEAK_DATA_DIR`), are run from the
+project's root, resume where they were stopped, and write run directories under `runs/` and small results here.
+PyTorch's figures are measured with the original procedure (torch 2.13, CPU). The papers' shares at MSE thresholds are
+read off a figure.
+
+| item | command | paper | PyTorch | jaxleak | device |
+|---|---|---|---|---|---|
+"""
+
+
+def page() -> str:
+    rows = [make() for make in LINES]
+    cells = [[row.item, f"`{row.command}`", row.paper, row.pytorch, row.ours, row.where or "–"] for row in rows]
+    notes = (HERE / "NOTES.md").read_text() if (HERE / "NOTES.md").exists() else ""
+    return HEADER + "".join(f"| {' | '.join(cell)} |\n" for cell in cells) + ("\n" + notes if notes else "")
+
+
+def main() -> None:
+    path: Path = HERE / "README.md"
+    if "--check" in sys.argv:
+        if path.read_text() != page():
+            sys.exit("experiments/README.md is not what its results say; run `python -m experiments.index`")
+        return
+    path.write_text(page())
+    print(path.read_text())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,82 @@
+"""What a run says while it computes: a live line on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from jaxleak.engine import EngineStats
+
+
+class Progress:
+    """Trials done, running and waiting, successes so far, evaluations per second, utilisation and time left.
+
+    Args:
+        total: trials of the whole run; `done` and `successes` those already in the run directory.
+        interval: seconds between plain lines.
+        write: takes each plain line; None writes to stderr, live when that is a terminal.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        *,
+        done: int = 0,
+        successes: int = 0,
+        interval: float = 10.0,
+        write: Callable[[str], None] | None = None,
+    ):
+        self.total, self.done, self.successes, self.evaluations = total, done, successes, 0
+        self._fresh = 0
+        self._interval = interval
+        self._began = self._last = time.monotonic()
+        self._terminal = write is None and sys.stderr.isatty()
+        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+
+    def say(self, line: str) -> None:
+        """A line of its own."""
+        if self._terminal:
+            print("\r\x1b[K", end="", file=sys.stderr)
+        self._write(line)
+
+    def finished(self, trials: int, successes: int, evaluations: int) -> None:
+        """Count trials that ended."""
+        self.done += trials
+        self._fresh += trials
+        self.successes += successes
+        self.evaluations += evaluations
+
+    def update(self, name: str, stats: "EngineStats", *, force: bool = False) -> None:
+        """Show where the run stands, if it is time to."""
+        now = time.monotonic()
+        if not force and now - self._last < (0.5 if self._terminal else self._interval):
+            return
+        self._last = now
+        line = self.line(name, stats, now)
+        if self._terminal:
+            print(f"\r\x1b[K{line}", end="\n" if force else "", file=sys.stderr, flush=True)
+        else:
+            self._write(line)
+
+    def line(self, name: str, stats: "EngineStats", now: float) -> str:
+        """The progress line. The time left assumes that the trials to come cost what those so far did."""
+        rate = stats.steps_useful / stats.seconds if stats.seconds else 0.0
+        left = "?"
+        if self._fresh:
+            left = _duration((self.total - self.done) * (now - self._began) / self._fresh)
+        waiting = self.total - self.done - stats.trials_running
+        return (
+            f"{name}: {self.done}/{self.total} trials done, {stats.trials_running} running, {waiting} waiting; "
+            f"{self.successes} solved so far; {rate:,.0f} evaluations/s, utilisation {stats.utilisation:.0%}; "
+            f"{left} left"
+        )
+
+
+def _duration(seconds: float) -> str:
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min {seconds % 60:02d} s"
+    return f"{seconds // 3600} h {seconds % 3600 // 60:02d} min"

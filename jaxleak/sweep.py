@@ -1,0 +1,405 @@
+"""A sweep: attacks x images x seeds on one victim, in a run directory that can be resumed."""
+
+import hashlib
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxleak.attacks import Attack, get_attack
+from jaxleak.engine import Engine, Finished
+from jaxleak.errors import InputError, check_positive
+from jaxleak.metrics import image_metrics
+from jaxleak.progress import Progress
+from jaxleak.solvers import solver_name
+from jaxleak.stats import ENDINGS, Criteria, classify, summarise
+from jaxleak.store import Run, git_state
+from jaxleak.trial import Job, Outcome, Trial
+from jaxleak.victim import Victim
+
+SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
+FLUSH_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Sweep:
+    """What is to be run; nothing here depends on lanes, devices or where the results go.
+
+    Attributes:
+        victim: who is attacked.
+        attacks: with which attacks.
+        seeds: restarts per image and attack; trial seeds 0..seeds-1.
+        start_seed: from which starts are drawn. A start depends on it, the image's index and the trial seed only.
+        criteria: what counts as success.
+        snapshots: iterations at which candidates are kept for pictures.
+        starts: given starts (see `Trial`), instead of drawn ones.
+    """
+
+    victim: Victim
+    attacks: tuple[Attack, ...]
+    seeds: int
+    start_seed: int = 0
+    criteria: Criteria = field(default_factory=Criteria)
+    snapshots: tuple[int, ...] = SNAPSHOTS
+    starts: Mapping[str, np.ndarray] | None = None
+
+    def __post_init__(self):
+        check_positive("seeds", self.seeds, integer=True)
+        if not self.attacks:
+            raise InputError("`attack` must name at least one attack.")
+        names = [attack.name for attack in self.attacks]
+        if len(set(names)) < len(names):
+            raise InputError(f"`attack` names must be distinct; got {', '.join(names)}.")
+        if any(iteration < 0 for iteration in self.snapshots):
+            raise InputError(f"`snapshots` must be iterations, 0 or above; got {list(self.snapshots)}.")
+        for name, start in (self.starts or {}).items():
+            if len(start) < self.seeds:
+                raise InputError(f"`starts` holds {len(start)} rows of {name}; `seeds` asks for {self.seeds}.")
+
+    @property
+    def total(self) -> int:
+        """Trials of the whole sweep."""
+        return len(self.attacks) * len(self.victim.indices) * self.seeds
+
+    def settings(self) -> dict[str, Any]:
+        """Everything a result depends on, as plain data."""
+        starts = None
+        if self.starts is not None:
+            starts = {name: _digest(array) for name, array in sorted(self.starts.items())}
+        return {
+            "victim": {**self.victim.settings(), "pixels": _digest(self.victim.images)},
+            "attacks": [attack.settings() for attack in self.attacks],
+            "seeds": self.seeds,
+            "start_seed": self.start_seed,
+            "starts": starts,
+            "criteria": asdict(self.criteria),
+            "snapshots": list(self.snapshots),
+            "dtype": _dtype(),
+        }
+
+    def jobs(self, attack: int, done: set[int]) -> Job:
+        """The trials of one attack that are still to do, seed by seed over the images."""
+        images, count = np.asarray(self.victim.indices), len(self.victim.indices)
+        seed, slot = (axis.ravel() for axis in np.indices((self.seeds, count)))
+        trial = (attack * count + slot) * self.seeds + seed
+        todo = ~np.isin(trial, sorted(done))
+        return Job(*(axis[todo].astype(np.int32) for axis in (trial, slot, images[slot], seed)))
+
+
+@dataclass(eq=False)
+class Result:
+    """What a sweep left: rows, rates and pictures. The run directory holds the same.
+
+    Attributes:
+        run: the run directory, open for reading.
+        summary: as `summary.json`.
+    """
+
+    run: Run
+    summary: dict[str, Any]
+    _keep: Any = None  # a temporary directory lives as long as the result
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per trial."""
+        return self.run.rows()
+
+    def success_rate(self, attack: str | None = None) -> tuple[float, tuple[float, float], int]:
+        """Success rate over all images, its 95 % Wilson interval and the number of trials.
+
+        Raises:
+            InputError: several attacks were run and `attack` names none of them.
+        """
+        groups = {group["attack"]: group for group in self.summary["groups"] if group["image"] is None}
+        if attack is None and len(groups) == 1:
+            attack = next(iter(groups))
+        if attack not in groups:
+            raise InputError(f"`attack` must be one of {', '.join(groups)}; got {attack!r}.")
+        group = groups[attack]
+        return group["success_rate"], tuple(group["ci95"]), group["trials"]
+
+    def reconstructions(self, trials: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all."""
+        return self.run.arrays(keys=["trial", "candidate"], trials=trials)
+
+    def table(self):
+        """A rich table of the rates; `rich.print` shows it."""
+        from jaxleak.tables import summary_table
+
+        return summary_table([self.summary])
+
+    def plot(self, path: str | Path | None = None) -> list[Path]:
+        """Draw every figure into `path` (default: `figures` in the run directory); returns the files."""
+        from jaxleak.plots import draw_all
+
+        return draw_all(self.run, path)
+
+
+def attack(
+    victim: Victim,
+    attacks: str | Attack | Sequence[str | Attack],
+    *,
+    seeds: int,
+    out: str | Path | None = None,
+    lanes: int | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Result:
+    """Attack `victim` from `seeds` random starts per image, all at once.
+
+    Args:
+        victim: see `make_victim`.
+        attacks: one or several names ("dlg", "idlg") or `Attack` objects.
+        seeds: restarts per image and attack.
+        out: run directory; an interrupted run with the same settings continues there. None uses a temporary one.
+        lanes: trials at once over all devices; None chooses.
+        quiet: no progress lines.
+        settings: further fields of `Sweep` (`start_seed`, `criteria`, `snapshots`, `starts`).
+
+    Returns:
+        Rows, rates and pictures.
+
+    Raises:
+        InputError: a setting is wrong, or `out` holds a run with other settings.
+    """
+    several = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
+    sweep = Sweep(victim=victim, attacks=tuple(get_attack(one) for one in several), seeds=seeds, **settings)
+    return run_sweep(sweep, out, lanes=lanes, quiet=quiet)
+
+
+def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None = None, quiet: bool = False) -> Result:
+    """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
+
+    Args:
+        sweep: what to run.
+        out: run directory, or None for a temporary one.
+        lanes: trials at once over all devices; None chooses.
+        quiet: no progress lines.
+
+    Raises:
+        InputError: `out` holds a run with other settings, or cannot be written.
+    """
+    if lanes is not None:
+        check_positive("lanes", lanes, integer=True)
+    temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
+    path = Path(temporary.name) / "run" if temporary else Path(out or "")
+    with Run.create_or_resume(path, sweep.settings(), _environment()) as run:
+        victim = sweep.victim
+        run.write_truth(np.asarray(victim.indices), np.asarray(victim.labels), np.asarray(victim.images))
+        summary = _Session(sweep, run, quiet).run_all(lanes)
+    return Result(Run.open(path), summary, temporary)
+
+
+class _Session:
+    """One process working on a run directory."""
+
+    def __init__(self, sweep: Sweep, run: Run, quiet: bool):
+        self.sweep, self.run = sweep, run
+        rows = run.rows()
+        self.done = {row["trial"] for row in rows}
+        self.progress = Progress(
+            sweep.total,
+            done=len(rows),
+            successes=sum(row["success"] for row in rows),
+            write=(lambda line: None) if quiet else None,
+        )
+        if rows and len(rows) < sweep.total:
+            self.progress.say(f"{run.path}: continuing, {len(rows)} of {sweep.total} trials are there")
+        self.engines: list[Engine] = []
+        self.buffer: list[tuple[list[dict], dict[str, np.ndarray]]] = []
+        self.flushed = time.monotonic()
+        self.constant = {
+            "model": sweep.victim.model_name,
+            "dataset": sweep.victim.dataset,
+            "split": sweep.victim.split,
+            "network": sweep.victim.network,
+            "settings_hash": run.settings_hash,
+            "dtype": _dtype(),
+            **{key: _environment()[key] for key in ENVIRONMENT_COLUMNS},
+        }
+
+    def run_all(self, lanes: int | None) -> dict[str, Any]:
+        try:
+            for number, attack in enumerate(self.sweep.attacks):
+                jobs = self.sweep.jobs(number, self.done)
+                if jobs.trial.size:
+                    self.run_attack(attack, jobs, lanes)
+        finally:
+            self.flush()
+            summary = self.summarise()
+            self.run.write_summary(summary)
+        return summary
+
+    def run_attack(self, attack: Attack, jobs: Job, lanes: int | None) -> None:
+        sweep = self.sweep
+        trial = Trial(
+            attack=attack,
+            victim=sweep.victim,
+            threshold=sweep.criteria.objective,
+            snapshots=sweep.snapshots,
+            starts=None if sweep.starts is None else dict(sweep.starts),
+            start_seed=sweep.start_seed,
+        )
+        engine = Engine(trial, trial.shared(), lanes=lanes)
+        self.engines.append(engine)
+        self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
+        engine.run(
+            jobs,
+            lambda finished: self.take(attack, finished),
+            lambda: self.progress.update(attack.name, engine.stats),
+        )
+        self.progress.update(attack.name, engine.stats, force=True)
+
+    def take(self, attack: Attack, finished: Finished) -> None:
+        rows = self.rows(attack, finished)
+        outcome: Outcome = finished.outcomes
+        arrays = {
+            "trial": finished.jobs.trial,
+            "candidate": outcome.candidate[:, 0].astype(np.float32),
+            "objective_trace": outcome.objective_trace.astype(np.float32),
+            "mse_trace": outcome.mse_trace.astype(np.float32),
+            "snapshots": _quantise(outcome.snapshots[:, :, 0]),
+        }
+        self.buffer.append((rows, arrays))
+        self.progress.finished(len(rows), sum(row["success"] for row in rows), sum(row["evaluations"] for row in rows))
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def rows(self, attack: Attack, finished: Finished) -> list[dict[str, Any]]:
+        sweep, jobs = self.sweep, finished.jobs
+        outcome: Outcome = finished.outcomes
+        metrics = image_metrics(outcome.candidate[:, 0], np.asarray(sweep.victim.images)[jobs.slot])
+        rows = []
+        for i, trial in enumerate(jobs.trial):
+            of_trial = {name: float(values[i]) for name, values in metrics.items()}
+            objective = float(outcome.objective[i])
+            status = classify(
+                ending=ENDINGS[int(outcome.ending[i])],
+                objective=objective,
+                relative_error=of_trial["relative_error"],
+                max_abs=of_trial["max_abs"],
+                reached_objective=objective < sweep.criteria.objective,
+                criteria=sweep.criteria,
+            )
+            label, found = int(sweep.victim.labels[jobs.slot[i]]), int(outcome.label_found[i, 0])
+            rows.append(
+                {
+                    "attack": attack.name,
+                    "solver": solver_name(attack.solver),
+                    "image": int(jobs.image[i]),
+                    "label": label,
+                    "trial": int(trial),
+                    "seed": int(jobs.seed[i]),
+                    "status": status,
+                    "success": status == "converged",
+                    "objective": objective,
+                    "relative_objective": objective / float(outcome.update_norm2[i]),
+                    "evaluations": int(outcome.evaluations[i]),
+                    "iterations": int(outcome.iterations[i]),
+                    "threshold_iterations": _reached(outcome.threshold_iterations[i]),
+                    "threshold_evaluations": _reached(outcome.threshold_evaluations[i]),
+                    "label_found": found,
+                    "label_correct": found == label,
+                    "seconds": float(finished.seconds[i]),
+                    **of_trial,
+                    **self.constant,
+                }
+            )
+        return rows
+
+    def flush(self) -> None:
+        """Write what is finished."""
+        buffer, self.buffer = self.buffer, []
+        self.flushed = time.monotonic()
+        if buffer:
+            rows = [row for part, _ in buffer for row in part]
+            self.run.append(rows, {key: np.concatenate([part[key] for _, part in buffer]) for key in buffer[0][1]})
+
+    def summarise(self) -> dict[str, Any]:
+        return summarise(
+            self.run.rows(),
+            self.sweep.criteria,
+            expected=self.sweep.total,
+            engine=self.engine_summary(),
+            settings_hash=self.run.settings_hash,
+        )
+
+    def engine_summary(self) -> dict[str, float] | None:
+        """Of this session; a session that had nothing to do keeps what the last one wrote."""
+        if not self.engines:
+            return _stored_engine(self.run.path)
+        stats = [engine.stats for engine in self.engines]
+        seconds, total = sum(one.seconds for one in stats), sum(one.steps_total for one in stats)
+        return {
+            "evaluations": self.progress.evaluations,
+            "seconds": seconds,
+            "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
+            "utilisation": sum(one.steps_useful for one in stats) / total if total else 0.0,
+            "compile_seconds": sum(one.compile_seconds for one in stats),
+        }
+
+
+ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision", "git_dirty")
+
+
+def use_all_cores() -> None:
+    """Make every CPU core a device of its own; call it before jax does anything.
+
+    Lanes that share nothing run twice as fast on two one-core devices as on one two-core device (measured). Without
+    effect where jax already runs or has an accelerator.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        jax.config.update("jax_num_cpu_devices", cores)
+    except RuntimeError:
+        pass  # jax is running: its devices stay as they are
+
+
+def _environment() -> dict[str, Any]:
+    import platform
+    from importlib.metadata import version
+
+    device = jax.devices()[0]
+    revision, dirty = git_state(Path(__file__).parent)
+    names = ("jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
+    kind = device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
+    return {
+        "device": f"{len(jax.devices())}x {kind}",
+        "jax_version": jax.__version__,
+        "jaxleak_version": version("jaxleak"),
+        "git_revision": revision,
+        "git_dirty": dirty,
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in names},
+    }
+
+
+def _stored_engine(path: Path) -> dict[str, float] | None:
+    import json
+
+    try:
+        return json.loads((path / "summary.json").read_text())["engine"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _dtype() -> str:
+    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _digest(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]
+
+
+def _quantise(images: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+
+
+def _reached(count: np.ndarray) -> int | None:
+    return int(count) if count >= 0 else None

@@ -1,0 +1,232 @@
+"""Tables of one or several runs, for a terminal (rich) and for a README (Markdown)."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jaxleak.stats import STATUSES
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Summary = dict[str, Any]
+Group = dict[str, Any]
+
+NOTHING = "–"  # a number that does not exist, as the iterations of no success
+
+# Heading and text of each column after those that name the group.
+COLUMNS: dict[str, Callable[[Group], str]] = {
+    "solved": lambda group: _solved(group),
+    "rate [95 %]": lambda group: rate_text(group),
+    "iterations\nmean,\nmedian": lambda group: _pair(group["iterations_mean"], group["iterations_median"]),
+    "eval.\nmedian": lambda group: _number(group["evaluations_median"]),
+    "label\nright": lambda group: f"{group['label_accuracy']:.2f}",
+    "selected,\noracle": lambda group: _restarts(group),
+}
+NOTE = (
+    "Iterations and evaluations are those to the objective threshold, over solved trials. Selected, oracle: "
+    "share of images whose restart with the lowest objective, with the lowest MSE, solved."
+)
+
+
+def rate_text(group: Group) -> str:
+    """A rate with its 95 % interval: `0.68 [0.65, 0.71]`."""
+    low, high = group["ci95"]
+    return f"{group['success_rate']:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def partial_text(summary: Summary) -> str:
+    """`partial: n of m trials`, or nothing for a complete run."""
+    if summary["complete"]:
+        return ""
+    done = sum(group["trials"] for group in _overall(summary))
+    return f"partial: {done} of {summary['trials_expected']} trials"
+
+
+def _number(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:,.1f}" if value < 1000 and value % 1 else f"{value:,.0f}"
+
+
+def _pair(*values: float | None) -> str:
+    return NOTHING if None in values else ", ".join(map(_number, values))
+
+
+def _restarts(group: Group) -> str:
+    """Of one image, whether the restart solved; of all, the share of images where it did."""
+    return ", ".join(_restart(group[choice]) for choice in ("selected", "oracle"))
+
+
+def _restart(choice: dict[str, Any] | None) -> str:
+    if choice is None:
+        return NOTHING
+    if "success_rate" in choice:
+        return f"{choice['success_rate']:.2f}"
+    return "yes" if choice["success"] else "no"
+
+
+def _image(group: Group) -> str:
+    return "all" if group["image"] is None else str(group["image"])
+
+
+def _overall(summary: Summary) -> list[Group]:
+    return [group for group in summary["groups"] if group["image"] is None]
+
+
+def _name_columns(summaries: Sequence[Summary], names: Sequence[str] | None) -> dict[str, Callable[..., str]]:
+    """The columns that name a group: run, model and data set are left out where all are the same."""
+    groups = [group for summary in summaries for group in summary["groups"]]
+    columns: dict[str, Callable[..., str]] = {}
+    if len(summaries) > 1:
+        labels = list(names or map(str, range(1, 1 + len(summaries))))
+        columns["run"] = lambda number, _group: labels[number]
+    columns["attack"] = lambda _number, group: group["attack"]
+    for heading, field in (("model", "model"), ("data set", "dataset")):
+        if len({group[field] for group in groups}) > 1:
+            columns[heading] = lambda _number, group, field=field: _short(group[field])
+    return columns
+
+
+def _short(name: str) -> str:
+    """Of a path, its last part."""
+    return Path(name).name or name
+
+
+def _table(title: str, summaries: Sequence[Summary], names: Sequence[str] | None, note: str = "") -> "Table":
+    """An empty table whose title says what all groups share and whose caption says which runs are partial."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    groups = [group for summary in summaries for group in summary["groups"]]
+    shared = [values.pop() for field in ("model", "dataset") if len(values := {_short(g[field]) for g in groups}) == 1]
+    partial = [_partial_line(i, summary, summaries, names) for i, summary in enumerate(summaries)]
+    caption = "\n".join(filter(None, [*partial, note]))
+    return Table(
+        title=Text(": ".join(filter(None, (title, ", ".join(shared)))), style="bold"),
+        caption=Text(caption) if caption else None,
+        title_justify="left",
+        caption_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        min_width=36,
+    )
+
+
+def _partial_line(number: int, summary: Summary, summaries: Sequence[Summary], names: Sequence[str] | None) -> str:
+    partial = partial_text(summary)
+    if not partial or len(summaries) == 1:
+        return partial
+    return f"run {names[number] if names else number + 1}: {partial}"
+
+
+def _fill(table: "Table", names: Sequence[str], numbers: Sequence[str], lines: Sequence[Sequence[str]]) -> "Table":
+    """Add columns and lines. On a narrow terminal names are folded; numbers never."""
+    from rich.text import Text
+
+    for heading in names:
+        table.add_column(heading, overflow="fold", min_width=5)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    for line in lines:
+        table.add_row(*map(Text, line))  # Text: a name may hold what rich takes for markup
+    return table
+
+
+def summary_table(
+    summaries: Sequence[Summary], names: Sequence[str] | None = None, *, by_image: bool = False
+) -> "Table":
+    """Rates of one or several runs, one line for each attack, model and data set.
+
+    Args:
+        summaries: as `stats.summarise` makes them.
+        names: of the runs, shown when there are several; numbers from 1, if not given.
+        by_image: also one line for each image, above that over all images.
+    """
+    columns = _name_columns(summaries, names)
+    numbers = {"image": _image, **COLUMNS} if by_image else COLUMNS
+    lines = [
+        [
+            *(text(number, group) for text in columns.values()),
+            *(text(group) for text in numbers.values()),
+        ]
+        for number, summary in enumerate(summaries)
+        for group in (summary["groups"] if by_image else _overall(summary))
+    ]
+    title = "Success by image" if by_image else "Success over all images"
+    return _fill(_table(title, summaries, names, NOTE), list(columns), list(numbers), lines)
+
+
+def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = None) -> "Table":
+    """How the trials of one or several runs ended: the count of each status; see `summary_table`."""
+    columns = _name_columns(summaries, names)
+    lines = [
+        [
+            *(text(number, group) for text in columns.values()),
+            *(str(group["status"][status]) for status in STATUSES),
+            str(group["trials"]),
+        ]
+        for number, summary in enumerate(summaries)
+        for group in _overall(summary)
+    ]
+    headings = [status.replace("-", "-\n") for status in STATUSES]
+    return _fill(_table("How trials ended", summaries, names), list(columns), [*headings, "trials"], lines)
+
+
+def rates_by_image(summary: Summary) -> "Table":
+    """Success rate of each image, a line each, with a column for each attack, model and data set."""
+    names = _name_columns([summary], None)
+    keys = {_key(group): ", ".join(text(0, group) for text in names.values()) for group in _overall(summary)}
+    brief = len(keys) > 3  # rates only, to fit 100 columns
+    rates = {
+        (group["image"], *_key(group)): rate_text(group) if brief else f"{_solved(group)}  {rate_text(group)}"
+        for group in summary["groups"]
+    }
+    images = sorted({group["image"] for group in summary["groups"] if group["image"] is not None})
+    lines = [
+        ["all" if image is None else str(image), *(rates.get((image, *key), NOTHING) for key in keys)]
+        for image in ([*images, None] if keys else [])
+    ]
+    headings = [f"{_markup_free(name)}\n{'' if brief else 'solved  '}rate [95 %]" for name in keys.values()]
+    return _fill(_table("Success by image", [summary], None), ["image"], headings, lines)
+
+
+def _markup_free(name: str) -> str:
+    from rich.markup import escape
+
+    return escape(name)
+
+
+def _key(group: Group) -> tuple[str, str, str]:
+    return group["attack"], group["model"], group["dataset"]
+
+
+def _solved(group: Group) -> str:
+    return f"{group['successes']}/{group['trials']}"
+
+
+def markdown_table(summary: Summary, *, by_image: bool = False) -> str:
+    """The summary as a Markdown table, with model, data set and, if the run is not complete, a line saying so.
+
+    Args:
+        summary: as `stats.summarise` makes it.
+        by_image: also one line for each image.
+    """
+    headings = ["attack", "model", "data set", "image", *(name.replace("\n", " ") for name in COLUMNS)]
+    lines = [
+        [
+            group["attack"],
+            group["model"],
+            _short(group["dataset"]),
+            _image(group),
+            *(text(group) for text in COLUMNS.values()),
+        ]
+        for group in (summary["groups"] if by_image else _overall(summary))
+    ]
+    aligned = ["---"] * 3 + ["---:"] * (len(headings) - 3)
+    table = "\n".join(_markdown_line(line) for line in (headings, aligned, *lines))
+    partial = partial_text(summary)
+    return f"{table}\n\n{partial}\n" if partial else f"{table}\n"
+
+
+def _markdown_line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,122 @@
+"""The convolution as patches and a product: equal to lax's, in value and in its first two derivatives."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from jax import lax
+
+from jaxleak.conv import NHWC, extract_patches, patch_conv
+
+# Compiling takes longer than running here, so the compiler is told not to optimise.
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
+
+
+def lax_conv(inputs, kernel, strides, padding):
+    return lax.conv_general_dilated(inputs, kernel, strides, padding, dimension_numbers=NHWC)
+
+
+@st.composite
+def convolutions(draw):
+    """Input shape, kernel shape, strides, padding, and which arguments carry a trial axis."""
+    kernel = draw(st.tuples(st.integers(1, 5), st.integers(1, 4), st.integers(1, 3), st.integers(1, 3)))
+    pairs = st.tuples(st.integers(0, 2), st.integers(0, 3))
+    padding = draw(st.one_of(st.sampled_from(["SAME", "VALID"]), st.tuples(pairs, pairs)))
+    height, width = (size + draw(st.integers(0, 5)) for size in kernel[:2])
+    inputs = (draw(st.integers(1, 2)), height, width, kernel[2])
+    strides = draw(st.tuples(st.integers(1, 3), st.integers(1, 3)))
+    return inputs, kernel, strides, padding, draw(st.sampled_from(sorted(VMAPS)))
+
+
+def value_and_derivatives(conv, axes, inputs, kernel, along):
+    """The convolution, a nonlinear scalar's gradient, and that gradient's derivative in the direction `along`."""
+    conv = conv if axes is None else jax.vmap(conv, axes)
+
+    def scalar(inputs, kernel):
+        return jnp.sum(jnp.sin(conv(inputs, kernel)))
+
+    def slope(inputs, kernel):
+        gradient = jax.grad(scalar, (0, 1))(inputs, kernel)
+        return sum(jnp.vdot(a, b) for a, b in zip(gradient, along, strict=True))
+
+    first, second = (jax.grad(function, (0, 1))(inputs, kernel) for function in (scalar, slope))
+    return conv(inputs, kernel), first, second
+
+
+@given(convolutions())
+@example(((1, 8, 8, 3), (5, 5, 3, 4), (2, 2), ((2, 2), (2, 2)), "both"))  # LeNet's
+@example(((2, 5, 4, 1), (5, 4, 1, 2), (3, 2), "VALID", "kernels"))  # one window
+@example(((1, 7, 6, 2), (2, 3, 2, 1), (2, 3), "SAME", "inputs"))
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+def test_patch_conv_equals_lax(convolution):
+    input_shape, kernel_shape, strides, padding, vmapped = convolution
+    axes = VMAPS[vmapped]
+    shapes = [
+        shape if axes is None or axis is None else (2, *shape)
+        for shape, axis in zip((input_shape, kernel_shape), axes or (None, None), strict=True)
+    ]
+    rng = np.random.default_rng(0)
+    inputs, kernel, *along = (rng.standard_normal(shape) for shape in shapes * 2)
+
+    def both(inputs, kernel, along):
+        return [
+            value_and_derivatives(
+                lambda x, k, conv=conv: conv(x, k, strides, padding), axes, inputs, kernel, along
+            )
+            for conv in (patch_conv, lax_conv)
+        ]
+
+    got, wanted = jax.jit(both, compiler_options=QUICK)(inputs, kernel, along)
+    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_dilation": 2},
+        {"input_dilation": (2, 1), "padding": 1},
+        {"feature_group_count": 2},
+        {"kernel_dilation": (1, 2), "feature_group_count": 2, "strides": 2},
+        {"padding": "CIRCULAR"},
+        {"use_bias": True, "strides": (1, 2)},
+    ],
+    ids=str,
+)
+def test_every_flax_convolution_keeps_its_value(options):
+    x = jax.random.normal(jax.random.key(0), (1, 7, 8, 4))
+    plain = nn.Conv(6, (3, 2), param_dtype=float, **options)
+    ours = nn.Conv(6, (3, 2), param_dtype=float, conv_general_dilated=patch_conv, **options)
+
+    def both(key, x):
+        params = plain.init(key, x)
+        return plain.apply(params, x), ours.apply(params, x)
+
+    wanted, got = jax.jit(both, compiler_options=QUICK)(jax.random.key(1), x)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
+
+
+def test_one_dense_layer_per_window():
+    """A patch lists its window in (row, column, channel) order, as a flattened HWIO kernel does."""
+    x = np.arange(2 * 4 * 5 * 3.0).reshape(2, 4, 5, 3)
+    patches = extract_patches(jnp.asarray(x), (2, 3), (2, 1))
+    assert patches.shape == (2, 2, 3, 18)
+    np.testing.assert_array_equal(patches[1, 1, 2], x[1, 2:4, 2:5].ravel())
+
+
+def test_weight_gradients_per_trial_stay_products():
+    """What it is for: `vmap(grad)` of `lax.conv_general_dilated` is a slow grouped convolution; here is none."""
+    x, kernel = jnp.ones((4, 1, 6, 6, 2)), jnp.ones((3, 3, 2, 3))
+
+    def program(conv):
+        weight_gradient = jax.grad(lambda k, x: jnp.sum(conv(x, k, (2, 2), "SAME") ** 2))
+        return str(jax.make_jaxpr(jax.vmap(weight_gradient, (None, 0)))(kernel, x))
+
+    assert "conv_general_dilated" in program(lax_conv)
+    assert "conv_general_dilated" not in program(patch_conv)
+    assert "dot_general" in program(patch_conv)

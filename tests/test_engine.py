@@ -1,0 +1,346 @@
+"""Lanes change nothing: every job once, and the same result for any lanes, chunk, queue order and devices."""
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxleak.attacks import IDLG
+from jaxleak.engine import Engine, EngineStats, Finished
+from jaxleak.errors import InputError
+from jaxleak.models import LeNet
+from jaxleak.solvers import TorchLBFGS
+from jaxleak.stats import ENDINGS
+from jaxleak.trial import Job, Outcome, Trial
+from jaxleak.victim import Victim
+
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+ONE, TWO = jax.devices()[:1], jax.devices()[:2]
+
+pytestmark = pytest.mark.skipif(len(TWO) < 2, reason="needs two devices, as tests/conftest.py sets up")
+
+
+# --- queueing, on a program of a few numbers ---
+
+
+class Countdown(NamedTuple):
+    trial: Any
+    steps: Any
+
+
+class CountdownProgram:
+    """Counts down from a job's number, summing `shared` + what is left; counts how often Python traces a step."""
+
+    def __init__(self):
+        self.traces = 0
+
+    def prepare(self, shared, job):
+        return job.trial
+
+    def init(self, shared, problem, job):
+        return {"left": job.steps, "sum": shared * 0.0}
+
+    def step(self, shared, problem, state):
+        self.traces += 1
+        runs = state["left"] > 0
+        return {
+            "left": jnp.where(runs, state["left"] - 1, 0),
+            "sum": jnp.where(runs, state["sum"] + shared + state["left"], state["sum"]),
+        }
+
+    def running(self, state):
+        return state["left"] > 0
+
+    def outcome(self, problem, state):
+        return {"trial": problem, "sum": state["sum"]}
+
+
+class Collected:
+    """`on_finished` that keeps everything, in order of arrival."""
+
+    def __init__(self):
+        self.parts: list[Finished] = []
+
+    def __call__(self, finished: Finished):
+        self.parts.append(finished)
+
+    def all(self) -> Finished:
+        return jax.tree.map(lambda *leaves: np.concatenate(leaves), *self.parts)
+
+
+def countdown_jobs(steps) -> Countdown:
+    return Countdown(np.arange(len(steps), dtype=np.int32) + 100, np.array(steps, np.int32))
+
+
+def count_down(steps, **settings) -> tuple[Collected, EngineStats]:
+    collected = Collected()
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), **settings)
+    engine.run(countdown_jobs(steps), collected)
+    return collected, engine.stats
+
+
+STEPS = [3, 0, 12, 5, 1, 7, 7, 0, 2, 30, 4, 4, 9, 1, 0, 6, 11, 2, 8, 5]
+
+
+@pytest.mark.parametrize("devices", [ONE, TWO], ids=["1 device", "2 devices"])
+@pytest.mark.parametrize("chunk", [1, 7, 100])
+@pytest.mark.parametrize("lanes", [1, 3, 8, 50])
+def test_every_job_is_done_once(lanes, chunk, devices):
+    collected, stats = count_down(STEPS, lanes=lanes, chunk=chunk, devices=devices)
+    jobs, outcomes, seconds = collected.all()
+    assert Counter(jobs.trial.tolist()) == Counter(range(100, 120))
+    np.testing.assert_array_equal(jobs.steps, np.array(STEPS)[jobs.trial - 100])
+    np.testing.assert_array_equal(outcomes["trial"], jobs.trial)  # job and outcome of the same lane
+    np.testing.assert_array_equal(outcomes["sum"], jobs.steps * (jobs.steps + 1) / 2 + jobs.steps / 2)
+    assert np.all(seconds >= 0)
+
+    assert stats.devices == len(devices)
+    assert stats.lanes == len(devices) * -(-min(lanes, len(STEPS)) // len(devices))
+    assert (stats.trials_done, stats.trials_running, stats.trials_waiting) == (20, 0, 0)
+    assert stats.steps_useful == sum(STEPS)
+    assert 0 < stats.utilisation == stats.steps_useful / stats.steps_total <= 1
+    assert stats.seconds > 0
+    assert stats.compile_seconds > 0
+
+
+def test_one_lane_is_always_useful():
+    assert count_down([4, 2, 5], lanes=1, chunk=100, devices=ONE)[1].utilisation == 1
+
+
+def test_utilisation_is_useful_over_computed_steps():
+    """Two lanes, jobs of 4 and 2 steps: a chunk ends when no lane runs, so 6 of 2 x 4 lane-steps are useful."""
+    stats = count_down([4, 2], lanes=2, chunk=100, devices=ONE)[1]
+    assert (stats.steps_useful, stats.steps_total, stats.utilisation) == (6, 8, 0.75)
+    assert EngineStats().utilisation == 0
+
+
+def test_finished_trials_come_in_the_order_in_which_they_end():
+    collected, _ = count_down([5, 1, 3], lanes=3, chunk=1, devices=ONE)
+    assert [part.jobs.steps.tolist() for part in collected.parts] == [[1], [3], [5]]
+
+
+def test_progress_is_told_after_every_chunk():
+    seen = []
+    engine = Engine(CountdownProgram(), jnp.asarray(0.0), lanes=2, chunk=2, devices=ONE)
+    engine.run(
+        countdown_jobs([4, 2, 2]),
+        Collected(),
+        lambda: seen.append(
+            (engine.stats.trials_done, engine.stats.trials_running, engine.stats.trials_waiting)
+        ),
+    )
+    assert seen == [(0, 2, 1), (1, 2, 0)]
+    assert engine.stats.trials_done == 3
+
+
+def test_an_empty_queue_does_nothing():
+    def never(*_):
+        raise AssertionError
+
+    engine = Engine(CountdownProgram(), jnp.asarray(0.0))
+    engine.run(countdown_jobs([]), never, never)
+    assert engine.stats == EngineStats()
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError])
+@pytest.mark.parametrize("raiser", ["on_finished", "on_chunk"])
+def test_an_exception_from_a_callback_ends_the_run(error, raiser):
+    """What was handed over before stays handed over, and nothing comes after."""
+    delivered, calls = [], Counter()
+
+    def on_finished(finished):
+        calls["on_finished"] += 1
+        if raiser == "on_finished" and calls["on_finished"] == 3:
+            raise error
+        delivered.extend(finished.jobs.trial.tolist())
+
+    def on_chunk():
+        calls["on_chunk"] += 1
+        if raiser == "on_chunk" and calls["on_chunk"] == 3:
+            raise error
+
+    engine = Engine(CountdownProgram(), jnp.asarray(0.0), lanes=1, chunk=1, devices=ONE)
+    with pytest.raises(error):
+        engine.run(countdown_jobs([1, 1, 1, 1, 1]), on_finished, on_chunk)
+    assert delivered == [100, 101]
+    assert calls[raiser] == 3
+
+
+@pytest.mark.parametrize("name", ["lanes", "chunk"])
+@pytest.mark.parametrize("value", [0, -4, 1.5])
+def test_lanes_and_chunk_must_be_positive_whole_numbers(name, value):
+    with pytest.raises(InputError, match=f"^`{name}` must be"):
+        Engine(CountdownProgram(), jnp.asarray(0.0), **{name: value})
+
+
+def test_a_program_is_traced_once():
+    """Not once per chunk or refill: as often for 20 trials in chunks of one as for one trial in one chunk."""
+
+    def traces(steps, chunk):
+        program, collected = CountdownProgram(), Collected()
+        Engine(program, jnp.asarray(0.5), lanes=1, chunk=chunk, devices=ONE).run(countdown_jobs(steps), collected)
+        return program.traces
+
+    assert traces(STEPS, chunk=1) == traces([3], chunk=100) <= 2  # `while_loop` may trace its body twice
+
+
+# --- gradient matching ---
+
+SEEDS = 5
+PIXELS = np.random.default_rng(0).random((2, 8, 8, 1))
+
+
+def small_trial(images: int, network: str, starts=None) -> Trial:
+    """iDLG on LeNet, 8x8 pixels: three iterations of at most 8 steps, history 10."""
+    victim = Victim(
+        model=LeNet(num_classes=4),
+        model_name="lenet",
+        dataset="random",
+        split="all",
+        indices=[30, 40][:images],
+        images=PIXELS[:images],
+        labels=np.array([1, 3])[:images],
+        network=network,
+        num_classes=4,
+    )
+    attack = replace(IDLG, solver=TorchLBFGS(history=10, inner_steps=8), iterations=3)
+    return Trial(attack=attack, victim=victim, threshold=1e-4, snapshots=(0, 3), starts=starts)
+
+
+def jobs_of(trial: Trial, order=None) -> Job:
+    """Every image with every seed, numbered, in the given order."""
+    slot, seed = (grid.ravel() for grid in np.mgrid[: len(trial.victim.indices), :SEEDS])
+    image = np.array(trial.victim.indices)[slot]
+    order = np.arange(slot.size) if order is None else order
+    return Job(*(np.asarray(array, np.int32)[order] for array in (np.arange(slot.size), slot, image, seed)))
+
+
+def run_engine(trial: Trial, order=None, **settings) -> Outcome:
+    """Outcomes in the order of the trials' numbers."""
+    collected = Collected()
+    Engine(trial, trial.shared(), **settings).run(jobs_of(trial, order), collected)
+    finished = collected.all()
+    return jax.tree.map(lambda leaf: leaf[np.argsort(finished.jobs.trial)], finished.outcomes)
+
+
+def run_plainly(trial: Trial) -> Outcome:
+    """One trial after the other in a Python loop, without lanes."""
+    shared, jobs = trial.shared(), jobs_of(trial)
+
+    def begin(shared, job):
+        problem = trial.prepare(shared, job)
+        return problem, trial.init(shared, problem, job)
+
+    begin, step, outcome = (
+        jax.jit(function, compiler_options=QUICK) for function in (begin, trial.step, trial.outcome)
+    )
+    outcomes = []
+    for position in range(jobs.trial.size):
+        problem, state = begin(shared, jax.tree.map(lambda leaf, p=position: leaf[p], jobs))
+        while trial.running(state):
+            state = step(shared, problem, state)
+        outcomes.append(outcome(problem, state))
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *outcomes)
+
+
+def assert_same(got: Outcome, wanted: Outcome):
+    """Equal up to rounding, which 24 steps of L-BFGS have had little time to blow up: measured, at most 1e-11."""
+    for name, a, b in zip(Outcome._fields, got, wanted, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-8, err_msg=name)
+
+
+@pytest.fixture(scope="module", params=[(1, "shared"), (2, "per-trial")], ids=["one network", "a network per trial"])
+def plain(request) -> tuple[Trial, Outcome]:
+    """A trial, and what the Python loop makes of its jobs."""
+    trial = small_trial(*request.param)
+    return trial, run_plainly(trial)
+
+
+def test_the_plain_loop_attacks(plain):
+    outcome = plain[1]
+    assert {ENDINGS[code] for code in outcome.ending} == {"iteration-limit"}
+    assert np.all(outcome.objective < outcome.objective_trace[:, 0])
+    # No two trials are the same, so that a mix-up would show.
+    assert len(np.unique(outcome.objective)) == outcome.objective.size
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"lanes": 1, "chunk": 100, "devices": ONE},
+        {"lanes": 3, "chunk": 7, "devices": ONE, "order": "reversed"},
+        # design.md 5.7: sharded the ordinary way, every device but the first computed wrong gradients.
+        {"lanes": 2, "chunk": 100, "devices": TWO},
+        {"lanes": 50, "chunk": 3, "devices": TWO, "order": "shuffled"},
+    ],
+    ids=lambda settings: ", ".join(f"{key} {value if key != 'devices' else len(value)}" for key, value in settings.items()),
+)
+def test_lanes_change_nothing(plain, settings):
+    trial, wanted = plain
+    settings = dict(settings)
+    size = jobs_of(trial).trial.size
+    orders = {
+        None: None,
+        "reversed": np.arange(size)[::-1],
+        "shuffled": np.random.default_rng(1).permutation(size),
+    }
+    assert_same(run_engine(trial, orders[settings.pop("order", None)], **settings), wanted)
+
+
+def test_a_nan_lane_leaves_its_neighbours_unchanged():
+    starts = np.random.default_rng(2).standard_normal((SEEDS, 1, 8, 8, 1))
+    spoilt = starts.copy()
+    spoilt[2, 0, 4, 4, 0] = np.nan
+    clean, other = (
+        run_engine(small_trial(1, "shared", {"image": given}), lanes=6, chunk=5, devices=TWO)
+        for given in (starts, spoilt)
+    )
+    assert [ENDINGS[code] for code in other.ending] == [
+        "non-finite" if seed == 2 else "iteration-limit" for seed in range(SEEDS)
+    ]
+    neighbours = np.arange(SEEDS) != 2
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[neighbours], b[neighbours]), other, clean)
+
+
+# --- precision ---
+
+
+class TracedEnoughError(Exception):
+    pass
+
+
+class PrecisionProgram:
+    """A trial that notes the precision of every product in its step when the engine traces it, and then gives up."""
+
+    def __init__(self, trial: Trial):
+        self.trial, self.precisions = trial, []
+
+    def __getattr__(self, name):
+        return getattr(self.trial, name)
+
+    def step(self, shared, problem, state):
+        self._note(jax.make_jaxpr(self.trial.step)(shared, problem, state).jaxpr)
+        raise TracedEnoughError
+
+    def _note(self, jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name in ("dot_general", "conv_general_dilated"):
+                self.precisions.append(equation.params["precision"])
+            for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+                inner = getattr(inner, "jaxpr", inner)
+                if hasattr(inner, "eqns"):
+                    self._note(inner)
+
+
+def test_products_have_full_precision():
+    """By default GPUs would multiply float32 in TF32, with 10 bits of mantissa."""
+    trial = small_trial(1, "shared")
+    program = PrecisionProgram(trial)
+    with pytest.raises(TracedEnoughError):
+        Engine(program, trial.shared(), lanes=2, devices=ONE).run(jobs_of(trial), Collected())
+    assert len(program.precisions) > 10  # forward, gradient, its gradient, and the solver's
+    assert set(program.precisions) == {(jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)}

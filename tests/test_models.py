@@ -1,0 +1,213 @@
+"""LeNet against torch's numbers, and weights through torch's names and layout."""
+
+import json
+import struct
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxleak.errors import InputError
+from jaxleak.models import MODELS, LeNet, build_model, load_weights, save_weights
+from jaxleak.models.weights import from_torch, to_torch
+from tests.oracles.cases import LenetCase, lenet_case, lenet_cases
+
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+SIZES = [(32, 32, 3, 100), (28, 28, 1, 10), (8, 8, 1, 10), (11, 9, 2, 5), (1, 1, 1, 2), (5, 6, 4, 3)]
+
+
+def relative_error(got, wanted):
+    return float(np.linalg.norm(np.ravel(got - wanted)) / np.linalg.norm(np.ravel(wanted)))
+
+
+def init(height, width, channels, num_classes, name="lenet"):
+    model = build_model(name, num_classes)
+    draw = jax.jit(model.init, compiler_options=QUICK)
+    return model, draw(jax.random.key(0), jnp.zeros((1, height, width, channels)))["params"]
+
+
+def shapes(height, width, channels, num_classes, name="lenet"):
+    model = build_model(name, num_classes)
+    x = jnp.zeros((1, height, width, channels))
+    return jax.eval_shape(model.init, jax.random.key(0), x)["params"]
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[LenetCase, LeNet]:
+    case = lenet_case("small", seed=0, height=7, width=6, channels=2, num_classes=3, iterations=0)
+    return case, LeNet(num_classes=3)
+
+
+# --- the network ---
+
+
+@pytest.mark.parametrize("case", lenet_cases(), ids=str)
+def test_forward_equals_torch(case):
+    model = LeNet(num_classes=case.num_classes)
+    params = from_torch(model, case.state_dict, case.image.shape[1:])
+    logits = jax.jit(model.apply, compiler_options=QUICK)({"params": params}, case.image)
+    assert relative_error(logits, case.golden["logits"]) < 1e-9
+
+
+@pytest.mark.parametrize(("height", "width", "channels", "num_classes"), SIZES)
+def test_shapes_follow_image_and_classes(height, width, channels, num_classes):
+    model = LeNet(num_classes=num_classes)
+    x = jnp.zeros((2, height, width, channels))
+    variables = jax.eval_shape(model.init, jax.random.key(0), x)
+    logits = jax.eval_shape(model.apply, variables, x)
+    assert logits.shape == (2, num_classes)
+    features = np.prod(model.head_input_shape((height, width, channels)))
+    assert variables["params"]["head"]["kernel"].shape == (features, num_classes)
+
+
+@pytest.mark.parametrize(
+    ("size", "parameters", "features"),
+    [
+        # 25*3*12+12, twice 25*12*12+12, and 768*100+100: as DLG's LeNet.
+        ((32, 32, 3, 100), 912 + 2 * 3612 + 76_900, 768),
+        ((28, 28, 1, 10), 312 + 2 * 3612 + 5_890, 588),
+    ],
+)
+def test_parameter_count(size, parameters, features):
+    params = shapes(*size)
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == parameters
+    assert params["head"]["kernel"].shape[0] == features
+
+
+def test_weights_are_uniform_between_minus_and_plus_a_half():
+    _, params = init(16, 16, 3, 10)
+    for leaf in jax.tree.leaves(params):
+        assert np.abs(leaf).max() <= 0.5
+        assert np.ptp(leaf) > 0.5  # 12 draws fall into half the range with probability 12 / 2**11
+    weights = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
+    # Five standard errors of a uniform's mean and variance.
+    assert abs(weights.mean()) < 5 * np.sqrt(1 / 12 / weights.size)
+    assert abs(weights.var() - 1 / 12) < 5 * np.sqrt(1 / 180 / weights.size)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_model_has_a_head(name):
+    params = shapes(8, 8, 1, 7, name)
+    assert params["head"]["kernel"].shape[1] == params["head"]["bias"].shape[0] == 7
+
+
+def test_unknown_model_names_the_closest():
+    with pytest.raises(InputError, match=r"^`model` must be one of .*lenet.*; got 'lenett'. Did you mean 'lenet'\?$"):
+        build_model("lenett", 10)
+
+
+@pytest.mark.parametrize("num_classes", [0, -3, 2.5])
+def test_a_class_count_must_be_a_positive_whole_number(num_classes):
+    with pytest.raises(InputError, match="^`num_classes` must be"):
+        build_model("lenet", num_classes)
+
+
+# --- weights in and out ---
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_save_and_load_give_the_same_parameters(name, tmp_path):
+    model, params = init(9, 6, 2, 5, name)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, model, params, (9, 6, 2))
+    loaded = load_weights(path, model, (9, 6, 2))
+    assert jax.tree.structure(loaded) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+def test_the_file_is_torchs_state_dict(small, tmp_path):
+    """torch's LeNet loads our file by its names; we load its file (the forward test: and mean the same)."""
+    case, model = small
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, model, from_torch(model, case.state_dict, case.image.shape[1:]), case.image.shape[1:])
+    written = load_file(path)
+    assert set(written) == set(case.state_dict)
+    for name, tensor in case.state_dict.items():
+        np.testing.assert_array_equal(written[name], tensor, err_msg=name)
+
+
+def test_the_head_reads_features_in_torchs_order(small):
+    """Head row of feature (channel, row, column), counted channel first, lies where NHWC flattening puts it."""
+    case, model = small
+    h, w, c = model.head_input_shape(case.image.shape[1:])
+    kernel = from_torch(model, case.state_dict, case.image.shape[1:])["head"]["kernel"]
+    torch_weight = case.state_dict["fc.0.weight"]  # [k, c * h * w]
+    row, column, channel = 1, 0, 7
+    np.testing.assert_array_equal(
+        kernel[(row * w + column) * c + channel], torch_weight[:, (channel * h + row) * w + column]
+    )
+
+
+def test_float32_weights_load_in_the_precision_jax_is_set_to(small, tmp_path):
+    case, model = small
+    path = tmp_path / "weights.safetensors"
+    save_file({name: tensor.astype(np.float32) for name, tensor in case.state_dict.items()}, path)
+    params = load_weights(path, model, case.image.shape[1:])
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {np.dtype(np.float64)}
+    back = to_torch(model, params, case.image.shape[1:])
+    np.testing.assert_array_equal(back["fc.0.bias"], case.state_dict["fc.0.bias"].astype(np.float32))
+
+
+def refused(path, model, image_shape) -> str:
+    """The one line with which `load_weights` refuses a file."""
+    with pytest.raises(InputError) as caught:
+        load_weights(path, model, image_shape)
+    message = str(caught.value)
+    assert message.startswith("`weights` ")
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (lambda state: state.pop("body.2.bias"), "missing body.2.bias"),
+        (lambda state: state.update({"fc.1.bias": np.zeros(3)}), "unknown fc.1.bias"),
+        (lambda state: state.update({"fc.0.bias": np.zeros(4)}), r"fc.0.bias is [4], not [3]"),
+        (lambda state: state.update({"body.0.weight": np.zeros((5, 5, 2, 12))}), "not [12, 2, 5, 5]"),
+        (lambda state: state.clear(), "missing fc.0.weight"),
+    ],
+    ids=["missing", "extra", "other classes", "other layout", "empty"],
+)
+def test_tensors_that_do_not_fit_are_named(change, complaint, small, tmp_path):
+    case, model = small
+    state = dict(case.state_dict)
+    change(state)
+    path = tmp_path / "weights.safetensors"
+    save_file(state, path)
+    message = refused(path, model, case.image.shape[1:])
+    assert complaint in message
+    assert "LeNet with 3 classes on 7x6x2 images" in message
+
+
+def test_weights_for_another_image_size_are_refused(small, tmp_path):
+    case, model = small
+    path = tmp_path / "weights.safetensors"
+    save_file(dict(case.state_dict), path)
+    assert "fc.0.weight is [3, 48], not [3, 108]" in refused(path, model, (12, 12, 2))
+
+
+def float8_file() -> bytes:
+    """A sound safetensors file whose tensor numpy has no type for."""
+    header = json.dumps({"fc.0.bias": {"dtype": "F8_E4M3", "shape": [3], "data_offsets": [0, 3]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(3)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"not weights", struct.pack("<Q", 1 << 40) + b"{}", float8_file()[:-2], float8_file()],
+    ids=["empty", "text", "huge header", "cut short", "float8"],
+)
+def test_an_unreadable_file_is_named(content, small, tmp_path):
+    case, model = small
+    path = tmp_path / "weights.safetensors"
+    path.write_bytes(content)
+    assert f"{str(path)!r} cannot be read" in refused(path, model, case.image.shape[1:])
+
+
+def test_no_file_and_a_directory_are_named(small, tmp_path):
+    case, model = small
+    for path in (tmp_path / "absent.safetensors", tmp_path):
+        assert f"there is no file {str(path)!r}" in refused(path, model, case.image.shape[1:])

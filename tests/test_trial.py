@@ -1,0 +1,454 @@
+"""One trial, stepped in a plain Python loop: torch's trajectories on LeNet, how trials end, what they record."""
+
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxleak.attacks import DLG, IDLG, Attack
+from jaxleak.models import LeNet
+from jaxleak.models.weights import from_torch
+from jaxleak.solvers import Adam, JaxoptLBFGS, TorchLBFGS
+from jaxleak.stats import ENDINGS
+from jaxleak.trial import Job, Outcome, Trial
+from jaxleak.victim import Victim
+from tests.oracles.cases import LenetCase, lenet_cases
+
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+ATTACKS = {"dlg": DLG, "idlg": IDLG}
+GRAY8 = lenet_cases()[-1]
+
+
+def job(trial=0, slot=0, image=0, seed=0) -> Job:
+    return Job(*(jnp.asarray(number, jnp.int32) for number in (trial, slot, image, seed)))
+
+
+def victim_of(case: LenetCase, **changes) -> Victim:
+    model = LeNet(num_classes=case.num_classes)
+    settings: dict[str, Any] = {
+        "model": model,
+        "model_name": "lenet",
+        "dataset": "golden",
+        "split": "all",
+        "indices": [7],
+        "images": case.image,
+        "labels": np.array([case.label]),
+        "network": "shared",
+        "params": from_torch(model, case.state_dict, case.image.shape[1:]),
+        "num_classes": case.num_classes,
+    }
+    return Victim(**settings | changes)
+
+
+def starts_of(case: LenetCase) -> dict[str, np.ndarray]:
+    return {"image": case.candidate_image[None], "label": case.candidate_logits[None]}
+
+
+class Ran(NamedTuple):
+    """A trial after its end, and every state it went through."""
+
+    trial: Trial
+    states: list[Any]
+    outcome: Outcome
+    step: Any  # compiled: state -> state
+
+
+def run_trial(trial: Trial, which: Job | None = None) -> Ran:
+    """The plain Python loop that everything faster is compared with."""
+    shared, which = trial.shared(), job() if which is None else which
+
+    def begin(shared, which):
+        problem = trial.prepare(shared, which)
+        return problem, trial.init(shared, problem, which)
+
+    problem, state = jax.jit(begin, compiler_options=QUICK)(shared, which)
+    compiled = jax.jit(trial.step, compiler_options=QUICK)
+    states = [state]
+    while trial.running(states[-1]):
+        states.append(compiled(shared, problem, states[-1]))
+    outcome = jax.tree.map(np.asarray, trial.outcome(problem, states[-1]))
+    return Ran(trial, states, outcome, lambda state: compiled(shared, problem, state))
+
+
+def ending(outcome: Outcome) -> str:
+    return ENDINGS[int(outcome.ending)]
+
+
+def relative_error(got, wanted):
+    return float(np.linalg.norm(np.ravel(got - wanted)) / np.linalg.norm(np.ravel(wanted)))
+
+
+# --- torch's trajectories ---
+
+
+class Followed(NamedTuple):
+    """A golden case, what torch did, and our trial of it."""
+
+    case: LenetCase
+    golden: dict[str, np.ndarray]
+    stops: list[str]
+    ran: Ran
+
+    @property
+    def last(self) -> int:
+        """Iterations until the trial's end."""
+        return int(self.ran.outcome.iterations)
+
+
+# Both attacks where torch's trajectories are long, one of them for the others: each is a compilation.
+FOLLOWED = [
+    (case, attack)
+    for number, case in enumerate(lenet_cases())
+    for attack in (ATTACKS if case.iterations == 10 else sorted(ATTACKS)[number % 2 :][:1])
+]
+
+
+@pytest.fixture(
+    scope="module",
+    params=FOLLOWED,
+    ids=lambda param: f"{param[0]}-{param[1]}",
+)
+def followed(request) -> Followed:
+    case, attack = request.param
+    golden = case.golden
+    golden = {key.split("/", 1)[1]: array for key, array in golden.items() if key.startswith(f"{attack}/")}
+    objectives = golden["trace_objective"]
+    trial = Trial(
+        attack=replace(ATTACKS[attack], iterations=case.iterations, stop_objective=0.0),
+        victim=victim_of(case),
+        # Between two objectives on the way down, so that it is crossed.
+        threshold=float(np.sqrt(objectives[0] * objectives[1])),
+        snapshots=tuple(range(case.iterations + 1)),
+        starts=starts_of(case),
+    )
+    return Followed(case, golden, golden["trace_stop"].tolist(), run_trial(trial))
+
+
+def test_trial_follows_torch(followed):
+    """All 10 outer steps where the case is calm for so long; the longer ones end when torch only repeats itself."""
+    golden, outcome, last = followed.golden, followed.ran.outcome, followed.last
+    np.testing.assert_allclose(
+        outcome.objective_trace[: last + 1], golden["trace_objective"][: last + 1], rtol=1e-6, atol=1e-12
+    )
+    for k in range(last + 1):
+        assert relative_error(outcome.snapshots[k], golden["trace_image"][k]) < 1e-6, k
+    # Where the trial ends before the budget, torch's later outer steps do not move.
+    np.testing.assert_array_equal(golden["trace_image"][last:], golden["trace_image"][[last] * (len(golden["trace_image"]) - last)])
+    assert relative_error(outcome.candidate, golden["trace_image"][-1]) < 1e-6
+
+
+def test_counters_equal_torchs(followed):
+    openings = [state.solver for state in followed.ran.states if state.solver.inner == 0]
+    for k, solver in enumerate(openings[: followed.last + 1]):
+        assert int(solver.total_evaluations) == followed.golden["trace_evaluations"][k]
+        assert int(solver.total_inner) == followed.golden["trace_inner_iterations"][k]
+    assert int(followed.ran.outcome.evaluations) == len(followed.ran.states) - 1
+
+
+def test_trial_ends_when_torch_only_repeats_itself(followed):
+    forever = [k for k, stop in enumerate(followed.stops) if stop in ("gradient-at-start", "directional-derivative")]
+    if not forever:
+        assert ending(followed.ran.outcome) == "iteration-limit"
+        assert followed.last == followed.case.iterations
+        # The last evaluation looks at where the last outer step left the candidate.
+        assert int(followed.ran.outcome.evaluations) == followed.golden["trace_evaluations"][-1] + 1
+    else:
+        assert ending(followed.ran.outcome) == "stalled"
+        # A first evaluation that finds nothing to do ends the iteration before; a later one its own.
+        moved = not np.array_equal(*followed.golden["trace_image"][forever[0] : forever[0] + 2])
+        assert followed.last == forever[0] + moved
+
+
+def test_label_is_torchs(followed):
+    if followed.ran.trial.attack.label == "joint":
+        logits = np.asarray(followed.ran.states[-1].candidate)[-followed.case.num_classes :]
+        assert relative_error(logits, followed.golden["trace_logits"][-1]) < 1e-6
+    np.testing.assert_array_equal(followed.ran.outcome.label_found, [followed.golden["label"]])
+
+
+def test_threshold_is_noted_at_its_first_crossing(followed):
+    trace, outcome = followed.ran.outcome.objective_trace, followed.ran.outcome
+    first = int(np.flatnonzero(trace < followed.ran.trial.threshold)[0])
+    assert first > 0
+    assert int(outcome.threshold_iterations) == first
+    # Torch's count at the end of that iteration, and the evaluation that looks.
+    assert int(outcome.threshold_evaluations) == followed.golden["trace_evaluations"][first] + 1
+
+
+def test_traces_are_blank_after_the_end(followed):
+    outcome, last = followed.ran.outcome, followed.last
+    for trace in (outcome.objective_trace, outcome.mse_trace):
+        assert trace.shape == (followed.case.iterations + 1,)
+        assert np.isfinite(trace[: last + 1]).all()
+        assert np.isnan(trace[last + 1 :]).all()
+    assert outcome.objective == outcome.objective_trace[last]
+
+
+def test_mse_trace_belongs_to_the_snapshots(followed):
+    outcome, last = followed.ran.outcome, followed.last
+    squares = (outcome.snapshots - followed.case.image) ** 2
+    np.testing.assert_allclose(outcome.mse_trace[: last + 1], squares.mean(axis=(1, 2, 3, 4))[: last + 1], rtol=1e-10)
+
+
+def test_the_final_candidate_fills_later_snapshots(followed):
+    for snapshot in followed.ran.outcome.snapshots[followed.last :]:
+        np.testing.assert_array_equal(snapshot, followed.ran.outcome.candidate)
+
+
+def test_update_norm_is_the_shared_updates(followed):
+    wanted = sum(np.sum(tensor**2) for tensor in followed.case.update.values())
+    assert float(followed.ran.outcome.update_norm2) == pytest.approx(wanted, rel=1e-9)
+
+
+# --- how trials end ---
+
+START_ROWS = ("ordinary", "one pixel NaN", "truth", "saturated", "infinite")
+
+
+def outcomes_of(trial: Trial, jobs: list[Job], extra_steps: int = 0) -> tuple[Outcome, Outcome]:
+    """Outcomes of several trials in one compiled call, and again after `extra_steps` further steps."""
+    shared = trial.shared()
+
+    def one(which):
+        problem = trial.prepare(shared, which)
+        state = trial.init(shared, problem, which)
+        state = jax.lax.while_loop(trial.running, lambda state: trial.step(shared, problem, state), state)
+        later = jax.lax.fori_loop(0, extra_steps, lambda _, state: trial.step(shared, problem, state), state)
+        return trial.outcome(problem, state), trial.outcome(problem, later)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
+    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one), compiler_options=QUICK)(stacked))
+
+
+def small_attack(**changes) -> Attack:
+    settings = {"solver": TorchLBFGS(history=5), "iterations": 2, "stop_objective": 1e-12} | changes
+    return replace(IDLG, **settings)
+
+
+@pytest.fixture(scope="module")
+def endings() -> tuple[dict[str, Outcome], dict[str, Outcome]]:
+    """Outcomes by the row of START_ROWS they started from, at their end and 30 steps later."""
+    image = GRAY8.candidate_image
+    spoilt = image.copy()
+    spoilt[0, 3, 3, 0] = np.nan
+    rows = [image, spoilt, GRAY8.image, np.full_like(image, 1e200), np.full_like(image, np.inf)]
+    trial = Trial(
+        attack=small_attack(),
+        victim=victim_of(GRAY8),
+        threshold=1e-9,
+        snapshots=(0, 1, 2, 9),
+        starts={"image": np.stack(rows)},
+    )
+    both = outcomes_of(trial, [job(seed=row) for row in range(len(rows))], extra_steps=30)
+    at_end, later = (
+        {name: jax.tree.map(lambda leaf, row=row: leaf[row], outcome) for row, name in enumerate(START_ROWS)}
+        for outcome in both
+    )
+    return at_end, later
+
+
+def test_a_trial_ends_at_its_iteration_limit(endings):
+    outcome = endings[0]["ordinary"]
+    assert ending(outcome) == "iteration-limit"
+    assert (int(outcome.iterations), int(outcome.evaluations)) == (2, 41)
+    assert int(outcome.threshold_iterations) == int(outcome.threshold_evaluations) == -1
+
+
+def test_a_trial_ends_below_its_objective(endings):
+    outcome = endings[0]["truth"]
+    assert ending(outcome) == "objective"  # not "stalled", though the gradient is zero there too
+    assert (int(outcome.iterations), int(outcome.evaluations)) == (0, 1)
+    assert (int(outcome.threshold_iterations), int(outcome.threshold_evaluations)) == (0, 1)
+    assert np.isnan(outcome.objective_trace[1:]).all()
+
+
+@pytest.mark.parametrize("start", ["one pixel NaN", "infinite"])
+def test_a_trial_ends_when_a_number_is_not_finite(endings, start):
+    outcome = endings[0][start]
+    assert ending(outcome) == "non-finite"
+    assert (int(outcome.iterations), int(outcome.evaluations)) == (0, 1)
+    assert int(outcome.threshold_iterations) == -1
+    assert outcome.candidate.shape == (1, 8, 8, 1)
+
+
+def test_a_trial_stalls_without_a_slope(endings):
+    """So far out every sigmoid is 0 or 1: the objective is flat, but nothing is wrong with the numbers."""
+    outcome = endings[0]["saturated"]
+    assert ending(outcome) == "stalled"
+    assert (int(outcome.iterations), int(outcome.evaluations)) == (0, 1)
+    assert np.isfinite(outcome.objective)
+
+
+def test_an_iteration_of_the_middle_can_break_a_trial():
+    """A step that overflows: the iteration in which it happens is the last."""
+    attack = small_attack(solver=TorchLBFGS(history=5, lr=1e308), iterations=3)
+    ran = run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8)))
+    assert ending(ran.outcome) in ("non-finite", "stalled")
+    assert int(ran.outcome.iterations) == 1
+    assert 1 < int(ran.outcome.evaluations) < 20
+    assert np.isnan(ran.outcome.objective_trace[2:]).all()
+
+
+@pytest.mark.parametrize("start", START_ROWS)
+def test_an_ended_trial_keeps_its_outcome(endings, start):
+    at_end, later = (outcomes[start] for outcomes in endings)
+    jax.tree.map(np.testing.assert_array_equal, at_end, later)
+
+
+def test_snapshots_lie_at_their_iterations(endings):
+    outcome = endings[0]["ordinary"]
+    np.testing.assert_array_equal(outcome.snapshots[0], GRAY8.candidate_image)
+    assert not np.array_equal(outcome.snapshots[1], outcome.snapshots[0])
+    assert not np.array_equal(outcome.snapshots[1], outcome.snapshots[2])
+    for final in outcome.snapshots[2:]:  # iteration 9 never comes
+        np.testing.assert_array_equal(final, outcome.candidate)
+
+
+@pytest.mark.parametrize(
+    ("solver", "evaluations"),
+    [(Adam(lr=0.05), 4), (JaxoptLBFGS(line_search="fixed", lr=0.01, history=5, inner_steps=2), 7)],
+    ids=["adam", "jaxopt-lbfgs"],
+)
+def test_iterations_are_the_solvers(solver, evaluations):
+    """Three iterations, and the evaluation that looks at the candidate they leave."""
+    attack = small_attack(solver=solver, iterations=3)
+    ran = run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8)))
+    assert ending(ran.outcome) == "iteration-limit"
+    assert (int(ran.outcome.iterations), int(ran.outcome.evaluations)) == (3, evaluations)
+    assert np.isfinite(ran.outcome.objective_trace).all()
+    assert ran.outcome.objective < ran.outcome.objective_trace[0]
+
+
+# --- where trials start ---
+
+
+def start_of(which: Job, attack: Attack = DLG, start_seed: int = 0, starts=None, **changes) -> dict[str, np.ndarray]:
+    trial = Trial(
+        attack=attack, victim=victim_of(GRAY8, **changes), threshold=1e-4, start_seed=start_seed, starts=starts
+    )
+    return jax.tree.map(np.asarray, trial.start(trial.shared(), which))
+
+
+def test_a_start_depends_on_its_seed_and_image_only():
+    one = start_of(job(trial=0, slot=0, image=20319, seed=3))
+    assert one["image"].shape == (1, 8, 8, 1)
+    assert one["label"].shape == (1, 10)
+    assert one["image"].dtype == one["label"].dtype == np.float64
+    jax.tree.map(np.testing.assert_array_equal, one, start_of(job(trial=9, slot=5, image=20319, seed=3)))
+    np.testing.assert_array_equal(one["image"], start_of(job(image=20319, seed=3), IDLG)["image"])
+    other = start_of(job(image=20319, seed=3), params=None, network="per-trial", network_seed=4)
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+@pytest.mark.parametrize(
+    "other", [(job(image=25, seed=3), 0), (job(image=20319, seed=4), 0), (job(image=20319, seed=3), 1)],
+    ids=["image", "seed", "start seed"],
+)
+def test_other_seeds_and_images_start_elsewhere(other):
+    which, start_seed = other
+    one, two = start_of(job(image=20319, seed=3)), start_of(which, start_seed=start_seed)
+    for name in one:
+        assert not np.any(one[name] == two[name])
+
+
+def test_starts_are_standard_normal():
+    trial = Trial(attack=DLG, victim=victim_of(GRAY8), threshold=1e-4)
+    shared = trial.shared()
+    draw = jax.vmap(lambda seed: trial.start(shared, job()._replace(seed=seed)))
+    starts = jax.jit(draw, compiler_options=QUICK)(jnp.arange(200))
+    for pixels in starts.values():
+        assert abs(np.mean(pixels)) < 5 / np.sqrt(pixels.size)  # five standard errors
+        assert abs(np.var(pixels) - 1) < 5 * np.sqrt(2 / pixels.size)
+
+
+def test_given_starts_are_taken_by_seed():
+    rng = np.random.default_rng(0)
+    starts = {"image": rng.random((4, 1, 8, 8, 1)), "label": rng.random((4, 1, 10))}
+    for attack in (DLG, IDLG):
+        start = start_of(job(image=5, seed=2), attack, starts=starts)
+        assert set(start) == ({"image", "label"} if attack is DLG else {"image"})
+        for name in start:
+            np.testing.assert_array_equal(start[name], starts[name][2])
+
+
+# --- whose network ---
+
+JOBS = [(0, 10, 0), (0, 10, 1), (1, 20, 0), (1, 20, 1)]  # slot, image, seed
+
+
+def two_images(**changes) -> Victim:
+    rng = np.random.default_rng(0)
+    settings: dict[str, Any] = {
+        "indices": [10, 20],
+        "images": rng.random((2, 8, 8, 1)),
+        "labels": np.array([4, 4]),
+        "params": None,
+    }
+    return victim_of(GRAY8, **settings | changes)
+
+
+def problems(victim: Victim, jobs=JOBS):
+    """What `prepare` gives for each of `jobs`, stacked."""
+    trial = Trial(attack=IDLG, victim=victim, threshold=1e-4)
+    shared = trial.shared()
+    slots, images, seeds = np.array(jobs, np.int32).T
+    stacked = Job(trial=np.arange(len(jobs), dtype=np.int32), slot=slots, image=images, seed=seeds)
+    prepare = jax.jit(jax.vmap(trial.prepare, (None, 0)), compiler_options=QUICK)
+    return prepare(shared, jax.tree.map(jnp.asarray, stacked))
+
+
+def same_network(problem) -> list[list[bool]]:
+    kernels = np.asarray(problem.params["conv1"]["kernel"])
+    return [[bool(np.array_equal(a, b)) for b in kernels] for a in kernels]
+
+
+def test_a_shared_network_is_not_copied_into_trials():
+    trial = Trial(attack=IDLG, victim=two_images(network="shared"), threshold=1e-4)
+    shared = jax.eval_shape(trial.shared)
+    assert shared.params["head"]["kernel"].shape == (48, 10)
+    assert jax.eval_shape(trial.prepare, shared, job()).params == ()
+
+
+def test_a_network_per_image():
+    problem = problems(two_images(network="per-image"))
+    same = [[True, True, False, False]] * 2 + [[False, False, True, True]] * 2
+    assert same_network(problem) == same
+
+
+def test_a_network_per_trial():
+    assert same_network(problems(two_images(network="per-trial"))) == np.eye(4, dtype=bool).tolist()
+
+
+@pytest.mark.parametrize("network", ["per-image", "per-trial"])
+def test_a_network_follows_its_seeds_and_image_not_its_slot(network):
+    def kernels(victim, jobs):
+        return np.asarray(problems(victim, jobs).params["head"]["kernel"])
+
+    victim = two_images(network=network)
+    one = kernels(victim, [(0, 10, 5)])
+    np.testing.assert_array_equal(one, kernels(victim, [(1, 10, 5)]))
+    assert not np.any(one == kernels(two_images(network=network, network_seed=1), [(0, 10, 5)]))
+
+
+def test_given_networks_per_image_are_taken_by_slot():
+    drawn = problems(two_images(network="per-image"), [(0, 10, 0), (1, 20, 0)])
+    given = problems(two_images(network="per-image", params=drawn.params))
+    np.testing.assert_array_equal(given.params["head"]["bias"], drawn.params["head"]["bias"][np.array([0, 0, 1, 1])])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a[2], b[1], rtol=1e-12), given.update, drawn.update)
+
+
+@pytest.mark.parametrize("network", ["shared", "per-image", "per-trial"])
+def test_networks_and_updates_have_the_precision_jax_is_set_to(network):
+    trial = Trial(attack=IDLG, victim=two_images(network=network), threshold=1e-4)
+    shared = jax.eval_shape(trial.shared)
+    problem = jax.eval_shape(trial.prepare, shared, job())
+    leaves = jax.tree.leaves((shared.params, problem.params, problem.update))
+    assert {leaf.dtype for leaf in leaves} == {np.dtype(np.float64)}
+
+
+def test_idlg_reads_the_label_of_its_own_image():
+    victim = two_images(network="per-trial", labels=np.array([4, 9]))
+    np.testing.assert_array_equal(problems(victim).label[:, 0], [4, 4, 9, 9])
