@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -35,7 +36,7 @@ def torch_rate(seconds: float) -> float:
     torch.set_num_threads(1)
     torch.manual_seed(os.getpid())
     net = LeNet(32, 32, 3, CLASSES)
-    update = dlg_gradient(net, torch.rand(1, 3, 32, 32), 3)
+    update = dlg_gradient(net, torch.rand(1, 3, 32, 32), torch.tensor([3]))
     start, logits = torch.randn(1, 3, 32, 32), torch.randn(1, CLASSES)
     run_attack(net, update, start, logits, iterations=2)  # warm-up
     began, evaluations = time.perf_counter(), 0
@@ -71,7 +72,7 @@ def main() -> None:
     cores = len(os.sched_getaffinity(0))
     rounds = []
     for number in range(options.rounds):
-        row = {"pytorch_processes": torch_summed(cores, options.seconds)}
+        row: dict[str, Any] = {"pytorch_processes": torch_summed(cores, options.seconds)}
         for network in ("shared", "per-trial"):
             row[network] = jaxleak_rate(options.data_dir, network, options.seeds)
         rounds.append(row)

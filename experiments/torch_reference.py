@@ -56,13 +56,13 @@ def one_trial(job: tuple[Path, int, int, str, np.ndarray, int]) -> dict[str, Any
     torch.set_num_threads(1)
     net = lenet_from(load_file(folder / f"lenet_{image}.safetensors"), 32, 32)
     truth = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
-    update = dlg_gradient(net, truth, label)
+    update = dlg_gradient(net, truth, torch.tensor([label]))
     with np.load(folder / "starts.npz") as stored:
         start = torch.from_numpy(stored["image"][seed][None])
         logits = torch.from_numpy(stored["label_logits"][seed][None]) if method == "dlg" else None
     began = time.perf_counter()
     trace = run_attack(net, update, start, logits, iterations=300, stop_below=1e-6)
-    errors = np.mean((trace.image - truth.numpy()) ** 2, axis=(1, 2, 3, 4), dtype=np.float64)
+    errors = ((trace.image - truth.numpy()).astype(np.float64) ** 2).mean(axis=(1, 2, 3, 4))
     return {
         "image": image,
         "seed": seed,
@@ -73,7 +73,7 @@ def one_trial(job: tuple[Path, int, int, str, np.ndarray, int]) -> dict[str, Any
         "evals": int(trace.evaluations[-1]),
         "sec": time.perf_counter() - began,
         "loss": float(trace.objective[-1]),
-        "mse": float(errors[-1]),
+        "mse": errors.tolist()[-1],
         "g2": float(sum((tensor**2).sum() for tensor in update)),
     }
 

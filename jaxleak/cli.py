@@ -2,6 +2,7 @@
 
 import sys
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -181,7 +182,7 @@ def run(command: RunCommand) -> int:
             file=sys.stderr,
         )
         return INTERRUPTED
-    _print_tables([result.summary], by_image=len(sweep.victim.indices) > 1)
+    _print_tables([result.summary], [command.out], by_image=len(sweep.victim.indices) > 1)
     print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
     if command.figures:
         for path in result.plot():
@@ -191,7 +192,7 @@ def run(command: RunCommand) -> int:
 
 def table(command: TableCommand) -> int:
     """`jaxleak table`."""
-    _print_tables([_summary(path) for path in command.runs], by_image=command.by_image)
+    _print_tables([_summary(path) for path in command.runs], command.runs, by_image=command.by_image)
     return 0
 
 
@@ -228,7 +229,7 @@ def _tuple(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _print_tables(summaries: list[dict[str, Any]], *, by_image: bool) -> None:
+def _print_tables(summaries: list[dict[str, Any]], runs: Sequence[Path], *, by_image: bool) -> None:
     from rich.console import Console
 
     from jaxleak.tables import rates_by_image, status_table, summary_table
@@ -237,8 +238,9 @@ def _print_tables(summaries: list[dict[str, Any]], *, by_image: bool) -> None:
     if by_image:
         for summary in summaries:
             console.print(rates_by_image(summary))
-    console.print(summary_table(summaries))
-    console.print(status_table(summaries))
+    names = [str(path) for path in runs]
+    console.print(summary_table(summaries, names))
+    console.print(status_table(summaries, names))
 
 
 COMMANDS = {"run": (RunCommand, run), "table": (TableCommand, table), "plot": (PlotCommand, plot)}

@@ -101,7 +101,7 @@ class Engine:
     shared: Any
     lanes: int | None = None
     chunk: int = 100
-    devices: Sequence[jax.Device] | None = None
+    devices: Sequence[Any] | None = None
     stats: EngineStats = field(default_factory=EngineStats)
 
     def __post_init__(self):
@@ -174,7 +174,7 @@ class Engine:
         jobs = queue.take(np.where(mask, owner, positions[0]))
         return compiled.refill(compiled.shared, *carry, *compiled.place((jobs, mask)))
 
-    def _compile(self, queue: "_Queue", devices: list[jax.Device]) -> "_Compiled":
+    def _compile(self, queue: "_Queue", devices: list[Any]) -> "_Compiled":
         began = time.perf_counter()
         one = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), queue.jobs)
         shared_type = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.shared)
@@ -218,7 +218,7 @@ class _Compiled:
     ordinary ways of sharding a convolution's weight gradient give wrong numbers (design notes, sharding).
     """
 
-    def __init__(self, engine: Engine, types, job_type, shared_type, per_device: int, devices: list[jax.Device]):
+    def __init__(self, engine: Engine, types, job_type, shared_type, per_device: int, devices: list[Any]):
         self.lanes_per_device = per_device
         self.lanes = per_device * len(devices)
         mesh = jax.sharding.Mesh(np.array(devices), ("lane",))
@@ -232,7 +232,7 @@ class _Compiled:
 
             def body(carry):
                 i, useful, state = carry
-                useful = useful + jnp.sum(running(state))
+                useful = useful + jnp.sum(running(state), dtype=jnp.int32)
                 return i + 1, useful, jax.vmap(program.step, (None, 0, 0))(shared, problem, state)
 
             def more(carry):

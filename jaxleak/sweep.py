@@ -58,6 +58,9 @@ class Sweep:
             raise InputError(f"`attack` names must be distinct; got {', '.join(names)}.")
         if any(iteration < 0 for iteration in self.snapshots):
             raise InputError(f"`snapshots` must be iterations, 0 or above; got {list(self.snapshots)}.")
+        needed = {"image"} | {"label" for attack in self.attacks if attack.label == "joint"}
+        if self.starts is not None and not needed <= self.starts.keys():
+            raise InputError(f"`starts` must hold {', '.join(sorted(needed))}; it has {', '.join(self.starts)}.")
         for name, start in (self.starts or {}).items():
             if len(start) < self.seeds:
                 raise InputError(f"`starts` holds {len(start)} rows of {name}; `seeds` asks for {self.seeds}.")

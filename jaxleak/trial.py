@@ -20,12 +20,15 @@ ENDING = {name: code for code, name in enumerate(ENDINGS)}
 
 
 class Job(NamedTuple):
-    """What distinguishes one trial from another; integers only, so that a queue of jobs is an array."""
+    """What distinguishes one trial from another; integers only, so that a queue of jobs is an array.
 
-    trial: Int[Array, ""]  # id within the run
-    slot: Int[Array, ""]  # position of the image in the victim
-    image: Int[Array, ""]  # index of the image in its data set: keys follow it, not the slot
-    seed: Int[Array, ""]  # trial seed
+    Like `Outcome`, it is numpy on the host and traced inside the program.
+    """
+
+    trial: Int[Any, ""]  # id within the run
+    slot: Int[Any, ""]  # position of the image in the victim
+    image: Int[Any, ""]  # index of the image in its data set: keys follow it, not the slot
+    seed: Int[Any, ""]  # trial seed
 
 
 class Shared(NamedTuple):
@@ -65,18 +68,18 @@ class TrialState(NamedTuple):
 class Outcome(NamedTuple):
     """What a finished trial leaves."""
 
-    ending: Int[Array, ""]
-    evaluations: Int[Array, ""]
-    iterations: Int[Array, ""]
-    objective: Float[Array, ""]
-    update_norm2: Float[Array, ""]  # squared norm of the shared update
-    threshold_iterations: Int[Array, ""]
-    threshold_evaluations: Int[Array, ""]
-    label_found: Int[Array, "b"]
-    candidate: Float[Array, "b h w c"]
-    objective_trace: Float[Array, "t"]
-    mse_trace: Float[Array, "t"]
-    snapshots: Float[Array, "s b h w c"]
+    ending: Int[Any, ""]
+    evaluations: Int[Any, ""]
+    iterations: Int[Any, ""]
+    objective: Float[Any, ""]
+    update_norm2: Float[Any, ""]  # squared norm of the shared update
+    threshold_iterations: Int[Any, ""]
+    threshold_evaluations: Int[Any, ""]
+    label_found: Int[Any, "b"]
+    candidate: Float[Any, "b h w c"]
+    objective_trace: Float[Any, "t"]
+    mse_trace: Float[Any, "t"]
+    snapshots: Float[Any, "s b h w c"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,6 +1,6 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class Victim:
         indices: index of each image in its data set [i].
         images: [i, h, w, c], in [0, 1].
         labels: [i], in 0..k-1.
+        num_classes: k, the outputs of the head.
         network: "shared" (one network), "per-image" (one per image) or "per-trial" (a fresh one for each trial).
         network_seed: from which networks are drawn.
         params: given weights: one set ("shared") or stacked over images ("per-image"); None draws them.
@@ -41,11 +42,11 @@ class Victim:
     indices: list[int]
     images: np.ndarray
     labels: np.ndarray
+    num_classes: int
     network: str = "per-trial"
     network_seed: int = 0
     params: PyTree | None = None
     weights_name: str | None = None
-    num_classes: int = field(default=0)
 
     def __post_init__(self):
         check_choice("network", self.network, NETWORKS)
@@ -128,8 +129,9 @@ def _digest(path: str | Path) -> str:
 
 
 def draw_params(model: nn.Module, key, image_shape: tuple[int, int, int]) -> PyTree:
-    """A network drawn with the model's own initialisation."""
-    return model.init(key, jnp.zeros((1, *image_shape)))["params"]
+    """A network drawn with the model's own initialisation, in the precision jax is set to."""
+    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
+    return jax.tree.map(lambda leaf: leaf.astype(float), params)  # Linen draws float32
 
 
 def shared_update(

@@ -9,3 +9,5 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+# Compiling is most of the suite's time: what is tested does not depend on XLA's optimisations.
+jax.config.update("jax_disable_most_optimizations", True)

@@ -64,9 +64,7 @@ def test_patch_conv_equals_lax(convolution):
 
     def both(inputs, kernel, along):
         return [
-            value_and_derivatives(
-                lambda x, k, conv=conv: conv(x, k, strides, padding), axes, inputs, kernel, along
-            )
+            value_and_derivatives(lambda x, k, conv=conv: conv(x, k, strides, padding), axes, inputs, kernel, along)
             for conv in (patch_conv, lax_conv)
         ]
 

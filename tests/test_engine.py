@@ -21,6 +21,16 @@ from jaxleak.victim import Victim
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_quickly():
+    """Compiling takes longer than running here, so the compiler is told not to optimise."""
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
+
+
 pytestmark = pytest.mark.skipif(len(TWO) < 2, reason="needs two devices, as tests/conftest.py sets up")
 
 
@@ -129,9 +139,7 @@ def test_progress_is_told_after_every_chunk():
     engine.run(
         countdown_jobs([4, 2, 2]),
         Collected(),
-        lambda: seen.append(
-            (engine.stats.trials_done, engine.stats.trials_running, engine.stats.trials_waiting)
-        ),
+        lambda: seen.append((engine.stats.trials_done, engine.stats.trials_running, engine.stats.trials_waiting)),
     )
     assert seen == [(0, 2, 1), (1, 2, 0)]
     assert engine.stats.trials_done == 3
@@ -216,7 +224,8 @@ def jobs_of(trial: Trial, order=None) -> Job:
     slot, seed = (grid.ravel() for grid in np.mgrid[: len(trial.victim.indices), :SEEDS])
     image = np.array(trial.victim.indices)[slot]
     order = np.arange(slot.size) if order is None else order
-    return Job(*(np.asarray(array, np.int32)[order] for array in (np.arange(slot.size), slot, image, seed)))
+    numbers: Any = (np.asarray(array, np.int32)[order] for array in (np.arange(slot.size), slot, image, seed))
+    return Job(*numbers)
 
 
 def run_engine(trial: Trial, order=None, **settings) -> Outcome:
@@ -277,7 +286,9 @@ def test_the_plain_loop_attacks(plain):
         {"lanes": 2, "chunk": 100, "devices": TWO},
         {"lanes": 50, "chunk": 3, "devices": TWO, "order": "shuffled"},
     ],
-    ids=lambda settings: ", ".join(f"{key} {value if key != 'devices' else len(value)}" for key, value in settings.items()),
+    ids=lambda settings: ", ".join(
+        f"{key} {value if key != 'devices' else len(value)}" for key, value in settings.items()
+    ),
 )
 def test_lanes_change_nothing(plain, settings):
     trial, wanted = plain
@@ -318,9 +329,7 @@ class PrecisionProgram:
 
     def __init__(self, trial: Trial):
         self.trial, self.precisions = trial, []
-
-    def __getattr__(self, name):
-        return getattr(self.trial, name)
+        self.prepare, self.init, self.running, self.outcome = trial.prepare, trial.init, trial.running, trial.outcome
 
     def step(self, shared, problem, state):
         self._note(jax.make_jaxpr(self.trial.step)(shared, problem, state).jaxpr)

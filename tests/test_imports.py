@@ -10,7 +10,19 @@ import pytest
 import jaxleak
 
 PACKAGE = Path(jaxleak.__file__).parent
-LEAVES = {"models", "conv", "objectives", "labels", "inits", "solvers", "defences", "metrics", "stats", "data", "errors"}
+LEAVES = {
+    "models",
+    "conv",
+    "objectives",
+    "labels",
+    "inits",
+    "solvers",
+    "defences",
+    "metrics",
+    "stats",
+    "data",
+    "errors",
+}
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {
     **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "store"], LEAVES),

@@ -100,7 +100,7 @@ def test_unknown_model_names_the_closest():
 
 @pytest.mark.parametrize("num_classes", [0, -3, 2.5])
 def test_a_class_count_must_be_a_positive_whole_number(num_classes):
-    with pytest.raises(InputError, match="^`num_classes` must be"):
+    with pytest.raises(InputError, match=r"^`num_classes` must be"):
         build_model("lenet", num_classes)
 
 

@@ -1,6 +1,7 @@
 """Tables: every number in its place, nothing cut off at 100 columns, partial runs marked."""
 
 import io
+import statistics
 
 import pytest
 from rich.console import Console
@@ -36,6 +37,10 @@ def make_rows(images=(7, 3), seeds=50, attacks=("dlg",), every=3):
     ]
 
 
+SOLVED_ITERATIONS = [row["threshold_iterations"] for row in make_rows() if row["success"]]
+ITERATIONS_TEXT = f"{statistics.mean(SOLVED_ITERATIONS):.1f}, {statistics.median(SOLVED_ITERATIONS):.1f}"
+
+
 def make_summary(rows=None, **options):
     return summarise(make_rows() if rows is None else rows, Criteria(), **options)
 
@@ -62,17 +67,17 @@ def test_rate_reads_as_rate_and_interval():
 @pytest.mark.parametrize("width", [80, 100])
 def test_summary_line_holds_every_number(width):
     text = shown(summary_table([make_summary()]), width)
-    expected = ["dlg", "68/100", "0.68 [0.58, 0.76]", "81.0, 81", "1,500", "0.68", "1.00, 1.00"]
+    expected = ["dlg", "68/100", "0.68 [0.58, 0.76]", ITERATIONS_TEXT, "1,500", "0.68", "1.00, 1.00"]
     assert line_of(text, "dlg") == expected
     assert "Success over all images: lenet, cifar100" in text
     assert "partial" not in text
 
 
 def test_a_thousand_trials_of_every_size_fit_80_columns():
-    rows = [make_row(i, 7, threshold_iterations=1000 + i % 2, threshold_evaluations=123456) for i in range(1000)]
+    rows = [make_row(i, 7, threshold_iterations=1100, threshold_evaluations=123456) for i in range(1000)]
     cells = line_of(shown(summary_table([make_summary(rows)]), 80), "dlg")
-    assert cells[1:5] == ["1000/1000", "1.00 [1.00, 1.00]", "1,000, 1,000", "123,456"] or cells[3].startswith("1,000")
-    assert cells[-1] == "1.00, 1.00"
+    assert cells[1:5] == ["1000/1000", "1.00 [1.00, 1.00]", "1,100, 1,100", "123,456"]
+    assert cells[5:] == ["1.00", "1.00, 1.00"]
 
 
 def test_summary_by_image_says_whether_the_selected_and_the_oracle_solved():
@@ -154,7 +159,9 @@ def test_markdown_is_one_line_for_each_group_and_says_partial():
     lines = markdown_table(make_summary()).splitlines()
     assert len(lines) == 3
     assert lines[0].startswith("| attack | model | data set | image | solved | rate [95 %] |")
-    expected = "| dlg | lenet | cifar100 | all | 68/100 | 0.68 [0.58, 0.76] | 81.0, 81 | 1,500 | 0.68 | 1.00, 1.00 |"
+    expected = (
+        f"| dlg | lenet | cifar100 | all | 68/100 | 0.68 [0.58, 0.76] | {ITERATIONS_TEXT} | 1,500 | 0.68 | 1.00, 1.00 |"
+    )
     assert lines[2] == expected
     assert {line.count("|") for line in lines} == {11}
     partial = markdown_table(make_summary(expected=120), by_image=True).splitlines()

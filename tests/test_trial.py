@@ -136,7 +136,9 @@ def test_trial_follows_torch(followed):
     for k in range(last + 1):
         assert relative_error(outcome.snapshots[k], golden["trace_image"][k]) < 1e-6, k
     # Where the trial ends before the budget, torch's later outer steps do not move.
-    np.testing.assert_array_equal(golden["trace_image"][last:], golden["trace_image"][[last] * (len(golden["trace_image"]) - last)])
+    np.testing.assert_array_equal(
+        golden["trace_image"][last:], golden["trace_image"][[last] * (len(golden["trace_image"]) - last)]
+    )
     assert relative_error(outcome.candidate, golden["trace_image"][-1]) < 1e-6
 
 
@@ -344,7 +346,8 @@ def test_a_start_depends_on_its_seed_and_image_only():
 
 
 @pytest.mark.parametrize(
-    "other", [(job(image=25, seed=3), 0), (job(image=20319, seed=4), 0), (job(image=20319, seed=3), 1)],
+    "other",
+    [(job(image=25, seed=3), 0), (job(image=20319, seed=4), 0), (job(image=20319, seed=3), 1)],
     ids=["image", "seed", "start seed"],
 )
 def test_other_seeds_and_images_start_elsewhere(other):
@@ -394,10 +397,8 @@ def problems(victim: Victim, jobs=JOBS):
     """What `prepare` gives for each of `jobs`, stacked."""
     trial = Trial(attack=IDLG, victim=victim, threshold=1e-4)
     shared = trial.shared()
-    slots, images, seeds = np.array(jobs, np.int32).T
-    stacked = Job(trial=np.arange(len(jobs), dtype=np.int32), slot=slots, image=images, seed=seeds)
-    prepare = jax.jit(jax.vmap(trial.prepare, (None, 0)), compiler_options=QUICK)
-    return prepare(shared, jax.tree.map(jnp.asarray, stacked))
+    stacked = Job(jnp.arange(len(jobs)), *jnp.asarray(jobs).T)
+    return jax.jit(jax.vmap(trial.prepare, (None, 0)), compiler_options=QUICK)(shared, stacked)
 
 
 def same_network(problem) -> list[list[bool]]:

@@ -87,7 +87,7 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
         raise InputError(f"`weights` must be a safetensors file; there is no file {str(path)!r}.")
     try:
         state = load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise InputError(f"`weights` must be a safetensors file; {str(path)!r} cannot be read: {error}.") from error
     return from_torch(model, state, image_shape)
 

@@ -56,7 +56,7 @@ class JaxoptLBFGS:
             stepsize=self.lr if fixed else 0.0,
             linesearch="zoom" if fixed else self.line_search,
             implicit_diff=False,
-            jit=False,
+            jit=True,
             unroll=False,
         )
 
