@@ -253,7 +253,11 @@ class _Compiled:
         def build(function, in_specs, donate, *args):
             mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
             with jax.default_matmul_precision("highest"):
-                return jax.jit(mapped, donate_argnums=donate, compiler_options=options).lower(*args).compile()
+                # Said out loud, since arrays of size zero would come back without their sharding.
+                jitted = jax.jit(
+                    mapped, donate_argnums=donate, out_shardings=self._sharding, compiler_options=options
+                )
+                return jitted.lower(*args).compile()
 
         problem, state = jax.tree.map(self._lane_type, types)
         jobs = jax.tree.map(self._lane_type, job_type)

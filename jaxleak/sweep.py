@@ -278,6 +278,8 @@ class _Session:
         sweep, jobs = self.sweep, finished.jobs
         outcome: Outcome = finished.outcomes
         metrics = image_metrics(outcome.candidate[:, 0], np.asarray(sweep.victim.images)[jobs.slot])
+        with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
+            relative = np.divide(outcome.objective, outcome.update_norm2)
         rows = []
         for i, trial in enumerate(jobs.trial):
             of_trial = {name: float(values[i]) for name, values in metrics.items()}
@@ -302,7 +304,7 @@ class _Session:
                     "status": status,
                     "success": status == "converged",
                     "objective": objective,
-                    "relative_objective": objective / float(outcome.update_norm2[i]),
+                    "relative_objective": float(relative[i]),
                     "evaluations": int(outcome.evaluations[i]),
                     "iterations": int(outcome.iterations[i]),
                     "threshold_iterations": _reached(outcome.threshold_iterations[i]),

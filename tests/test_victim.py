@@ -63,16 +63,20 @@ def test_settings_are_plain_data_and_say_what_the_victim_is(data):
     victim = make_victim("lenet", data, [4, 1], network="per-image", network_seed=5)
     settings = victim.settings()
     assert json.loads(json.dumps(settings)) == settings
-    assert settings | {
-        "model": "lenet",
-        "dataset": data.name,
-        "split": "all",
-        "images": [4, 1],
-        "image_shape": list(SHAPE),
-        "num_classes": CLASSES,
-        "network": "per-image",
-        "network_seed": 5,
-    } == settings
+    assert (
+        settings
+        | {
+            "model": "lenet",
+            "dataset": data.name,
+            "split": "all",
+            "images": [4, 1],
+            "image_shape": list(SHAPE),
+            "num_classes": CLASSES,
+            "network": "per-image",
+            "network_seed": 5,
+        }
+        == settings
+    )
 
 
 @pytest.mark.parametrize("change", [{"network": "shared"}, {"network": "per-image"}, {"network_seed": 1}])
@@ -207,6 +211,19 @@ def test_drawn_networks_follow_their_key():
     assert set(first) == {"conv1", "conv2", "conv3", "head"}
     jax.tree.map(np.testing.assert_array_equal, first, again)
     assert not np.array_equal(first["head"]["kernel"], other["head"]["kernel"])
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_drawn_networks_have_the_precision_jax_is_set_to(x64):
+    """Linen draws float32 parameters; gradients with respect to them would be rounded to float32 under --x64."""
+    model = build_model("lenet", CLASSES)
+    before = jax.config.read("jax_enable_x64")
+    jax.config.update("jax_enable_x64", x64)
+    try:
+        types = jax.eval_shape(lambda: draw_params(model, jax.random.key(0), SHAPE))
+    finally:
+        jax.config.update("jax_enable_x64", before)
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(types)} == {"float64" if x64 else "float32"}
 
 
 def test_update_equals_golden():
