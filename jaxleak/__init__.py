@@ -6,24 +6,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxleak.attacks import ATTACKS, DLG, IDLG, Attack
     from jaxleak.data import Dataset, load_dataset
+    from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.models import build_model, load_weights, save_weights
     from jaxleak.solvers import Adam, JaxoptLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
-    from jaxleak.sweep import Result, Sweep, attack, run_sweep, use_all_cores
+    from jaxleak.sweep import Result, Sweep, attack, run_sweep
     from jaxleak.victim import Victim, make_victim
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
     "attacks": ("ATTACKS", "DLG", "IDLG", "Attack"),
     "data": ("Dataset", "load_dataset"),
+    "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "models": ("build_model", "load_weights", "save_weights"),
     "solvers": ("Adam", "JaxoptLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
     "store": ("Run",),
-    "sweep": ("Result", "Sweep", "attack", "run_sweep", "use_all_cores"),
+    "sweep": ("Result", "Sweep", "attack", "run_sweep"),
     "victim": ("Victim", "make_victim"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -117,6 +117,7 @@ def build_sweep(command: RunCommand):
     from jaxleak.data import load_dataset
     from jaxleak.models import MODELS
     from jaxleak.solvers import Adam
+    from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
     from jaxleak.stats import Criteria
     from jaxleak.sweep import Sweep
     from jaxleak.victim import NETWORKS, make_victim
@@ -125,9 +126,10 @@ def build_sweep(command: RunCommand):
     attacks = [get_attack(name) for name in command.attack]
     check_choice("model", command.model, MODELS)
     check_choice("network", command.network, NETWORKS)
-    for name in ("seeds", "num_images", "iterations"):
+    for name in ("seeds", "num_images", "iterations", "history"):
         if getattr(command, name) is not None:
             check_positive(name, getattr(command, name), integer=True)
+    check_choice("line_search", command.line_search, LINE_SEARCHES)
     if command.lanes != "auto":
         check_positive("lanes", command.lanes, integer=True)
     if command.images is not None and command.num_images is not None:
@@ -169,7 +171,8 @@ def run(command: RunCommand) -> int:
     """`jaxleak run`."""
     import jax
 
-    from jaxleak.sweep import run_sweep, use_all_cores
+    from jaxleak.environment import use_all_cores
+    from jaxleak.sweep import run_sweep
 
     jax.config.update("jax_enable_x64", command.x64)
     use_all_cores()
@@ -192,6 +195,7 @@ def run(command: RunCommand) -> int:
 
 def table(command: TableCommand) -> int:
     """`jaxleak table`."""
+    _check_runs(command.runs)
     _print_tables([_summary(path) for path in command.runs], command.runs, by_image=command.by_image)
     return 0
 
@@ -201,10 +205,16 @@ def plot(command: PlotCommand) -> int:
     from jaxleak.plots import draw_all
     from jaxleak.store import Run
 
+    _check_runs(command.runs)
     for run_directory in [Run.open(path) for path in command.runs]:
         for figure in draw_all(run_directory):
             print(f"figure: {figure}")
     return 0
+
+
+def _check_runs(runs: Sequence[Path]) -> None:
+    if not runs:
+        raise InputError("`runs` must name at least one run directory.")
 
 
 def _summary(path: Path) -> dict[str, Any]:
@@ -220,7 +230,7 @@ def _summary(path: Path) -> dict[str, Any]:
     criteria = Criteria(**{key: _tuple(value) for key, value in settings["criteria"].items()})
     try:
         engine = json.loads((path / "summary.json").read_text())["engine"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         engine = None
     return summarise(stored.rows(), criteria, expected=expected, engine=engine, settings_hash=stored.settings_hash)
 

@@ -254,9 +254,7 @@ class _Compiled:
             mapped = jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=split, check_vma=False)
             with jax.default_matmul_precision("highest"):
                 # Said out loud, since arrays of size zero would come back without their sharding.
-                jitted = jax.jit(
-                    mapped, donate_argnums=donate, out_shardings=self._sharding, compiler_options=options
-                )
+                jitted = jax.jit(mapped, donate_argnums=donate, out_shardings=self._sharding, compiler_options=options)
                 return jitted.lower(*args).compile()
 
         problem, state = jax.tree.map(self._lane_type, types)

@@ -2,62 +2,43 @@
 
     run.json  truth.npz  summary.json  figures/  rows-00000.parquet  arrays-00000.npz  rows-00001.parquet  …
 
-Every file is written under a temporary name, synced and renamed. A part's arrays go first and its rows
-second: the Parquet file commits the part, and holds checksums of its rows and of the arrays. A part that does
-not match them is set aside and its trials are run again. Needs a POSIX system (`fcntl`).
+Every file is written atomically (`parts.py`). A damaged part is set aside and its trials are run again. Needs a POSIX
+system (`fcntl`).
 """
 
-import contextlib
 import hashlib
 import io
 import json
-import numbers
-import os
-import re
-import subprocess
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jaxleak.errors import InputError, check_choice
+from jaxleak.parts import (
+    Part,
+    arrays_path_of,
+    joined,
+    json_bytes,
+    load_parts,
+    npz_bytes,
+    own_debris,
+    parquet_bytes,
+    part_number,
+    rows_table,
+    schema,
+    sync_directory,
+    write_atomically,
+)
 
 if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = 1  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
-
-ROW_COLUMNS = {
-    "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
-    "label": "int64", "trial": "int64", "seed": "int64", "network": "string", "status": "string",
-    "success": "bool", "objective": "double", "relative_objective": "double", "evaluations": "int64",
-    "iterations": "int64", "threshold_iterations": "int64", "threshold_evaluations": "int64",
-    "label_found": "int64", "label_correct": "bool", "mse": "double", "mse_clipped": "double",
-    "psnr": "double", "ssim": "double", "relative_error": "double", "max_abs": "double",
-    "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
-    "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
-}  # fmt: skip
-NULLABLE = {"threshold_iterations", "threshold_evaluations"}
-PYTHON_TYPES = {"string": str, "int64": numbers.Integral, "double": numbers.Real, "bool": (bool, np.bool_)}
-
-
-class DamagedError(Exception):
-    """A part that is not what was written."""
-
-
-class Part(NamedTuple):
-    """One committed part: its rows, and their places in its arrays (not all, if a trial was there twice)."""
-
-    arrays: Path
-    table: "pyarrow.Table"
-    keep: np.ndarray
-
-
-# --- settings ---------------------------------------------------------------------------------------------
 
 
 def _canonical(value: Any) -> str:
@@ -93,55 +74,17 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [f"{name}: {shown(old, name)} in the directory, {shown(new, name)} asked" for name in names]
 
 
-# --- files ------------------------------------------------------------------------------------------------
-
-
-def _sync_directory(path: Path) -> None:
-    """Make a rename in the directory last through a power cut, where the file system offers that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def _write_atomically(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    _sync_directory(path.parent)
-
-
-def _json_bytes(value: Any) -> bytes:
-    return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
-
-
-def _npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
-    return buffer.getvalue()
-
-
-def _own_debris(path: Path) -> list[Path]:
-    """Temporary files that a killed run left."""
-    return [file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)]
-
-
 def _make_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
     try:
         if not path.exists():
             path.mkdir(parents=True, exist_ok=True)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
         contents = {file.name for file in path.iterdir()}
     except OSError as error:
         raise InputError(f"`out` {path} cannot be made or read ({error.strerror}). Give another path.") from error
-    if "run.json" not in contents and contents - {".lock"} - {file.name for file in _own_debris(path)}:
+    if "run.json" not in contents and contents - {".lock"} - {file.name for file in own_debris(path)}:
         raise InputError(
             f"`out` {path} is not empty and not a run directory (no run.json). Give a new or empty directory."
         )
@@ -191,128 +134,6 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-# --- parts ------------------------------------------------------------------------------------------------
-
-
-def _schema() -> "pyarrow.Schema":
-    import pyarrow as pa
-
-    fields = [pa.field(name, pa.type_for_alias(kind), name in NULLABLE) for name, kind in ROW_COLUMNS.items()]
-    return pa.schema(fields)
-
-
-def _fits(name: str, kind: str, value: Any) -> bool:
-    """Whether a value belongs in its column; pyarrow would cut 0.5 down to the integer 0."""
-    if value is None:
-        return name in NULLABLE
-    return isinstance(value, PYTHON_TYPES[kind]) and isinstance(value, (bool, np.bool_)) == (kind == "bool")
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
-    import pyarrow as pa
-
-    for row in rows:
-        if row.keys() != ROW_COLUMNS.keys():
-            extra, lacking = sorted(row.keys() - ROW_COLUMNS), sorted(ROW_COLUMNS.keys() - row.keys())
-            raise ValueError(f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}")
-        wrong = [f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])]
-        if wrong:
-            raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
-    return pa.Table.from_pylist(list(rows), schema=_schema())
-
-
-def _digest(table: "pyarrow.Table", arrays_digest: str) -> str:
-    return hashlib.sha256((json.dumps(table.to_pydict()) + arrays_digest).encode()).hexdigest()
-
-
-def _parquet_bytes(table: "pyarrow.Table", arrays_digest: str) -> bytes:
-    import pyarrow.parquet as pq
-
-    digests = {"jaxleak_rows": _digest(table, arrays_digest), "jaxleak_arrays": arrays_digest}
-    buffer = io.BytesIO()
-    pq.write_table(table.replace_schema_metadata(digests), buffer, write_page_checksum=True)
-    return buffer.getvalue()
-
-
-def _read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
-    """A part's rows, if they and the arrays beside them are exactly what was written.
-
-    Raises:
-        DamagedError: they are not.
-        InputError: a file cannot be read at all, which says nothing about what it holds.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        payload = rows_path.read_bytes()
-        with open(arrays_path, "rb") as file:
-            arrays_digest = hashlib.file_digest(file, "sha256").hexdigest()
-    except FileNotFoundError as error:
-        raise DamagedError(f"{Path(error.filename).name} is missing") from error
-    except OSError as error:
-        raise InputError(f"{error.filename} cannot be read ({error.strerror}). Check its permissions.") from error
-    try:
-        file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
-        table = file.read(use_threads=False)
-        digests = table.schema.metadata or {}
-        table = table.replace_schema_metadata(None)
-        whole = table.schema == _schema() and digests[b"jaxleak_rows"].decode() == _digest(table, arrays_digest)
-    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
-        raise DamagedError(f"{rows_path.name}: {' '.join(str(error).split())[:120]}") from error
-    if not whole:
-        raise DamagedError(f"{rows_path.name} and {arrays_path.name} do not match their checksums")
-    return table
-
-
-def _arrays_path(rows_path: Path) -> Path:
-    return rows_path.with_name(rows_path.name.replace("rows-", "arrays-").replace(".parquet", ".npz"))
-
-
-def _part_number(path: Path) -> int:
-    match = re.fullmatch(r"rows-(\d+)\.parquet(\.corrupt)?", path.name)
-    return int(match[1]) if match else -1
-
-
-def _load_parts(path: Path, *, writable: bool) -> list[Part]:
-    """The sound parts in order, each trial once; damaged ones are set aside if `writable`, else skipped."""
-    parts, seen = [], set()
-    for rows_path in sorted(path.glob("rows-*.parquet"), key=_part_number):
-        arrays = _arrays_path(rows_path)
-        try:
-            table = _read_part(rows_path, arrays)
-        except DamagedError as error:
-            fate = "set aside" if writable else "skipped"
-            warnings.warn(f"{path}: damaged part {fate}, its trials count as not run ({error})", stacklevel=4)
-            for file in (rows_path, arrays) if writable else ():
-                if file.exists():
-                    os.replace(file, f"{file}.corrupt")
-            continue
-        trials = table["trial"].to_pylist()
-        first = {trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen}
-        seen.update(trials)
-        keep = np.array(sorted(first.values()), dtype=np.int64)
-        parts.append(Part(arrays, table.take(keep), keep))
-    return parts
-
-
-def _joined(pieces: list[np.ndarray]) -> np.ndarray:
-    """Pieces joined along the trials; a short axis 1 (time) is filled: traces by NaN, images by the last."""
-    longest = max((piece.shape[1] for piece in pieces if piece.ndim > 1), default=0)
-    filled = []
-    for piece in pieces:
-        lacking = longest - piece.shape[1] if piece.ndim > 1 else 0
-        if lacking:
-            widths = [(0, lacking if axis == 1 else 0) for axis in range(piece.ndim)]
-            trace = piece.ndim == 2
-            piece = np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
-        filled.append(piece)
-    return np.concatenate(filled)
-
-
-# --- the run ----------------------------------------------------------------------------------------------
-
-
 class Run:
     """A run directory, open to write (`create_or_resume`) or to read (`open`); close it, or use `with`.
 
@@ -328,9 +149,9 @@ class Run:
         self.environment: dict[str, Any] = description["environment"]
         self.created: str = description["created"]
         self._lock = lock
-        self._parts = _load_parts(path, writable=lock is not None)
+        self._parts = load_parts(path, writable=lock is not None)
         self._done = {trial for part in self._parts for trial in part.table["trial"].to_pylist()}
-        self._next = 1 + max(map(_part_number, path.glob("rows-*")), default=-1)
+        self._next = 1 + max(map(part_number, path.glob("rows-*")), default=-1)
 
     @classmethod
     def create_or_resume(cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any]) -> "Run":
@@ -359,8 +180,8 @@ class Run:
                     )
             else:
                 description = _describe(settings, environment)
-                _write_atomically(path / "run.json", _json_bytes(description))
-            for file in _own_debris(path):
+                write_atomically(path / "run.json", json_bytes(description))
+            for file in own_debris(path):
                 file.unlink()
             return cls(path, description, lock)
         except BaseException:
@@ -410,16 +231,16 @@ class Run:
         self._check_writable()
         if not rows:
             return
-        table = _table(rows)
+        table = rows_table(rows)
         trials = np.array(table["trial"].to_pylist(), dtype=np.int64)
         arrays = {"trial": trials} | {name: np.asarray(array) for name, array in arrays.items()}
         self._check_new(trials, arrays)
-        payload = _npz_bytes(arrays)
+        payload = npz_bytes(arrays)
         rows_path = self.path / f"rows-{self._next:05}.parquet"
-        parquet = _parquet_bytes(table, hashlib.sha256(payload).hexdigest())
-        _write_atomically(_arrays_path(rows_path), payload)
-        _write_atomically(rows_path, parquet)
-        self._parts.append(Part(_arrays_path(rows_path), table, np.arange(len(trials))))
+        parquet = parquet_bytes(table, hashlib.sha256(payload).hexdigest())
+        write_atomically(arrays_path_of(rows_path), payload)
+        write_atomically(rows_path, parquet)
+        self._parts.append(Part(arrays_path_of(rows_path), table, np.arange(len(trials))))
         self._done.update(trials.tolist())
         self._next += 1
 
@@ -435,7 +256,7 @@ class Run:
         """All rows, in the order in which they were committed."""
         import pyarrow as pa
 
-        return pa.concat_tables([_schema().empty_table(), *(part.table for part in self._parts)])
+        return pa.concat_tables([schema().empty_table(), *(part.table for part in self._parts)])
 
     def rows(self) -> list[dict[str, Any]]:
         """All rows as dicts, in the order in which they were committed."""
@@ -473,7 +294,7 @@ class Run:
             with np.load(part.arrays) as stored:
                 for name in stored.files if names is None else names:
                     pieces[check_choice("keys", name, stored.files)].append(stored[name][part.keep[chosen]])
-        return {name: _joined(own) for name, own in pieces.items()}
+        return {name: joined(own) for name, own in pieces.items()}
 
     def write_truth(self, image: np.ndarray, label: np.ndarray, pixels: np.ndarray) -> None:
         """Store the true images once: `image` [I] indices, `label` [I], `pixels` [I, h, w, c] in [0, 1]."""
@@ -485,7 +306,7 @@ class Run:
         }
         if len({len(array) for array in truth.values()}) != 1:
             raise ValueError("`image`, `label` and `pixels` must have the same length")
-        _write_atomically(self.path / "truth.npz", _npz_bytes(truth))
+        write_atomically(self.path / "truth.npz", npz_bytes(truth))
 
     def truth(self) -> dict[str, np.ndarray]:
         """The true images: `image`, `label`, `pixels`.
@@ -507,7 +328,7 @@ class Run:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         self._check_writable()
-        _write_atomically(self.path / "summary.json", _json_bytes(summary))
+        write_atomically(self.path / "summary.json", json_bytes(summary))
 
     @property
     def figures(self) -> Path:
@@ -528,30 +349,3 @@ def _describe(settings: dict[str, Any], environment: dict[str, Any]) -> dict[str
         "environment": environment,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def git_state(path: str | Path) -> tuple[str, bool]:
-    """Revision of the git checkout that tracks the directory `path`, and whether anything under it differs.
-
-    ("unknown", False) outside a checkout, without git, and where a checkout merely surrounds an installation.
-    """
-    # GIT_DIR and its like, set while a hook runs, would point elsewhere.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(path), *arguments]
-        return subprocess.run(
-            command,
-            env=environment | {"GIT_OPTIONAL_LOCKS": "0"},
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        if not git("ls-files", "."):
-            return "unknown", False
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "."))
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return "unknown", False

@@ -1,7 +1,6 @@
 """A sweep: attacks x images x seeds on one victim, in a run directory that can be resumed."""
 
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -14,12 +13,13 @@ import numpy as np
 
 from jaxleak.attacks import Attack, get_attack
 from jaxleak.engine import Engine, Finished
+from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.errors import InputError, check_positive
 from jaxleak.metrics import image_metrics
 from jaxleak.progress import Progress
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, Criteria, classify, summarise
-from jaxleak.store import Run, git_state
+from jaxleak.store import Run
 from jaxleak.trial import Job, Outcome, Trial
 from jaxleak.victim import Victim
 
@@ -192,7 +192,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
         check_positive("lanes", lanes, integer=True)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else Path(out or "")
-    with Run.create_or_resume(path, sweep.settings(), _environment()) as run:
+    with Run.create_or_resume(path, sweep.settings(), environment()) as run:
         victim = sweep.victim
         run.write_truth(np.asarray(victim.indices), np.asarray(victim.labels), np.asarray(victim.images))
         summary = _Session(sweep, run, quiet).run_all(lanes)
@@ -224,7 +224,7 @@ class _Session:
             "network": sweep.victim.network,
             "settings_hash": run.settings_hash,
             "dtype": _dtype(),
-            **{key: _environment()[key] for key in ENVIRONMENT_COLUMNS},
+            **{key: environment()[key] for key in ENVIRONMENT_COLUMNS},
         }
 
     def run_all(self, lanes: int | None) -> dict[str, Any]:
@@ -350,47 +350,12 @@ class _Session:
         }
 
 
-ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision", "git_dirty")
-
-
-def use_all_cores() -> None:
-    """Make every CPU core a device of its own; call it before jax does anything.
-
-    Lanes that share nothing run twice as fast on two one-core devices as on one two-core device (measured). Without
-    effect where jax already runs or has an accelerator.
-    """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:
-        pass  # jax is running: its devices stay as they are
-
-
-def _environment() -> dict[str, Any]:
-    import platform
-    from importlib.metadata import version
-
-    device = jax.devices()[0]
-    revision, dirty = git_state(Path(__file__).parent)
-    names = ("jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
-    kind = device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
-    return {
-        "device": f"{len(jax.devices())}x {kind}",
-        "jax_version": jax.__version__,
-        "jaxleak_version": version("jaxleak"),
-        "git_revision": revision,
-        "git_dirty": dirty,
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
-    }
-
-
 def _stored_engine(path: Path) -> dict[str, float] | None:
     import json
 
     try:
         return json.loads((path / "summary.json").read_text())["engine"]
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

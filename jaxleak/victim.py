@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxleak.data import Dataset
+from jaxleak.data import DATASETS, Dataset
 from jaxleak.errors import InputError, check_choice
-from jaxleak.models import build_model, load_weights
+from jaxleak.models import MODELS, build_model, load_weights
 from jaxleak.objectives import loss_gradient
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -46,7 +46,7 @@ class Victim:
     network: str = "per-trial"
     network_seed: int = 0
     params: PyTree | None = None
-    weights_name: str | None = None
+    weights_name: str = "given"
 
     def __post_init__(self):
         check_choice("network", self.network, NETWORKS)
@@ -62,7 +62,12 @@ class Victim:
             raise InputError(f"`images` must be distinct; {', '.join(map(str, repeated))} is named twice.")
 
     def settings(self) -> dict[str, Any]:
-        """What identifies the victim, as plain data."""
+        """What identifies the victim, as plain data: another victim has other settings."""
+        own: dict[str, Any] = {}
+        if self.model_name not in MODELS or self.model != build_model(self.model_name, self.num_classes):
+            own["model_fields"] = repr(self.model)
+        if self.dataset not in DATASETS:
+            own["labels"] = [int(label) for label in self.labels]
         return {
             "model": self.model_name,
             "dataset": self.dataset,
@@ -72,7 +77,8 @@ class Victim:
             "num_classes": self.num_classes,
             "network": self.network,
             "network_seed": self.network_seed,
-            "weights": self.weights_name,
+            "weights": None if self.params is None else f"{self.weights_name} sha256:{_digest(self.params)}",
+            **own,
         }
 
 
@@ -116,16 +122,19 @@ def make_victim(
         network=network,
         network_seed=network_seed,
         params=params,
-        weights_name=None if weights is None else _digest(weights),
+        weights_name="given" if weights is None else Path(weights).name,
         num_classes=data.num_classes,
     )
 
 
-def _digest(path: str | Path) -> str:
-    """File name and the start of the content's hash: other weights under the same name are another setting."""
+def _digest(params: PyTree) -> str:
+    """The start of a hash of all weights: other weights under the same name are another setting."""
     import hashlib
 
-    return f"{Path(path).name} sha256:{hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]}"
+    content = hashlib.sha256()
+    for leaf in jax.tree.leaves(params):
+        content.update(np.asarray(leaf, np.float64).tobytes())
+    return content.hexdigest()[:12]
 
 
 def draw_params(model: nn.Module, key, image_shape: tuple[int, int, int]) -> PyTree:

@@ -25,7 +25,8 @@ LEAVES = {
 }
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {
-    **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "store"], LEAVES),
+    **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "parts", "environment"], LEAVES),
+    "store": LEAVES | {"parts"},
     "trial": LEAVES | {"victim", "attacks"},
     "engine": {"errors"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},

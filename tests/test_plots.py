@@ -12,8 +12,9 @@ from PIL import Image
 
 from jaxleak import plots
 from jaxleak.errors import InputError
+from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import Criteria, summarise, wilson
-from jaxleak.store import ROW_COLUMNS, Run
+from jaxleak.store import Run
 
 SNAPSHOTS = [0, 5, 10, 20, 40]
 ITERATIONS = 60

@@ -14,9 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxleak import store
+from jaxleak import parts
+from jaxleak.environment import git_state
 from jaxleak.errors import InputError
-from jaxleak.store import ROW_COLUMNS, Run, git_state, settings_hash
+from jaxleak.parts import ROW_COLUMNS
+from jaxleak.store import Run, settings_hash
 
 SETTINGS = {"attacks": ["dlg", "idlg"], "seeds": 50, "solver": {"name": "torch-lbfgs", "history": 100}}
 ENVIRONMENT = {"versions": {"jax": "0"}, "device": "cpu", "git_revision": "unknown"}
@@ -383,7 +385,7 @@ def test_truncated_part_is_set_aside(filled, name, keep):
 def test_flipped_bits_never_change_a_row(filled, name):
     """A flip either leaves the content as it was (padding, names of the writer) or is found."""
     rows_path, arrays_path = filled / "rows-00001.parquet", filled / "arrays-00001.npz"
-    original = store._read_part(rows_path, arrays_path)
+    original = parts.read_part(rows_path, arrays_path)
     payload = (filled / name).read_bytes()
     rng = np.random.default_rng(0)
     found = 0
@@ -392,8 +394,8 @@ def test_flipped_bits_never_change_a_row(filled, name):
         flipped[position] ^= 1 << rng.integers(8)
         (filled / name).write_bytes(flipped)
         try:
-            assert store._read_part(rows_path, arrays_path) == original
-        except store.DamagedError:
+            assert parts.read_part(rows_path, arrays_path) == original
+        except parts.DamagedError:
             found += 1
     assert found > 100
     middle = bytearray(payload)
@@ -456,7 +458,7 @@ WRITER = """
 import os, sys
 sys.path.insert(0, {root!r})
 from tests.test_store import create, commit
-import jaxleak.store as store
+import jaxleak.parts as store
 """
 
 

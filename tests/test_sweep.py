@@ -19,8 +19,8 @@ import jaxleak.sweep as module
 from jaxleak import DLG, IDLG, Adam, InputError, JaxoptLBFGS, Sweep, TorchLBFGS, attack, load_dataset, make_victim
 from jaxleak.models.lenet import dlg_uniform
 from jaxleak.objectives import squared_norm
+from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import STATUSES, Criteria, wilson
-from jaxleak.store import ROW_COLUMNS
 from jaxleak.sweep import Result, run_sweep
 from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim

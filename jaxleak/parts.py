@@ -1,0 +1,200 @@
+"""A run directory's files: trial rows in Parquet parts, arrays beside them, written atomically and checked when read.
+
+A part's arrays go first and its rows second: the Parquet file commits the part, and holds checksums of its rows and of
+the arrays. A part that does not match them is damaged.
+"""
+
+import contextlib
+import hashlib
+import io
+import json
+import numbers
+import os
+import re
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from jaxleak.errors import InputError
+
+if TYPE_CHECKING:
+    import pyarrow
+
+ROW_COLUMNS = {
+    "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
+    "label": "int64", "trial": "int64", "seed": "int64", "network": "string", "status": "string",
+    "success": "bool", "objective": "double", "relative_objective": "double", "evaluations": "int64",
+    "iterations": "int64", "threshold_iterations": "int64", "threshold_evaluations": "int64",
+    "label_found": "int64", "label_correct": "bool", "mse": "double", "mse_clipped": "double",
+    "psnr": "double", "ssim": "double", "relative_error": "double", "max_abs": "double",
+    "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
+    "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
+}  # fmt: skip
+NULLABLE = {"threshold_iterations", "threshold_evaluations"}
+PYTHON_TYPES = {"string": str, "int64": numbers.Integral, "double": numbers.Real, "bool": (bool, np.bool_)}
+
+
+class DamagedError(Exception):
+    """A part that is not what was written."""
+
+
+class Part(NamedTuple):
+    """One committed part: its rows, and their places in its arrays (not all, if a trial was there twice)."""
+
+    arrays: Path
+    table: "pyarrow.Table"
+    keep: np.ndarray
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in the directory last through a power cut, where the file system offers that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def json_bytes(value: Any) -> bytes:
+    return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
+
+
+def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    return buffer.getvalue()
+
+
+def own_debris(path: Path) -> list[Path]:
+    """Temporary files that a killed run left."""
+    return [file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)]
+
+
+def schema() -> "pyarrow.Schema":
+    import pyarrow as pa
+
+    fields = [pa.field(name, pa.type_for_alias(kind), name in NULLABLE) for name, kind in ROW_COLUMNS.items()]
+    return pa.schema(fields)
+
+
+def _fits(name: str, kind: str, value: Any) -> bool:
+    """Whether a value belongs in its column; pyarrow would cut 0.5 down to the integer 0."""
+    if value is None:
+        return name in NULLABLE
+    return isinstance(value, PYTHON_TYPES[kind]) and isinstance(value, (bool, np.bool_)) == (kind == "bool")
+
+
+def rows_table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+    import pyarrow as pa
+
+    for row in rows:
+        if row.keys() != ROW_COLUMNS.keys():
+            extra, lacking = sorted(row.keys() - ROW_COLUMNS), sorted(ROW_COLUMNS.keys() - row.keys())
+            raise ValueError(f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}")
+        wrong = [f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])]
+        if wrong:
+            raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
+    return pa.Table.from_pylist(list(rows), schema=schema())
+
+
+def part_digest(table: "pyarrow.Table", arrays_digest: str) -> str:
+    return hashlib.sha256((json.dumps(table.to_pydict()) + arrays_digest).encode()).hexdigest()
+
+
+def parquet_bytes(table: "pyarrow.Table", arrays_digest: str) -> bytes:
+    import pyarrow.parquet as pq
+
+    digests = {"jaxleak_rows": part_digest(table, arrays_digest), "jaxleak_arrays": arrays_digest}
+    buffer = io.BytesIO()
+    pq.write_table(table.replace_schema_metadata(digests), buffer, write_page_checksum=True)
+    return buffer.getvalue()
+
+
+def read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
+    """A part's rows, if they and the arrays beside them are exactly what was written.
+
+    Raises:
+        DamagedError: they are not.
+        InputError: a file cannot be read at all, which says nothing about what it holds.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        payload = rows_path.read_bytes()
+        with open(arrays_path, "rb") as file:
+            arrays_digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError as error:
+        raise DamagedError(f"{Path(error.filename).name} is missing") from error
+    except OSError as error:
+        raise InputError(f"{error.filename} cannot be read ({error.strerror}). Check its permissions.") from error
+    try:
+        file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
+        table = file.read(use_threads=False)
+        digests = table.schema.metadata or {}
+        table = table.replace_schema_metadata(None)
+        whole = table.schema == schema() and digests[b"jaxleak_rows"].decode() == part_digest(table, arrays_digest)
+    except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
+        raise DamagedError(f"{rows_path.name}: {' '.join(str(error).split())[:120]}") from error
+    if not whole:
+        raise DamagedError(f"{rows_path.name} and {arrays_path.name} do not match their checksums")
+    return table
+
+
+def arrays_path_of(rows_path: Path) -> Path:
+    return rows_path.with_name(rows_path.name.replace("rows-", "arrays-").replace(".parquet", ".npz"))
+
+
+def part_number(path: Path) -> int:
+    match = re.fullmatch(r"rows-(\d+)\.parquet(\.corrupt)?", path.name)
+    return int(match[1]) if match else -1
+
+
+def load_parts(path: Path, *, writable: bool) -> list[Part]:
+    """The sound parts in order, each trial once; damaged ones are set aside if `writable`, else skipped."""
+    parts, seen = [], set()
+    for rows_path in sorted(path.glob("rows-*.parquet"), key=part_number):
+        arrays = arrays_path_of(rows_path)
+        try:
+            table = read_part(rows_path, arrays)
+        except DamagedError as error:
+            fate = "set aside" if writable else "skipped"
+            warnings.warn(f"{path}: damaged part {fate}, its trials count as not run ({error})", stacklevel=4)
+            for file in (rows_path, arrays) if writable else ():
+                if file.exists():
+                    os.replace(file, f"{file}.corrupt")
+            continue
+        trials = table["trial"].to_pylist()
+        first = {trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen}
+        seen.update(trials)
+        keep = np.array(sorted(first.values()), dtype=np.int64)
+        parts.append(Part(arrays, table.take(keep), keep))
+    return parts
+
+
+def joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """Pieces joined along the trials; a short axis 1 (time) is filled: traces by NaN, images by the last."""
+    longest = max((piece.shape[1] for piece in pieces if piece.ndim > 1), default=0)
+    filled = []
+    for piece in pieces:
+        lacking = longest - piece.shape[1] if piece.ndim > 1 else 0
+        if lacking:
+            widths = [(0, lacking if axis == 1 else 0) for axis in range(piece.ndim)]
+            trace = piece.ndim == 2
+            piece = np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
+        filled.append(piece)
+    return np.concatenate(filled)

@@ -1,0 +1,464 @@
+"""The command line: what it refuses in one line, what it says, and what a run leaves. Stops are in test_resume.py."""
+
+import contextlib
+import io
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from jaxleak import cli, engine
+from jaxleak.stats import ENGINE_KEYS, STATUSES
+from jaxleak.store import Run
+
+FIGURES = {"recovery.png", "convergence.png", "success_by_image.png", "mse_shares.png"}
+
+
+@contextlib.contextmanager
+def restored_globals():
+    """The command line sets the precision and how warnings are shown."""
+    jax.devices()  # running, jax keeps the tests' two devices whatever the command asks for
+    precision, show = jax.config.read("jax_enable_x64"), warnings.showwarning
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", precision)
+        warnings.showwarning = show
+
+
+@pytest.fixture(autouse=True)
+def restore_globals():
+    with restored_globals():
+        yield
+
+
+class Said(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def call(*arguments: object) -> Said:
+    """Run the command in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
+        cli.main([str(argument) for argument in arguments])
+    return Said(ended.value.code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def no_engine(monkeypatch):
+    """Nothing may be compiled."""
+
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(engine.Engine, "run", never)
+
+
+def refusal(*arguments: object) -> str:
+    """The one line with which the command refuses."""
+    said = call(*arguments)
+    assert said.code == cli.BAD_INPUT == 2
+    assert said.out == ""
+    assert said.err.endswith("\n")
+    (line,) = said.err.splitlines()
+    assert line.startswith("jaxleak: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory) -> Path:
+    """Four grey pictures of 8 by 8 pixels in three classes."""
+    path = tmp_path_factory.mktemp("pictures") / "small.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(4) % 3)
+    return path
+
+
+# --- refused before anything is computed or written ---
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        # unknown names
+        ("--attack dgl", "`attack` must be one of dlg, idlg; got 'dgl'. Did you mean 'dlg'?"),
+        ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
+        ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
+        ("--attack", "`attack` must name at least one"),
+        ("--model lenett", "`model` must be one of lenet; got 'lenett'. Did you mean 'lenet'?"),
+        ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
+        ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
+        ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
+        ("--solver jaxopt-lbfgs --line-search zom", "Did you mean 'zoom'?"),
+        ("--line-search zom", "Did you mean 'zoom'?"),
+        ("--network per-trail", "`network` must be one of per-image, per-trial, shared; got 'per-trail'. Did you mean"),
+        ("--dataset photos --split trian", "`split` must be one of all; got 'trian'."),
+        # images
+        ("--images 4", "`images` index 4 is not in {pictures}; the valid range is 0 to 3."),
+        ("--images 0 -1", "`images` index -1 is not in {pictures}; the valid range is 0 to 3."),
+        ("--images", "`images` must name at least one image."),
+        ("--images 1 2 1", "`images` must be distinct; 1 is named twice."),
+        ("--images 1 --num-images 1", "`images` and `num_images` exclude each other"),
+        ("--num-images 5", "`num_images` must be at most 4, all of {pictures}; got 5."),
+        ("--image-seed -1", "`image_seed` must be 0 or more; got -1."),
+        # counts and numbers
+        *[
+            (f"--{name} {value}", f"`{name.replace('-', '_')}` must be above 0; got {value}")
+            for name in ("seeds", "num-images", "lanes", "iterations", "history", "lr")
+            for value in (0, -3)
+        ],
+        ("--lr nan", "`lr` must be above 0; got nan."),
+        ("--solver adam --lr 0", "`lr` must be above 0; got 0.0."),
+        ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
+        ("--lr inf", "`lr` must be "),
+        ("--stop-objective inf", "`stop_objective` must be "),
+        ("--start-seed 99999999999999999999", "`start_seed` must be "),
+        ("--network-seed 99999999999999999999", "`network_seed` must be "),
+        ("--stop-objective -1", "`stop_objective` must be 0 or above; got -1.0."),
+        ("--success-objective 0", "objective` must be a finite number above 0; got 0.0."),
+        ("--success-error nan", "error` must be a finite number above 0; got nan."),
+        ("--mse-thresholds 0.1 0", "`mse_thresholds` must be a finite number above 0; got 0.0."),
+        ("--mse-thresholds", "`mse_thresholds` must be one or more numbers"),
+        ("--snapshots 0 -1", "`snapshots` must be iterations, 0 or above; got [0, -1]."),
+    ],
+)
+def test_wrong_flags(flags, words, pictures, tmp_path, no_engine):
+    """A flag given twice counts once, the last time: `--dataset` in `flags` is the one taken."""
+    line = refusal("run", "--dataset", pictures, "--out", tmp_path / "run", *flags.split())
+    assert words.format(pictures=pictures) in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_data_directory_that_is_not_there(tmp_path, no_engine, monkeypatch):
+    monkeypatch.delenv("JAXLEAK_DATA_DIR", raising=False)
+    missing = tmp_path / "missing"
+    line = refusal("run", "--dataset", "cifar100", "--data-dir", missing, "--out", tmp_path / "run")
+    assert f"`data_dir` '{missing}' is not a directory" in line
+    monkeypatch.setenv("JAXLEAK_DATA_DIR", str(missing))
+    assert f"JAXLEAK_DATA_DIR '{missing}' is not" in refusal("run", "--dataset", "lfw", "--out", tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["cifar100", "mnist", "lfw"])
+def test_a_data_set_that_is_not_prepared(name, tmp_path, no_engine):
+    """The line says the command that prepares it, and what that needs."""
+    line = refusal("run", "--dataset", name, "--data-dir", tmp_path, "--out", tmp_path / "run")
+    assert f"`dataset` {name} is not prepared in {tmp_path}" in line
+    assert "needs TensorFlow" in line
+    assert f"tfds.builder('{name}', data_dir='{tmp_path}'" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_with_something_that_is_not_a_picture(tmp_path, no_engine):
+    from PIL import Image
+
+    folder = tmp_path / "own"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(folder / "a.png")
+    (folder / "notes.txt").write_text("not a picture")
+    line = refusal("run", "--dataset", folder, "--out", tmp_path / "run")
+    assert f"`dataset` holds '{folder / 'notes.txt'}', which is not a picture; remove it." in line
+    (folder / "notes.txt").rename(tmp_path / "notes.npz")
+    line = refusal("run", "--dataset", tmp_path / "notes.npz", "--out", tmp_path / "run")
+    assert "is neither a folder of pictures nor a readable .npz file" in line
+    assert not (tmp_path / "run").exists()
+
+
+# --- weights ---
+
+
+def test_weights_that_do_not_fit(pictures, tmp_path, no_engine):
+    file = tmp_path / "weights.safetensors"
+
+    def refused(path=file, network="shared") -> str:
+        flags = ("--weights", path, "--network", network, "--images", 1, "--out", tmp_path / "run")
+        line = refusal("run", "--dataset", pictures, *flags)
+        assert not (tmp_path / "run").exists()
+        return line
+
+    assert f"`weights` must be a safetensors file; there is no file '{file}'." in refused()
+    assert "there is no file" in refused(tmp_path)
+    file.write_bytes(b"PK\x03\x04 a file of another kind")
+    assert f"`weights` must be a safetensors file; '{file}' cannot be read" in refused()
+    save_file({"body.0.weight": np.zeros((12, 3, 5, 5), np.float32), "extra": np.zeros(1, np.float32)}, file)
+    line = refused()
+    assert "`weights` do not fit LeNet with 3 classes on 8x8x1 images" in line
+    assert "body.0.weight is [12, 3, 5, 5], not [12, 1, 5, 5]" in line
+    assert "missing body.0.bias" in line
+    assert "unknown extra" in line
+    for network in ("per-image", "per-trial"):
+        assert f"`weights` are one network for all trials and need `network` shared; got '{network}'." in refused(
+            network=network
+        )
+
+
+# --- directories ---
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\x00garbage", b"[]", b'{"format": 1}'])
+def test_an_unreadable_run_directory(content, pictures, tmp_path, no_engine):
+    (tmp_path / "run.json").write_bytes(content)
+    for line in (
+        refusal("run", "--dataset", pictures, "--images", 1, "--out", tmp_path),
+        refusal("table", tmp_path),
+        refusal("plot", tmp_path),
+    ):
+        assert f"{tmp_path / 'run.json'} is damaged" in line
+    assert (tmp_path / "run.json").read_bytes() == content
+    assert not list(tmp_path.glob("rows-*"))
+
+
+def test_a_directory_of_something_else(pictures, tmp_path, no_engine):
+    (tmp_path / "thesis.tex").write_text("important")
+    line = refusal("run", "--dataset", pictures, "--images", 1, "--out", tmp_path)
+    assert f"`out` {tmp_path} is not empty and not a run directory" in line
+    line = refusal("run", "--dataset", pictures, "--images", 1, "--out", tmp_path / "thesis.tex")
+    assert f"`out` must be a directory; {tmp_path / 'thesis.tex'} is a file." in line
+    assert [file.name for file in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("command", ["table", "plot"])
+def test_table_and_plot_want_run_directories(command, tmp_path):
+    assert "`runs` must name at least one run directory." in refusal(command)
+    assert f"run directory {tmp_path / 'no'} does not exist" in refusal(command, tmp_path / "no")
+    (tmp_path / "file").write_text("")
+    assert f"run directory {tmp_path / 'file'} is not a directory" in refusal(command, tmp_path / "file")
+    assert f"{tmp_path} is not a run directory (no run.json)" in refusal(command, tmp_path)
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+# --- help ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ["run", "table", "plot"]),
+        (
+            ("run",),
+            [
+                *("--attack", "--model", "--dataset", "--data-dir", "--split", "--images", "--num-images"),
+                *("--image-seed", "--seeds", "--start-seed", "--network", "--network-seed", "--weights", "--solver"),
+                *("--lr", "--history", "--line-search", "--iterations", "--stop-objective", "--success-objective"),
+                *("--success-error", "--mse-thresholds", "--snapshots", "--lanes", "--x64", "--no-figures", "--out"),
+                *("Example:", "the same command continues", "per-trial", "torch-lbfgs"),
+            ],
+        ),
+        (("table",), ["--by-image", "Run directories"]),
+        (("plot",), ["Run directories"]),
+    ],
+    ids=["main", "run", "table", "plot"],
+)
+def test_help(arguments, words):
+    said = call(*arguments, "--help")
+    assert said.code == 0
+    flat = " ".join(said.out.replace("│", " ").split())
+    assert not [word for word in words if word not in flat]
+
+
+def test_a_flag_that_does_not_exist_or_is_lacking(tmp_path):
+    assert call("run", "--out", tmp_path / "run", "--sedes", 3).code == 2
+    said = call("run", "--seeds", 3)
+    assert said.code == 2
+    assert "--out" in said.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ctrl_c_before_the_run(monkeypatch, tmp_path):
+    def interrupted(command):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "build_sweep", interrupted)
+    said = call("run", "--out", tmp_path / "run")
+    assert (said.code, said.err.strip()) == (cli.INTERRUPTED, "Interrupted.")
+
+
+def test_warnings_are_one_line(monkeypatch, tmp_path):
+    def warn(command):
+        warnings.warn("something is odd", UserWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setitem(cli.COMMANDS, "plot", (cli.PlotCommand, warn))
+    assert call("plot", tmp_path) == Said(0, "", "jaxleak: warning: something is odd\n")
+
+
+# --- a run ---
+
+
+@pytest.fixture(scope="module")
+def flags(pictures) -> list[str]:
+    return [
+        *("--dataset", str(pictures), "--images", "3", "1", "--seeds", "2", "--lanes", "4", "--x64"),
+        *("--iterations", "3", "--history", "10", "--snapshots", "0", "1", "3"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def done(flags, tmp_path_factory) -> tuple[Path, Said]:
+    """DLG and iDLG on two images from two starts each: the directory and what the command said."""
+    out = tmp_path_factory.mktemp("done") / "run"
+    with restored_globals():
+        return out, call("run", "--attack", "dlg", "idlg", *flags, "--out", out)
+
+
+def test_a_run_leaves_settings_rows_summary_and_figures(done, pictures):
+    out, said = done
+    assert said.code == 0, said.err
+    description = json.loads((out / "run.json").read_text())
+    settings = description["settings"]
+    assert [attack["name"] for attack in settings["attacks"]] == ["dlg", "idlg"]
+    assert {attack["iterations"] for attack in settings["attacks"]} == {3}
+    assert {attack["solver"]["history"] for attack in settings["attacks"]} == {10}
+    assert settings["victim"]["images"] == [3, 1]
+    assert settings["victim"]["dataset"] == str(pictures)
+    assert settings["victim"]["network"] == "per-trial"
+    assert (settings["seeds"], settings["dtype"], settings["snapshots"]) == (2, "float64", [0, 1, 3])
+    assert {"device", "jax_version", "git_revision", "versions"} <= description["environment"].keys()
+    assert {file.name for file in (out / "figures").iterdir()} == FIGURES
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in (out / "figures").iterdir())
+    assert len(Run.open(out).rows()) == 8
+    assert Run.open(out).arrays(["candidate"])["candidate"].shape == (8, 8, 8, 1)
+
+
+def test_the_summary_has_what_readers_count_on(done):
+    out, _ = done
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary.keys() >= {"groups", "engine", "complete", "trials_expected", "criteria", "settings_hash"}
+    assert summary["complete"] is True
+    assert summary["trials_expected"] == 8
+    places = [(group["attack"], group["image"]) for group in summary["groups"]]
+    assert sorted(places, key=str) == sorted([(a, i) for a in ("dlg", "idlg") for i in (1, 3, None)], key=str)
+    for group in summary["groups"]:
+        assert group.keys() >= {
+            *("attack", "model", "dataset", "image", "trials", "successes", "success_rate", "ci95"),
+            *("iterations_mean", "iterations_median", "label_accuracy", "status"),
+        }
+        assert group["model"] == "lenet"
+        assert group["trials"] == (4 if group["image"] is None else 2)
+        assert group["success_rate"] == group["successes"] / group["trials"]
+        low, high = group["ci95"]
+        assert 0 <= low <= group["success_rate"] <= high <= 1
+        assert group["status"].keys() == set(STATUSES)
+        assert sum(group["status"].values()) == group["trials"]
+    assert summary["engine"].keys() == set(ENGINE_KEYS)
+    assert set(ENGINE_KEYS) == {
+        *("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds"),
+    }
+    assert summary["engine"]["evaluations"] == sum(row["evaluations"] for row in Run.open(out).rows())
+
+
+def test_a_run_says_where_it_stands_and_what_it_left(done):
+    out, said = done
+    assert "dlg: compiling for 4 trials" in said.err
+    assert "idlg: 8/8 trials done, 0 running, 0 waiting;" in said.err
+    assert "Success over all images" in said.out
+    assert "Success by image" in said.out
+    assert "How trials ended" in said.out
+    assert f"{out}: 8 rows, summary.json" in said.out
+    assert {Path(line).name for line in said.out.splitlines() if line.startswith("figure: ")} == FIGURES
+
+
+def test_the_same_command_again_runs_nothing(done, flags, no_engine):
+    out, first = done
+    before = {file.name: file.read_bytes() for file in out.glob("rows-*")}
+    summary = (out / "summary.json").read_text()
+    said = call("run", "--attack", "dlg", "idlg", *flags, "--out", out, "--no-figures")
+    assert said.code == 0
+    assert said.err == ""
+    assert said.out == first.out[: first.out.index("figure: ")]
+    assert {file.name: file.read_bytes() for file in out.glob("rows-*")} == before
+    assert (out / "summary.json").read_text() == summary
+
+
+def test_more_lanes_are_no_other_settings(done, flags, no_engine):
+    out, _ = done
+    assert call("run", *flags, "--lanes", 2, "--out", out, "--no-figures").code == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ("--seeds 3", "seeds: 2 in the directory, 3 asked"),
+        ("--images 3 2", "victim.images: [3,1] in the directory, [3,2] asked"),
+        ("--network per-image", 'victim.network: "per-trial" in the directory, "per-image" asked'),
+        ("--network-seed 5", "victim.network_seed: 0 in the directory, 5 asked"),
+        ("--start-seed 5", "start_seed: 0 in the directory, 5 asked"),
+        ("--attack dlg", "attacks: "),
+        ("--iterations 4", "attacks: "),
+        ("--history 11", "attacks: "),
+        ("--success-error 0.1", "criteria.relative_error: 0.2 in the directory, 0.1 asked"),
+        ("--snapshots 0", "snapshots: [0,1,3] in the directory, [0] asked"),
+    ],
+)
+def test_other_settings_are_refused_and_named(done, flags, no_engine, change, named):
+    out, _ = done
+    line = refusal("run", *flags, *change.split(), "--out", out)
+    assert f"`out` {out} holds a run with other settings: " in line
+    assert named in line
+
+
+def test_other_precision_is_refused(done, flags, no_engine):
+    out, _ = done
+    line = refusal("run", *[flag for flag in flags if flag != "--x64"], "--out", out)
+    assert 'dtype: "float64" in the directory, "float32" asked' in line
+
+
+def test_table(done):
+    out, first = done
+    said = call("table", out)
+    assert (said.code, said.err) == (0, "")
+    assert said.out in first.out
+    assert "Success by image" not in said.out
+    by_image = call("table", "--by-image", out)
+    assert "Success by image" in by_image.out
+    assert by_image.out.endswith(said.out)
+
+
+def test_table_of_several_runs_names_them(done, tmp_path, monkeypatch):
+    out, _ = done
+    for name in ("first", "second"):
+        shutil.copytree(out, tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    said = call("table", "first", "second")
+    assert (said.code, said.err) == (0, "")
+    starts = [line.split()[:2] for line in said.out.splitlines() if line.split()[:1] in (["first"], ["second"])]
+    lines = [[name, attack] for name in ("first", "second") for attack in ("dlg", "idlg")]
+    assert starts == lines * 2  # rates, and how trials ended
+
+
+def test_table_needs_no_summary(done, tmp_path):
+    """It may be of a run that was killed."""
+    out, _ = done
+    shutil.copytree(out, tmp_path / "killed")
+    (tmp_path / "killed" / "summary.json").unlink()
+    assert call("table", tmp_path / "killed").out == call("table", out).out
+
+
+def test_plot(done, tmp_path):
+    out, _ = done
+    run = tmp_path / "copy"
+    shutil.copytree(out, run, ignore=shutil.ignore_patterns("figures"))
+    said = call("plot", run)
+    assert (said.code, said.err) == (0, "")
+    assert {line.removeprefix("figure: ") for line in said.out.splitlines()} == {
+        str(run / "figures" / name) for name in FIGURES
+    }
+    assert {file.name for file in (run / "figures").iterdir()} == FIGURES
+
+
+def test_a_run_without_rows(done, tmp_path):
+    """Killed before the first trial ended."""
+    out, _ = done
+    run = tmp_path / "early"
+    run.mkdir()
+    shutil.copy(out / "run.json", run)
+    assert "has no finished trial yet" in refusal("plot", run)
+    assert call("table", run).code == 0

@@ -1,0 +1,323 @@
+"""The experiments: small files on the public API, and a results page that says what the stored rows say."""
+
+import ast
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pyarrow.parquet as parquet
+import pytest
+
+import jaxleak
+from experiments import harness, index, kan2022_nullspace, pytorch_parity
+from jaxleak import plots
+from jaxleak.stats import wilson
+
+FOLDER = Path(harness.__file__).parent
+FILES = sorted(FOLDER.glob("*.py"))
+RESULTS = sorted(path for path in harness.RESULTS.rglob("*") if path.is_file())
+WITH_TORCH = {"torch_reference", "throughput"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(FOLDER))
+
+
+def tree_of(path: Path) -> ast.Module:
+    return ast.parse(path.read_text())
+
+
+def imports(nodes) -> set[str]:
+    """Full names of what import statements among `nodes` bring in; of `import a.b` that is `a.b`."""
+    names = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "experiments import by full names"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+# --- the files ---
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_every_file_imports_without_torch(path):
+    module = importlib.import_module(f"experiments.{path.stem}")
+    assert path.stem == "__init__" or module.__doc__
+    at_the_top = {name.split(".")[0] for name in imports(tree_of(path).body)}
+    assert at_the_top.isdisjoint({"torch", "tests"})
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_files_are_short(path):
+    assert path.name == "index.py" or len(path.read_text().splitlines()) < 150
+
+
+@pytest.mark.parametrize("path", FILES, ids=name_of)
+def test_only_the_public_api(path):
+    nodes = list(ast.walk(tree_of(path)))
+    names = imports(nodes)
+    public = {f"jaxleak.{name}" for name in jaxleak.__all__}
+    public |= {f"jaxleak.plots.{name}" for name in dir(plots) if not name.startswith("_")}
+    assert {name for name in names if name.split(".")[0] == "jaxleak"} <= {"jaxleak"} | public
+    used = {
+        node.attr
+        for node in nodes
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "jaxleak"
+    }
+    assert used <= set(jaxleak.__all__)
+    tests = {name for name in names if name.split(".")[0] == "tests"}
+    assert all(name.startswith("tests.oracles.") for name in tests)
+    assert not tests or path.stem in WITH_TORCH
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in ("__init__", "harness")], ids=name_of)
+def test_every_file_says_its_command(path):
+    assert f"python -m experiments.{path.stem}" in (ast.get_docstring(tree_of(path)) or "")
+
+
+# --- the stored results ---
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if path.suffix == ".png"], ids=name_of)
+def test_figures_are_small(path):
+    content = path.read_bytes()
+    assert content.startswith(b"\x89PNG")
+    assert len(content) < 300_000
+
+
+@pytest.mark.parametrize("path", [path for path in RESULTS if path.suffix == ".parquet"], ids=name_of)
+def test_rows_are_those_of_their_summary(path):
+    summary_path = path.with_suffix(".json")
+    if not summary_path.exists():  # rows that are not trials
+        summary = json.loads((path.parent / "summary.json").read_text())
+        assert parquet.read_metadata(path).num_rows == summary["n"]
+        return
+    rows, summary = parquet.read_table(path).to_pylist(), json.loads(summary_path.read_text())
+    assert len({row["trial"] for row in rows}) == len(rows)
+    assert {row["settings_hash"] for row in rows} == {summary["settings_hash"]}
+    if summary["complete"]:
+        assert len(rows) == summary["trials_expected"]
+    for group in summary["groups"]:
+        mine = [row for row in rows if row["attack"] == group["attack"] and group["image"] in (None, row["image"])]
+        assert (len(mine), sum(row["success"] for row in mine)) == (group["trials"], group["successes"])
+
+
+# --- the page ---
+
+
+def test_the_page_says_what_the_results_say():
+    """Written by `python -m experiments.index`."""
+    assert (FOLDER / "README.md").read_text() == index.page()
+
+
+def test_every_command_of_the_page_is_there():
+    modules = {make().command.split()[2] for make in index.LINES}
+    assert modules <= {f"experiments.{path.stem}" for path in FILES}
+
+
+def test_without_results_the_page_says_not_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(index, "RESULTS", tmp_path)
+    assert {make().ours for make in index.LINES} == {index.NOT_RUN}
+
+
+def test_check_compares_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    page = tmp_path / "README.md"
+    monkeypatch.setattr(index, "HERE", tmp_path)
+    monkeypatch.setattr(index.sys, "argv", ["index"])
+    index.main()
+    assert page.read_text() == index.page() == capsys.readouterr().out.removesuffix("\n")
+    monkeypatch.setattr(index.sys, "argv", ["index", "--check"])
+    index.main()
+    page.write_text("typed by hand")
+    with pytest.raises(SystemExit, match=r"run `python -m experiments\.index`"):
+        index.main()
+    assert page.read_text() == "typed by hand"
+
+
+def test_a_line_of_the_page(tmp_path, monkeypatch):
+    """Numbers come from the stored summary."""
+    rates = {"trials": 10, "successes": 4, "success_rate": 0.4, "ci95": [0.168, 0.687], "iterations_n": 4}
+    group = {"attack": "dlg", **rates, "iterations_mean": 50.0, "iterations_median": 48.0}
+    groups = [{**group, "image": 7, "success_rate": 0.2}, {**group, "image": 9, "success_rate": 0.6}]
+    summary = {"groups": [*groups, {**group, "image": None}], "environment": {"device": "2x cpu"}}
+    (tmp_path / "kan2022_table1").mkdir()
+    (tmp_path / "kan2022_table1" / "per-image.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(index, "RESULTS", tmp_path)
+    line = index.table1("per-image")
+    assert line.ours.startswith("rate 0.400 [0.168, 0.687], n = 10, per image 0.20 to 0.60; iterations mean 50.0")
+    assert line.where == "2x cpu"
+
+
+def test_a_line_of_a_run_without_success(tmp_path, monkeypatch):
+    rates = {"trials": 2, "successes": 0, "success_rate": 0.0, "ci95": [0.0, 0.658], "iterations_n": 0}
+    group = {"attack": "dlg", **rates, "iterations_mean": None, "iterations_median": None}
+    summary = {"groups": [{**group, "image": 7}, {**group, "image": None}], "environment": {"device": "2x cpu"}}
+    (tmp_path / "kan2022_table1").mkdir()
+    (tmp_path / "kan2022_table1" / "per-image.json").write_text(json.dumps(summary))
+    monkeypatch.setattr(index, "RESULTS", tmp_path)
+    assert index.table1("per-image").ours.startswith("rate 0.000 [0.000, 0.658], n = 2, per image 0.00 to 0.00")
+
+
+# --- what they share ---
+
+
+def test_run_all_keeps_rows_and_summary_of_the_runs_asked_for(tmp_path, monkeypatch):
+    ran = []
+
+    def run_sweep(sweep, out, *, lanes):
+        ran.append((sweep, out, lanes))
+        run = SimpleNamespace(
+            settings={"seeds": 1}, environment={"device": "x"}, write_rows=lambda path: path.write_text("rows")
+        )
+        return SimpleNamespace(run=run, summary={"groups": []})
+
+    monkeypatch.setattr(jaxleak, "run_sweep", run_sweep)
+    monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
+    options = SimpleNamespace(only=["b"], runs=tmp_path / "runs", lanes=3)
+    results = harness.run_all("item", {"a": "sweep a", "b": "sweep b"}, options)
+    assert list(results) == ["b"]
+    assert ran == [("sweep b", tmp_path / "runs" / "item" / "b", 3)]
+    folder = tmp_path / "results" / "item"
+    assert (folder / "b.parquet").read_text() == "rows"
+    stored = json.loads((folder / "b.json").read_text())
+    assert stored == {"groups": [], "settings": {"seeds": 1}, "environment": {"device": "x"}}
+    assert not (folder / "a.json").exists()
+
+
+# --- pytorch_parity ---
+
+
+def torch_row(image: int, seed: int, iterations: int | None, mse: float = 1e-4) -> dict:
+    return {"image": image, "seed": seed, "iter_1e4": iterations, "mse": mse, "label_ok": True}
+
+
+def our_row(image: int, seed: int, iterations: int | None, mse: float = 1e-4) -> dict:
+    return {
+        "image": image,
+        "seed": seed,
+        "threshold_iterations": iterations,
+        "mse": mse,
+        "label_correct": seed != 0,
+    }
+
+
+def test_compare():
+    """Worked by hand: solved is an objective below 1e-4 and an MSE below 0.01; medians are over what both solve."""
+    theirs = [torch_row(1, 0, 10), torch_row(1, 1, 20), torch_row(2, 0, 30), torch_row(2, 1, 40, mse=0.5)]
+    ours = [our_row(1, 0, 11), our_row(1, 1, None), our_row(2, 0, 35), our_row(2, 1, 40)]
+    row = pytorch_parity.compare("dlg", theirs, ours)
+    assert row["attack"] == "dlg"
+    assert row["trials"] == [4, 4]
+    assert row["solved"] == {"torch": 3, "jaxleak": 3, "both": 2}
+    assert row["ci95"]["torch"] == row["ci95"]["jaxleak"] == pytest.approx(wilson(3, 4))
+    assert row["fisher_p"] == pytest.approx(1)
+    assert row["median_iterations_to_1e-4_over_both"] == {"torch": 20, "jaxleak": 23}
+    assert row["median_ratio"] == pytest.approx(23 / 20)
+    assert row["label_accuracy"] == {"torch": 1, "jaxleak": 0.5}
+    json.dumps(row)
+
+
+def test_compare_sees_a_difference_that_is_not_chance():
+    """10 of 10 solved against 5 of 10."""
+    theirs = [torch_row(1, seed, 10) for seed in range(10)]
+    ours = [our_row(1, seed, 10 if seed < 5 else None) for seed in range(10)]
+    # No table with these margins is less likely than this one and its mirror image: C(10, 5) / C(20, 15) each.
+    wanted = 2 * 252 / 15504
+    assert pytorch_parity.compare("idlg", theirs, ours)["fisher_p"] == pytest.approx(wanted)
+
+
+def test_compare_without_a_trial_that_both_solve():
+    row = pytorch_parity.compare("dlg", [torch_row(1, 0, None)], [our_row(1, 0, 7)])
+    assert row["solved"] == {"torch": 0, "jaxleak": 1, "both": 0}
+    assert row["median_iterations_to_1e-4_over_both"] == {"torch": None, "jaxleak": None}
+    assert row["median_ratio"] is None
+
+
+def test_the_reference_folder_is_read_in_our_layout(tmp_path):
+    """Networks and starts lie in torch's layout, channels first."""
+    data = SimpleNamespace(
+        name="made up",
+        split="all",
+        num_classes=3,
+        image_shape=(8, 12, 3),
+        images=lambda indices: (np.zeros((len(indices), 8, 12, 3), np.float32), np.arange(len(indices))),
+    )
+    rows = [{"image": image, "seed": seed} for seed in range(2) for image in (30, 4)]
+    (tmp_path / "trials.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    rng = np.random.default_rng(0)
+    pixels, logits = rng.normal(size=(2, 3, 8, 12)), rng.normal(size=(2, 3))
+    np.savez(tmp_path / "starts.npz", image=pixels, label_logits=logits)
+    model = jaxleak.build_model("lenet", 3)
+    networks = {}
+    for image in (30, 4):
+        networks[image] = model.init(jax.random.key(image), np.zeros((1, 8, 12, 3)))["params"]
+        jaxleak.save_weights(tmp_path / f"lenet_{image}.safetensors", model, networks[image], (8, 12, 3))
+
+    read, images, starts = pytorch_parity.load_reference(tmp_path)
+    assert read == rows
+    assert images == [30, 4]  # as they come, the rows of `networks` are in this order
+    assert starts["image"].shape == (2, 1, 8, 12, 3)
+    assert starts["label"].shape == (2, 1, 3)
+    np.testing.assert_array_equal(starts["image"][1, 0, :, :, 2], pixels[1, 2])
+    sweep = pytorch_parity.build_sweep(data, tmp_path, images, starts, seeds=2)
+    assert (sweep.total, sweep.victim.network) == (8, "per-image")
+    assert sweep.victim.params is not None
+    for slot, image in enumerate(images):
+        for name in ("conv2", "head"):
+            np.testing.assert_array_equal(
+                sweep.victim.params[name]["kernel"][slot], np.asarray(networks[image][name]["kernel"])
+            )
+
+
+# --- kan2022_nullspace ---
+
+
+@pytest.fixture
+def linear():
+    """A, x and b with 20 outputs and 192 inputs, drawn as in the experiment."""
+    rng = np.random.default_rng(3)
+    size = 8 * 8 * 3
+    return rng.normal(size=(20, size)) / np.sqrt(size), rng.uniform(size=size), rng.normal(size=20), rng
+
+
+def test_null_direction(linear):
+    a, _, _, rng = linear
+    d = kan2022_nullspace.null_direction(a, rng)
+    assert np.linalg.norm(d) == pytest.approx(1, abs=1e-12)
+    assert np.linalg.norm(a @ d) < 1e-12
+
+
+def test_weight_gradient_is_the_losses(linear):
+    """Against central differences of 1/2 |A x - b|^2, exact for a quadratic up to rounding."""
+    a, x, b, rng = linear
+    gradient = kan2022_nullspace.weight_gradient(a, x, b)
+    direction = rng.normal(size=a.shape)
+
+    def loss(step):
+        return 0.5 * np.sum(((a + step * direction) @ x - b) ** 2)
+
+    assert np.sum(gradient * direction) == pytest.approx((loss(0.01) - loss(-0.01)) / 0.02, rel=1e-9)
+
+
+@pytest.mark.parametrize("size", kan2022_nullspace.SIZES)
+def test_a_move_in_the_null_space_changes_the_gradient(linear, size):
+    """By the size of the move, though the output stays: the paper claims no change."""
+    a, x, b, rng = linear
+    moved = x + size * np.linalg.norm(x) * kan2022_nullspace.null_direction(a, rng)
+    before, after = (kan2022_nullspace.weight_gradient(a, one, b) for one in (x, moved))
+    np.testing.assert_allclose(a @ moved, a @ x, rtol=0, atol=1e-12 * np.linalg.norm(x))
+    assert np.linalg.norm(after - before) / np.linalg.norm(before) == pytest.approx(size, rel=1e-9)
+
+
+def test_dense_input_is_exact(linear):
+    a, x, b, _ = linear
+    residual = a @ x - b
+    residual[0] = 0  # a row without gradient says nothing
+    recovered = kan2022_nullspace.dense_input(np.outer(residual, x), residual)
+    np.testing.assert_allclose(recovered, x, rtol=1e-14)
