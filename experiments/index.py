@@ -1,4 +1,4 @@
-"""Write experiments/README.md: every item with its command, the paper's number, PyTorch's and ours.
+"""Write experiments/README.md, and its table into the project's README: paper's number, PyTorch's and ours.
 
 All numbers of ours are read from the stored results; what has not been run says so.
 
@@ -8,7 +8,6 @@ All numbers of ours are read from the stored results; what has not been run says
 import json
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from experiments.harness import HERE, RESULTS
@@ -62,11 +61,12 @@ def table1(network: str) -> Line:
         group = overall(summary, "dlg")
         rates = [g["success_rate"] for g in summary["groups"] if g["image"] is not None]
         means = [g["iterations_mean"] for g in summary["groups"] if g["image"] is not None and g["iterations_n"]]
-        ours = (
-            f"rate {rate(group)}, per image {min(rates):.2f} to {max(rates):.2f}; iterations mean "
-            f"{group['iterations_mean']:.1f}, median {group['iterations_median']:.0f} (n = {group['iterations_n']}), "
-            f"mean per image {min(means):.0f} to {max(means):.0f}"
-        )
+        ours = f"rate {rate(group)}, per image {min(rates):.2f} to {max(rates):.2f}"
+        if means:
+            ours += (
+                f"; iterations mean {group['iterations_mean']:.1f}, median {group['iterations_median']:.0f} "
+                f"(n = {group['iterations_n']}), mean per image {min(means):.0f} to {max(means):.0f}"
+            )
         where = device(summary)
     return Line(
         f"Kan et al. 2022, table 1: DLG, LeNet, CIFAR-100, network {network}",
@@ -147,7 +147,8 @@ def parity(attack: str) -> Line:
         def told(who: str) -> str:
             low, high = row["ci95"][who]
             n = row["trials"][who == "jaxleak"]
-            return f"{row['solved'][who]}/{n} [{low:.2f}, {high:.2f}], median {medians[who]:g} iterations"
+            median = "–" if medians[who] is None else f"{medians[who]:g}"
+            return f"{row['solved'][who]}/{n} [{low:.2f}, {high:.2f}], median {median} iterations"
 
         theirs = told("torch")
         ours = f"{told('jaxleak')} (n = {row['solved']['both']} solved by both); Fisher p = {row['fisher_p']:.2f}"
@@ -201,26 +202,39 @@ project's root, resume where they were stopped, and write run directories under 
 PyTorch's figures are measured with the original procedure (torch 2.13, CPU). The papers' shares at MSE thresholds are
 read off a figure.
 
-| item | command | paper | PyTorch | jaxleak | device |
+"""
+COLUMNS = """| item | command | paper | PyTorch | jaxleak | device |
 |---|---|---|---|---|---|
 """
+PROJECT = HERE.parent / "README.md"
+BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
+
+
+def table() -> str:
+    rows = [make() for make in LINES]
+    cells = [[row.item, f"`{row.command}`", row.paper, row.pytorch, row.ours, row.where or "–"] for row in rows]
+    return COLUMNS + "".join(f"| {' | '.join(cell)} |\n" for cell in cells)
 
 
 def page() -> str:
-    rows = [make() for make in LINES]
-    cells = [[row.item, f"`{row.command}`", row.paper, row.pytorch, row.ours, row.where or "–"] for row in rows]
-    notes = (HERE / "NOTES.md").read_text() if (HERE / "NOTES.md").exists() else ""
-    return HEADER + "".join(f"| {' | '.join(cell)} |\n" for cell in cells) + ("\n" + notes if notes else "")
+    """experiments/README.md as the stored results have it."""
+    return HEADER + table() + "\n" + (HERE / "NOTES.md").read_text()
+
+
+def project_page() -> str:
+    """The project's README with the table between its marks as the stored results have it."""
+    before, rest = PROJECT.read_text().split(BEGIN)
+    links = table().replace("](results/", "](experiments/results/")
+    return f"{before}{BEGIN}\n\n{links}\n{END}{rest.split(END)[1]}"
 
 
 def main() -> None:
-    path: Path = HERE / "README.md"
-    if "--check" in sys.argv:
-        if path.read_text() != page():
-            sys.exit("experiments/README.md is not what its results say; run `python -m experiments.index`")
-        return
-    path.write_text(page())
-    print(path.read_text())
+    pages = {HERE / "README.md": page(), PROJECT: project_page()}
+    for path, content in pages.items():
+        if "--check" not in sys.argv:
+            path.write_text(content)
+        elif path.read_text() != content:
+            sys.exit(f"{path.name} is not what the stored results say; run `python -m experiments.index`")
 
 
 if __name__ == "__main__":

@@ -70,7 +70,7 @@ def compare(attack: str, torch_rows: list[dict], our_rows: list[dict]) -> dict:
         if row["threshold_iterations"] is not None and row["mse"] < SOLVED_MSE
     }
     both = sorted(theirs.keys() & ours.keys())
-    medians = [statistics.median(solved[key] for key in both) for solved in (theirs, ours)]
+    medians = [statistics.median(solved[key] for key in both) if both else None for solved in (theirs, ours)]
     return {
         "attack": attack,
         "trials": [len(torch_rows), len(our_rows)],
@@ -81,7 +81,7 @@ def compare(attack: str, torch_rows: list[dict], our_rows: list[dict]) -> dict:
         },
         "fisher_p": jaxleak.fisher(len(theirs), len(torch_rows), len(ours), len(our_rows)),
         "median_iterations_to_1e-4_over_both": {"torch": medians[0], "jaxleak": medians[1]},
-        "median_ratio": medians[1] / medians[0],
+        "median_ratio": medians[1] / medians[0] if medians[0] and medians[1] else None,
         "label_accuracy": {
             "torch": statistics.mean(row["label_ok"] for row in torch_rows),
             "jaxleak": statistics.mean(row["label_correct"] for row in our_rows),

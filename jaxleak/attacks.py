@@ -1,5 +1,6 @@
 """Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -39,6 +40,8 @@ class Attack:
         check_positive("iterations", self.iterations, integer=True)
         if not self.stop_objective >= 0:
             raise InputError(f"`stop_objective` must be 0 or above; got {self.stop_objective!r}.")
+        if math.isinf(self.stop_objective):
+            raise InputError(f"`stop_objective` must be finite; got {self.stop_objective!r}.")
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data, the solver with its name."""

@@ -1,6 +1,7 @@
 """The one exception for a user's mistake: the command line prints it as one line and exits with 2."""
 
 import difflib
+import math
 from collections.abc import Iterable
 
 
@@ -32,3 +33,15 @@ def check_positive(argument: str, value: float, *, integer: bool = False) -> Non
         raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
     if not value > 0:
         raise InputError(f"`{argument}` must be above 0; got {value!r}.")
+    if math.isinf(value):
+        raise InputError(f"`{argument}` must be finite; got {value!r}.")
+
+
+def check_seed(argument: str, value: int) -> None:
+    """Raise unless `value` is a seed that jax tells from every other one: without float64 it reads 32 bits.
+
+    Raises:
+        InputError: `value` is not in 0..2**32-1.
+    """
+    if not 0 <= value < 2**32:
+        raise InputError(f"`{argument}` must be from 0 to {2**32 - 1}; got {value!r}.")

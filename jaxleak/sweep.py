@@ -14,7 +14,7 @@ import numpy as np
 from jaxleak.attacks import Attack, get_attack
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
-from jaxleak.errors import InputError, check_positive
+from jaxleak.errors import InputError, check_positive, check_seed
 from jaxleak.metrics import image_metrics
 from jaxleak.progress import Progress
 from jaxleak.solvers import solver_name
@@ -51,6 +51,7 @@ class Sweep:
 
     def __post_init__(self):
         check_positive("seeds", self.seeds, integer=True)
+        check_seed("start_seed", self.start_seed)
         if not self.attacks:
             raise InputError("`attack` must name at least one attack.")
         names = [attack.name for attack in self.attacks]

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.data import DATASETS, Dataset
-from jaxleak.errors import InputError, check_choice
+from jaxleak.errors import InputError, check_choice, check_seed
 from jaxleak.models import MODELS, build_model, load_weights
 from jaxleak.objectives import loss_gradient
 
@@ -50,6 +50,7 @@ class Victim:
 
     def __post_init__(self):
         check_choice("network", self.network, NETWORKS)
+        check_seed("network_seed", self.network_seed)
         if self.params is not None and self.network == "per-trial":
             raise InputError(
                 "`network` per-trial draws a fresh network for each trial and cannot use given `weights`; "

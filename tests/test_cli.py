@@ -120,8 +120,12 @@ def pictures(tmp_path_factory) -> Path:
         ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
         ("--lr inf", "`lr` must be "),
         ("--stop-objective inf", "`stop_objective` must be "),
-        ("--start-seed 99999999999999999999", "`start_seed` must be "),
-        ("--network-seed 99999999999999999999", "`network_seed` must be "),
+        # In float32 jax reads 32 bits of a seed: 2**32 is 0 again, and -1 another one than in float64.
+        *[
+            (f"--{name} {value}", f"`{name.replace('-', '_')}` must be ")
+            for name in ("start-seed", "network-seed")
+            for value in (-1, 2**32, 10**20)
+        ],
         ("--stop-objective -1", "`stop_objective` must be 0 or above; got -1.0."),
         ("--success-objective 0", "objective` must be a finite number above 0; got 0.0."),
         ("--success-error nan", "error` must be a finite number above 0; got nan."),

@@ -111,9 +111,10 @@ def test_rows_are_those_of_their_summary(path):
 # --- the page ---
 
 
-def test_the_page_says_what_the_results_say():
+def test_the_pages_say_what_the_results_say():
     """Written by `python -m experiments.index`."""
     assert (FOLDER / "README.md").read_text() == index.page()
+    assert index.PROJECT.read_text() == index.project_page()
 
 
 def test_every_command_of_the_page_is_there():
@@ -126,18 +127,29 @@ def test_without_results_the_page_says_not_run(tmp_path, monkeypatch):
     assert {make().ours for make in index.LINES} == {index.NOT_RUN}
 
 
-def test_check_compares_and_writes_nothing(tmp_path, monkeypatch, capsys):
-    page = tmp_path / "README.md"
+def test_check_compares_and_writes_nothing(tmp_path, monkeypatch):
+    page, project = tmp_path / "README.md", tmp_path / "PROJECT.md"
+    (tmp_path / "NOTES.md").write_text("Why.\n")
+    project.write_text(f"before\n{index.BEGIN}\nold\n{index.END}\nafter\n")
     monkeypatch.setattr(index, "HERE", tmp_path)
+    monkeypatch.setattr(index, "PROJECT", project)
     monkeypatch.setattr(index.sys, "argv", ["index"])
     index.main()
-    assert page.read_text() == index.page() == capsys.readouterr().out.removesuffix("\n")
+    assert page.read_text() == index.page()
+    assert page.read_text().endswith("|\n\nWhy.\n")
+    lines = project.read_text().splitlines()
+    assert (lines[0], lines[-1]) == ("before", "after")
+    assert "old" not in lines
+    assert index.project_page() == project.read_text()  # written twice is written once
     monkeypatch.setattr(index.sys, "argv", ["index", "--check"])
     index.main()
-    page.write_text("typed by hand")
-    with pytest.raises(SystemExit, match=r"run `python -m experiments\.index`"):
-        index.main()
-    assert page.read_text() == "typed by hand"
+    for path in (page, project):
+        kept = path.read_text()
+        path.write_text(kept.replace("|---|", "|--|"))
+        with pytest.raises(SystemExit, match=rf"{path.name} is not what .* run `python -m experiments\.index`"):
+            index.main()
+        assert "|--|" in path.read_text()
+        path.write_text(kept)
 
 
 def test_a_line_of_the_page(tmp_path, monkeypatch):

@@ -65,9 +65,9 @@ def small_run(tmp_path_factory) -> list[str]:
 
 def finish(arguments: list[str], out: Path) -> Run:
     """Run the command to its end in this process."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as said:
-        with pytest.raises(SystemExit) as ended:
-            cli.main([*arguments, "--out", str(out)])
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said), pytest.raises(SystemExit) as ended:
+        cli.main([*arguments, "--out", str(out)])
     assert ended.value.code == 0, said.getvalue()
     return Run.open(out)
 
