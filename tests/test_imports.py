@@ -13,6 +13,7 @@ PACKAGE = Path(jaxleak.__file__).parent
 LEAVES = {
     "models",
     "conv",
+    "dense",
     "objectives",
     "labels",
     "inits",

@@ -7,6 +7,7 @@ import jax
 from jaxtyping import Array, Float
 
 from jaxleak.conv import patch_conv
+from jaxleak.dense import blocked_dot_general
 
 
 def dlg_uniform(key, shape, dtype=float):
@@ -48,7 +49,13 @@ class LeNet(nn.Module):
             )(x)
             x = self.activation(x)
         x = x.reshape(x.shape[0], -1)
-        return nn.Dense(self.num_classes, kernel_init=dlg_uniform, bias_init=dlg_uniform, name="head")(x)
+        return nn.Dense(
+            self.num_classes,
+            kernel_init=dlg_uniform,
+            bias_init=dlg_uniform,
+            dot_general=blocked_dot_general,
+            name="head",
+        )(x)
 
     def head_input_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Height, width and channels that are flattened into the head's input (NHWC order)."""
