@@ -52,12 +52,12 @@ def torch_summed(processes: int, seconds: float) -> float:
         return sum(pool.map(torch_rate, [seconds] * processes, chunksize=1))
 
 
-def jaxleak_rate(data_dir: str, network: str, seeds: int) -> dict:
+def jaxleak_rate(data_dir: str, network: str, seeds: int, iterations: int) -> dict:
     """The engine part of `summary.json` after one `jaxleak run`."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-c", "from jaxleak.cli import main; main()", "run", "--attack", "dlg"]
         command += ["--dataset", "cifar100", "--data-dir", data_dir, "--num-images", "4", "--seeds", str(seeds)]
-        command += ["--network", network, "--no-figures", "--out", f"{folder}/run"]
+        command += ["--network", network, "--iterations", str(iterations), "--no-figures", "--out", f"{folder}/run"]
         subprocess.run(command, check=True, capture_output=True)
         return json.loads((Path(folder) / "run" / "summary.json").read_text())["engine"]
 
@@ -68,13 +68,14 @@ def main() -> None:
         rounds={"type": int, "default": 3},
         seconds={"type": float, "default": 20.0},
         seeds={"type": int, "default": 16},
+        iterations={"type": int, "default": 40},
     )
     cores = len(os.sched_getaffinity(0))
     rounds = []
     for number in range(options.rounds):
         row: dict[str, Any] = {"pytorch_processes": torch_summed(cores, options.seconds)}
         for network in ("shared", "per-trial"):
-            row[network] = jaxleak_rate(options.data_dir, network, options.seeds)
+            row[network] = jaxleak_rate(options.data_dir, network, options.seeds, options.iterations)
         rounds.append(row)
         print(f"round {number + 1}: {row}", flush=True)
     torch_median = statistics.median(row["pytorch_processes"] for row in rounds)
