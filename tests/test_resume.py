@@ -73,10 +73,12 @@ def finish(arguments: list[str], out: Path) -> Run:
 
 
 @contextlib.contextmanager
-def started(arguments: list[str], out: Path, pause: float = PAUSE):
+def started(arguments: list[str], out: Path, pause: float = PAUSE, *, optimise: bool = False):
     """The command in a process of its own; killed at the latest when the block ends."""
     path = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "JAX_PLATFORMS": "cpu"}
+    if not optimise:  # compiling is most of a small run
+        environment["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
     command = [sys.executable, "-c", DRIVER, str(pause), *arguments, "--out", str(out)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         try:
@@ -163,7 +165,7 @@ def test_ctrl_c_says_how_to_continue(small_run, whole, tmp_path):
 def kill_at_random_moments(arguments: list[str], folder: Path, kills: int, pause: float) -> tuple[Run, Run]:
     """The resumed run and the unkilled one. Moments follow from the latter's timing; some lie before any new part."""
     began = time.monotonic()
-    with started(arguments, folder / "whole", pause) as process:
+    with started(arguments, folder / "whole", pause, optimise=True) as process:
         wait_for_part(process, folder / "whole", seconds=600)
         starting = time.monotonic() - began
         said = process.communicate()[1].decode()
@@ -172,14 +174,14 @@ def kill_at_random_moments(arguments: list[str], folder: Path, kills: int, pause
 
     out, moments = folder / "run", random.Random(0)
     for _ in range(kills):
-        with started(arguments, out, pause) as process:
+        with started(arguments, out, pause, optimise=True) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(moments.uniform(starting / 2, starting + working / kills))
             assert process.poll() is None, "it ended before it could be killed"
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
     assert parts(out) > 0
-    with started(arguments, out, pause) as process:
+    with started(arguments, out, pause, optimise=True) as process:
         said = process.communicate()[1].decode()
     assert process.returncode == 0, said
     return Run.open(out), Run.open(folder / "whole")
