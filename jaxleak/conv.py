@@ -29,7 +29,7 @@ def extract_patches(
     b, h, w, c = x.shape
     (kh, kw), (sh, sw) = window, strides
     oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1
-    # Rows first, then columns: kh + kw slices to stack instead of kh * kw (measured: faster on CPU).
+    # Rows first, then columns: kh + kw slices to stack instead of kh * kw (design notes: faster on CPU).
     rows = jnp.stack(
         [lax.slice(x, (0, i, 0, 0), (b, i + sh * (oh - 1) + 1, w, c), (1, sh, 1, 1)) for i in range(kh)],
         axis=2,

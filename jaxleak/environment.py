@@ -1,5 +1,6 @@
 """What a run was made with: device, versions and git revision; and how jax is told to use every core."""
 
+import contextlib
 import os
 import subprocess
 from pathlib import Path
@@ -13,14 +14,12 @@ ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision
 def use_all_cores() -> None:
     """Make every CPU core a device of its own; call it before jax does anything.
 
-    Lanes that share nothing run twice as fast on two one-core devices as on one two-core device (measured). Without
-    effect where jax already runs or has an accelerator.
+    Measured on two cores, LeNet's objective and gradient: 2,700 evaluations/s on two one-core devices, 1,300 to 1,400 on
+    one two-core device. Without effect where jax already runs or has an accelerator.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
+    with contextlib.suppress(RuntimeError):  # jax is running: its devices stay as they are
         jax.config.update("jax_num_cpu_devices", cores)
-    except RuntimeError:
-        pass  # jax is running: its devices stay as they are
 
 
 def environment() -> dict[str, Any]:
