@@ -14,8 +14,8 @@ ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision
 def use_all_cores() -> None:
     """Make every CPU core a device of its own; call it before jax does anything.
 
-    Measured on two cores, LeNet's objective and gradient: 2,700 evaluations/s on two one-core devices, 1,300 to 1,400 on
-    one two-core device. Without effect where jax already runs or has an accelerator.
+    Measured on two cores, LeNet's objective and gradient: 2,700 evaluations/s on two one-core devices, 1,300 to 1,400
+    on one two-core device. Without effect where jax already runs or has an accelerator.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with contextlib.suppress(RuntimeError):  # jax is running: its devices stay as they are
