@@ -3,8 +3,8 @@
 Near the solution the objective is a small difference of nearly equal gradients, and rounding limits it. Measured on
 one DLG trajectory on LeNet, ten points: the error of the objective's gradient against float64 changes by a factor of
 0.42 to 1.76, geometric mean 0.83, much as with a float64 product of the head. Beside PyTorch the iterations to 1e-4
-fell by some 6 % for DLG and 4 % for iDLG (experiments/NOTES.md). That XLA sums the products of a logit in one run is the supposed cause;
-its code was not looked at.
+fell by some 6 % for DLG and 4 % for iDLG (experiments/NOTES.md). That XLA sums the products of a logit in one run is
+the supposed cause; its code was not looked at.
 """
 
 import jax.numpy as jnp

@@ -72,7 +72,7 @@ class Finished(NamedTuple):
 
 
 def default_lanes(bytes_per_lane: int) -> int:
-    """Lanes per device: 4 on a CPU core, where more fall out of cache, else what fits in half the free memory.
+    """Lanes per device: 4 on a CPU core, where more were measured slower, else what fits in half the free memory.
 
     Measured, LeNet with history 100 on two cores: whole step about 2,000 evaluations/s at 2 to 4 lanes a core and 1,730
     at 6; in another run, without the bookkeeping, 1,500 at 8 and 1,340 at 16.
