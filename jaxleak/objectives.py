@@ -1,8 +1,14 @@
 """What the victim shares and what the attacker minimises."""
 
+from typing import Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
+
+from jaxleak.dense import Outer, outer_distance
 
 
 def cross_entropy(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:
@@ -25,6 +31,60 @@ def loss_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Flo
     return jax.grad(lambda p: cross_entropy(model.apply({"params": p}, x), target))(params)
 
 
+def factored_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
+    """`loss_gradient`, with the kernels of dense layers as `Outer`: their weight gradients are never built.
+
+    A layer that is used twice, and one with other than one vector per image, has its gradient built. Arguments as for
+    `loss_gradient`.
+    """
+    kernels = _dense_outputs(model, params, x)
+    flat = flatten_dict(params)
+    known = {path: leaf for path, leaf in flat.items() if path[:-1] in kernels and path[-1] == "kernel"}
+    rest = {path: leaf for path, leaf in flat.items() if path not in known}
+
+    def loss(rest, shifts):
+        inputs = {}
+
+        def shift(module, args, output):
+            if module.path not in shifts:
+                return output
+            inputs[module.path] = args[0]
+            return output + shifts[module.path]
+
+        with nn.intercept_methods(_on_dense(shift)):
+            logits = model.apply({"params": unflatten_dict({**rest, **known})}, x)
+        return cross_entropy(logits, target), inputs
+
+    shifts = {path: jnp.zeros(kind.shape, kind.dtype) for path, kind in kernels.items()}
+    (slopes, outputs), inputs = jax.grad(loss, argnums=(0, 1), has_aux=True)(rest, shifts)
+    products = {(*path, "kernel"): Outer(inputs[path], outputs[path]) for path in kernels}
+    return unflatten_dict({**slopes, **products})
+
+
+def _on_dense(act):
+    """An interceptor of Linen that calls `act(module, args, output)` when a dense layer has been applied."""
+
+    def intercept(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        dense = isinstance(context.module, nn.Dense) and context.method_name == "__call__"
+        return act(context.module, args, output) if dense else output
+
+    return intercept
+
+
+def _dense_outputs(model, params: PyTree, x) -> dict[tuple[str, ...], Any]:
+    """Path and output type of each dense layer that is applied once, to one vector per image."""
+    seen: dict[tuple[str, ...], Any] = {}
+
+    def note(module, args, output):
+        seen[module.path] = None if module.path in seen or output.ndim != 2 else output
+        return output
+
+    with nn.intercept_methods(_on_dense(note)):
+        jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, x)
+    return {path: jax.ShapeDtypeStruct(out.shape, out.dtype) for path, out in seen.items() if out is not None}
+
+
 def squared_norm(tree: PyTree) -> Float[Array, ""]:
     """Sum of squares over all tensors."""
     return sum((jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(tree)), start=jnp.zeros(()))
@@ -33,9 +93,20 @@ def squared_norm(tree: PyTree) -> Float[Array, ""]:
 def squared_l2(gradient: PyTree, update: PyTree) -> Float[Array, ""]:
     """DLG's objective: squared differences summed (not averaged, no 1/2) over all parameter tensors.
 
+    Args:
+        gradient: of the candidate; leaves may be `Outer`.
+        update: what the client shared.
+
     Source: Zhu, Liu & Han 2019, equation 4.
     """
-    return squared_norm(jax.tree.map(jnp.subtract, gradient, update))
+
+    def distance(leaf, shared):
+        if isinstance(leaf, Outer):
+            return outer_distance(*leaf, shared)
+        return jnp.sum(jnp.square(leaf - shared))
+
+    parts = jax.tree.map(distance, gradient, update, is_leaf=lambda leaf: isinstance(leaf, Outer))
+    return sum(jax.tree.leaves(parts), start=jnp.zeros(()))
 
 
 OBJECTIVES = {"l2": squared_l2}

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxleak.attacks import Attack
 from jaxleak.inits import INITS
 from jaxleak.labels import idlg_label
-from jaxleak.objectives import OBJECTIVES, loss_gradient, squared_norm
+from jaxleak.objectives import OBJECTIVES, factored_gradient, squared_norm
 from jaxleak.stats import ENDINGS
 from jaxleak.victim import Victim, draw_params, shared_update
 
@@ -176,7 +176,7 @@ class Trial:
                 target = jax.nn.softmax(candidate["label"], axis=-1)
             else:
                 target = jax.nn.one_hot(problem.label, self.victim.num_classes, dtype=flat.dtype)
-            gradient = loss_gradient(self.victim.model, params, candidate["image"], target)
+            gradient = factored_gradient(self.victim.model, params, candidate["image"], target)
             return distance(gradient, problem.update)
 
         return jax.value_and_grad(value)

@@ -1,4 +1,4 @@
-"""The convolution as patches and a product: equal to lax's, in value and in its first two derivatives."""
+"""The convolutions, by kernels and by patches: equal to lax's, in value and in their first two derivatives."""
 
 import flax.linen as nn
 import jax
@@ -9,7 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxleak.conv import NHWC, extract_patches, patch_conv
+from jaxleak.conv import NHWC, fast_conv, patch_conv
+from jaxleak.native.bilinear import Geometry
+from jaxleak.patches import extract_patches
 
 # Compiling takes longer than running here, so the compiler is told not to optimise.
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -52,7 +54,7 @@ def value_and_derivatives(conv, axes, inputs, kernel, along):
 @example(((2, 5, 4, 1), (5, 4, 1, 2), (3, 2), "VALID", "kernels"))  # one window
 @example(((1, 7, 6, 2), (2, 3, 2, 1), (2, 3), "SAME", "inputs"))
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
-def test_patch_conv_equals_lax(convolution):
+def test_both_equal_lax(convolution):
     input_shape, kernel_shape, strides, padding, vmapped = convolution
     axes = VMAPS[vmapped]
     shapes = [
@@ -65,13 +67,70 @@ def test_patch_conv_equals_lax(convolution):
     def both(inputs, kernel, along):
         return [
             value_and_derivatives(lambda x, k, conv=conv: conv(x, k, strides, padding), axes, inputs, kernel, along)
-            for conv in (patch_conv, lax_conv)
+            for conv in (fast_conv, patch_conv, lax_conv)
         ]
 
-    got, wanted = jax.jit(both, compiler_options=QUICK)(inputs, kernel, along)
-    assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
+    *ours, wanted = jax.jit(both, compiler_options=QUICK)(inputs, kernel, along)
+    for got in ours:
+        assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
+        for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(
+    ("size", "channels", "window", "outputs", "stride"),
+    [(32, 3, 5, 12, 2), (16, 12, 5, 12, 2), (8, 12, 5, 12, 1), (6, 40, 3, 70, 1), (5, 17, 1, 33, 2), (11, 1, 3, 1, 1)],
+)
+def test_kernels_of_several_images_and_networks(dtype, size, channels, window, outputs, stride):
+    """The three products and what they are made of: more vectors than registers, blocks and their rests."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 2, size, size, channels)).astype(dtype)
+    kernels = rng.standard_normal((3, window, window, channels, outputs)).astype(dtype)
+    pads = ((window // 2, window // 2), (window // 2, window // 2))
+
+    def everything(conv, x, kernel):
+        return jax.vjp(lambda x, k: conv(x, k, (stride, stride), pads), x, kernel)[1]
+
+    def both(x, kernels):
+        out = []
+        for conv in (fast_conv, lax_conv):
+            y = jax.vmap(lambda x, k, conv=conv: conv(x, k, (stride, stride), pads))(x, kernels)
+            d = jnp.cos(jnp.arange(y.size, dtype=dtype)).reshape(y.shape)
+            own = jax.vmap(lambda x, k, d, conv=conv: everything(conv, x, k)(d))(x, kernels, d)
+            one = jax.vmap(lambda x, d, conv=conv: everything(conv, x, kernels[0])(d))(x, d)
+            out.append((y, own, one))
+        return out
+
+    got, wanted = jax.jit(both, compiler_options=QUICK)(x, kernels)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+        assert a.dtype == dtype
+        # Rounding grows with the terms of a sum, at most a few thousand here.
+        np.testing.assert_allclose(a, b, rtol=0, atol=100 * np.finfo(dtype).eps * float(jnp.max(jnp.abs(b))))
+
+
+def test_what_the_kernels_do_not_take_goes_to_patches(monkeypatch):
+    x, kernel = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 3))
+
+    def program(x, kernel):
+        return str(jax.make_jaxpr(lambda x, k: fast_conv(x, k, (1, 1), "SAME"))(x, kernel))
+
+    assert "conv_forward" in program(x, kernel)
+    assert "conv_forward" not in program(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+    assert not Geometry(299, 299, 64, (3, 3), 64, (1, 1), ((0, 0), (0, 0))).fits("float32")
+    assert "conv_forward" not in program(jnp.ones((1, 299, 299, 2)), kernel)
+    monkeypatch.setenv("JAXLEAK_NATIVE", "0")
+    assert "conv_forward" not in program(x, kernel)
+
+
+def test_other_platforms_get_the_same_products_from_xla():
+    """What a GPU runs, lowered for it: no kernel is called; run here through the primitive's reference."""
+    x, kernel = jnp.ones((1, 6, 6, 2)), jnp.ones((3, 3, 2, 3))
+    slope = jax.jit(jax.grad(lambda k: jnp.sum(jnp.sin(fast_conv(x, k, (2, 2), "SAME")))))
+    assert "jaxleak_weight" in slope.trace(kernel).lower(lowering_platforms=("cpu",)).as_text()
+    elsewhere = slope.trace(kernel).lower(lowering_platforms=("cuda",)).as_text()
+    assert "custom_call" not in elsewhere
+    assert "dot_general" in elsewhere
 
 
 @pytest.mark.parametrize(
@@ -89,7 +148,7 @@ def test_patch_conv_equals_lax(convolution):
 def test_every_flax_convolution_keeps_its_value(options):
     x = jax.random.normal(jax.random.key(0), (1, 7, 8, 4))
     plain = nn.Conv(6, (3, 2), param_dtype=float, **options)
-    ours = nn.Conv(6, (3, 2), param_dtype=float, conv_general_dilated=patch_conv, **options)
+    ours = nn.Conv(6, (3, 2), param_dtype=float, conv_general_dilated=fast_conv, **options)
 
     def both(key, x):
         params = plain.init(key, x)
@@ -118,3 +177,4 @@ def test_weight_gradients_per_trial_stay_products():
     assert "conv_general_dilated" in program(lax_conv)
     assert "conv_general_dilated" not in program(patch_conv)
     assert "dot_general" in program(patch_conv)
+    assert "conv_weight" in program(fast_conv)

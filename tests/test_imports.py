@@ -13,6 +13,8 @@ PACKAGE = Path(jaxleak.__file__).parent
 LEAVES = {
     "models",
     "conv",
+    "patches",
+    "native",
     "dense",
     "objectives",
     "labels",

@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 from jaxtyping import Array, Float
 
-from jaxleak.conv import patch_conv
+from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 
 
@@ -44,7 +44,7 @@ class LeNet(nn.Module):
                 padding=2,
                 kernel_init=dlg_uniform,
                 bias_init=dlg_uniform,
-                conv_general_dilated=patch_conv,
+                conv_general_dilated=fast_conv,
                 name=name,
             )(x)
             x = self.activation(x)

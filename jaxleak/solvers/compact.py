@@ -13,6 +13,10 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
+from jaxleak.native import usable
+from jaxleak.native.history import Call, quasi_newton
+from jaxleak.native.lanes import lane_primitive
+
 
 class History(NamedTuple):
     """The last m accepted pairs. Pairs lie in a ring of slots; the Gram matrices are oldest first."""
@@ -83,3 +87,23 @@ def direction(
     slots = (jnp.arange(m) - history.start) % m
     coefficients = coefficients[:, slots].reshape(2 * m)
     return -(gamma * gradient + coefficients @ history.pairs.reshape(2 * m, n))
+
+
+def advance(
+    history: History, s: Float[Array, "n"], y: Float[Array, "n"], gradient: Float[Array, "n"], accept, gamma
+) -> tuple[History, Float[Array, "n"]]:
+    """`append` and `direction` in one: the history with the pair (s, y) if `accept`, and -H g.
+
+    On a CPU a kernel does it, lane by lane and in place, at little more than the cost of reading the pairs.
+    """
+    step = _kernel if usable(s, y, gradient) else _append_and_direct
+    *new, found = step(*history, s, y, gradient, accept, jnp.asarray(gamma, s.dtype))
+    return History(*new), found
+
+
+def _append_and_direct(pairs, sy, yy, start, count, s, y, gradient, accept, gamma):
+    history, s_g, y_g = append(History(pairs, sy, yy, start, count), s, y, gradient, accept)
+    return *history, direction(history, s_g, y_g, gradient, gamma)
+
+
+_kernel = lane_primitive(_append_and_direct, quasi_newton, lambda pairs, *_: Call.of(pairs), in_place=5)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxleak.errors import check_positive
-from jaxleak.solvers.compact import History, append, direction, empty_history
+from jaxleak.solvers.compact import History, advance, empty_history
 from jaxleak.solvers.protocol import Info, ValueAndGradient
 
 
@@ -98,10 +98,9 @@ class TorchLBFGS:
         s = state.direction * state.step_size
         ys = jnp.vdot(y, s)
         accept = ~ends & ~first & (ys > 1e-10)
-        history, s_g, y_g = append(state.history, s, y, gradient, accept)
         yy = jnp.vdot(y, y)
         gamma = jnp.where(accept, ys / jnp.where(accept, yy, 1), state.gamma)
-        new_direction = direction(history, s_g, y_g, gradient, gamma)
+        history, new_direction = advance(state.history, s, y, gradient, accept, gamma)
 
         # 3. The step size, and the test on the directional derivative.
         first_size = jnp.minimum(1.0, 1.0 / jnp.sum(jnp.abs(gradient))) * self.lr

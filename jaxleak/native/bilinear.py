@@ -1,0 +1,103 @@
+"""The three products of a convolution as JAX primitives: any derivative, any nesting of `vmap`, any platform.
+
+On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`).
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.core import ShapedArray
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
+
+from jaxleak.native import convolution
+from jaxleak.native.convolution import Call, Geometry
+from jaxleak.native.emit import target
+from jaxleak.patches import extract_patches
+
+
+def _primitive(build, result, reference) -> Primitive:
+    """A product of two arrays whose leading axes are groups; `result` gives its shape, `reference` does it by XLA."""
+    primitive = Primitive(f"conv_{build.__name__}")
+
+    def abstract(left, right, *, geometry):
+        return ShapedArray(result(left, right, geometry), left.dtype)
+
+    def lower(ctx, left, right, *, geometry):
+        x, _ = ctx.avals_in
+        images = x.shape[1]
+        call = Call(geometry, x.shape[0], images, str(x.dtype))
+        return jax.ffi.ffi_lowering(target(build, call))(ctx, left, right)
+
+    def batch(arguments, axes, *, geometry):
+        left, right = arguments
+        size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
+        if build is not convolution.weight and axes[1] is None:
+            # Lanes that share the weights are further images of the same group.
+            groups = right.shape[0]
+            left = jnp.moveaxis(left, axes[0], 1)
+            out = primitive.bind(left.reshape(groups, -1, *left.shape[3:]), right, geometry=geometry)
+            return out.reshape(groups, size, -1, *out.shape[2:]), 1
+        left, right = (
+            jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
+            for a, axis in zip(arguments, axes, strict=True)
+        )
+        merged = [a.reshape(-1, *a.shape[2:]) for a in (left, right)]
+        out = primitive.bind(*merged, geometry=geometry)
+        return out.reshape(size, -1, *out.shape[1:]), 0
+
+    def by_xla(left, right, *, geometry):
+        return jax.vmap(lambda a, b: reference(a, b, geometry))(left, right)
+
+    primitive.def_abstract_eval(abstract)
+    primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
+    batching.primitive_batchers[primitive] = batch
+    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    mlir.register_lowering(primitive, lower, platform="cpu")
+    return primitive
+
+
+def _patches(x, geometry: Geometry):
+    padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
+    return extract_patches(padded, geometry.window, geometry.strides)
+
+
+def _forward(x, w, geometry: Geometry):
+    return jnp.einsum("nhwp,po->nhwo", _patches(x, geometry), w.reshape(-1, geometry.outputs))
+
+
+def _weight(x, d, geometry: Geometry):
+    shape = (*geometry.window, geometry.channels, geometry.outputs)
+    return jnp.einsum("nhwp,nhwo->po", _patches(x, geometry), d).reshape(shape)
+
+
+def _input(d, w, geometry: Geometry):
+    shape = jax.ShapeDtypeStruct((d.shape[0], geometry.height, geometry.width, geometry.channels), d.dtype)
+    patches = jnp.einsum("nhwo,po->nhwp", d, w.reshape(-1, geometry.outputs))
+    return jax.linear_transpose(lambda x: _patches(x, geometry), shape)(patches)[0]
+
+
+conv_forward = _primitive(convolution.forward, lambda x, w, g: (*x.shape[:2], *g.out, g.outputs), _forward)
+conv_weight = _primitive(convolution.weight, lambda x, d, g: (x.shape[0], *g.window, g.channels, g.outputs), _weight)
+conv_input = _primitive(convolution.input, lambda d, w, g: (*d.shape[:2], g.height, g.width, g.channels), _input)
+
+# Of each product, the cotangents of its left and of its right argument, given the cotangent c of its result.
+ad.defbilinear(
+    conv_forward,
+    lambda c, x, w, *, geometry: conv_input.bind(c, w, geometry=geometry),
+    lambda c, x, w, *, geometry: conv_weight.bind(x, c, geometry=geometry),
+)
+ad.defbilinear(
+    conv_weight,
+    lambda c, x, d, *, geometry: conv_input.bind(d, c, geometry=geometry),
+    lambda c, x, d, *, geometry: conv_forward.bind(x, c, geometry=geometry),
+)
+ad.defbilinear(
+    conv_input,
+    lambda c, d, w, *, geometry: conv_forward.bind(c, w, geometry=geometry),
+    lambda c, d, w, *, geometry: conv_weight.bind(c, d, geometry=geometry),
+)
+
+
+def native_conv(x, w, geometry: Geometry):
+    """Convolution of images [b, h, w, c] with one kernel [kh, kw, c, o]."""
+    return conv_forward.bind(x[None], w[None], geometry=geometry)[0]

@@ -1,0 +1,249 @@
+"""Direct convolution on a CPU: the three products that a convolution and all its derivatives are made of.
+
+With images x, kernel w, and d of the shape of the output,
+
+    forward  y[p, o] = sum_t x[p * stride + t] w[t, o]
+    weight   w[t, o] = sum_p x[p * stride + t] d[p, o]
+    input    x[p * stride + t] += sum_o d[p, o] w[t, o]
+
+where p runs over output positions and t over the window (rows, then columns and channels, which lie together in
+memory). Each is linear in both of its arguments, and the derivative of one is another of them.
+
+Images come in groups; a group has its own kernel. Lanes with a network each are groups, lanes that share one are
+images of one group.
+"""
+
+from typing import NamedTuple
+
+from jaxleak.native.emit import ITEMSIZE, STACK_LIMIT, Kernel
+
+BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
+
+
+class Geometry(NamedTuple):
+    """A convolution, whatever the number of images."""
+
+    height: int
+    width: int
+    channels: int
+    window: tuple[int, int]
+    outputs: int
+    strides: tuple[int, int]
+    padding: tuple[tuple[int, int], tuple[int, int]]
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """Height and width with the padding."""
+        (top, bottom), (left, right) = self.padding
+        return self.height + top + bottom, self.width + left + right
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of the output."""
+        (h, w), (kh, kw), (sh, sw) = self.padded, self.window, self.strides
+        return (h - kh) // sh + 1, (w - kw) // sw + 1
+
+    @property
+    def run(self) -> int:
+        """Elements of the window that lie together in memory: one row of it."""
+        return self.window[1] * self.channels
+
+    def fits(self, dtype: str) -> bool:
+        """Whether the kernels' scratch memory does."""
+        (h, w), kernel = self.padded, self.window[0] * self.run * self.outputs
+        plausible = min(self.out) > 0 and all(p >= 0 for pair in self.padding for p in pair)
+        return plausible and (h * w * self.channels + kernel) * ITEMSIZE[dtype] <= STACK_LIMIT
+
+
+class Call(NamedTuple):
+    """What a kernel is specialised to."""
+
+    geometry: Geometry
+    groups: int
+    images: int  # of each group
+    dtype: str
+
+
+class _Planes:
+    """The images of a call, padded one at a time into scratch memory where there is padding."""
+
+    def __init__(self, k: Kernel, call: Call):
+        self.k, self.g = k, call.geometry
+        self.size = self.g.height * self.g.width * self.g.channels
+        self.row = self.g.padded[1] * self.g.channels  # elements of a padded row
+        self.padded_size = self.g.padded[0] * self.row
+        self.pad = k.scratch(self.padded_size) if self.padded_size != self.size else None
+
+    def clear(self) -> None:
+        if self.pad is not None:
+            self.k.clear(self.pad, self.padded_size)
+
+    def read(self, image):
+        """The padded image; its border was cleared once."""
+        if self.pad is None:
+            return image
+        self._rows(lambda inside, row: self.k.copy(inside, self.k.at(image, row), self.g.width * self.g.channels))
+        return self.pad
+
+    def write(self, image) -> None:
+        """The inside of the scratch image to where it belongs."""
+        if self.pad is not None:
+            self._rows(lambda inside, row: self.k.copy(self.k.at(image, row), inside, self.g.width * self.g.channels))
+
+    def _rows(self, act) -> None:
+        k, g = self.k, self.g
+        (top, _), (left, _) = g.padding
+        with k.loop(g.height) as r:
+            inside = k.at(self.pad, k.add(k.multiply(r, self.row), top * self.row + left * g.channels))
+            act(inside, k.multiply(r, g.width * g.channels))
+
+
+def _blocks(k: Kernel, count: int, size: int, act) -> None:
+    """`act(first, n)` over 0 .. count - 1 in blocks of `size`, and the rest."""
+    if count >= size:
+        with k.loop(count // size) as block:
+            act(k.multiply(block, size), size)
+    if count % size:
+        act(k.integer(count - count % size), count % size)
+
+
+def forward(name: str, call: Call) -> str:
+    """x [groups, images, h, w, c], w [groups, kh, kw, c, o] -> y [groups, images, oh, ow, o]."""
+    k, g = Kernel(name, call.dtype), call.geometry
+    x, w, y = k.buffers(2, 1)
+    (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
+    planes = _Planes(k, call)
+    planes.clear()
+    outputs = k.cover(g.outputs)
+
+    def positions(source, kernel, target, r):
+        def block(first, count):
+            together = max(1, k.registers // (2 * count))
+            for some in (outputs[i : i + together] for i in range(0, len(outputs), together)):
+                sums = [[k.variable() for _ in some] for _ in range(count)]
+                with k.loop(kh) as i:
+                    window = k.at(source, k.add(k.multiply(k.add(k.multiply(r, sh), i), planes.row),
+                                                k.multiply(first, sw * g.channels)))  # fmt: skip
+                    weights = k.at(kernel, k.multiply(i, g.run * g.outputs))
+
+                    def run(start, length, window=window, weights=weights, some=some, sums=sums):
+                        part = [[k.variable() for _ in some] for _ in range(count)]
+                        with k.loop(length) as step:
+                            t = k.add(start, step)
+                            row, pixel = k.at(weights, k.multiply(t, g.outputs)), k.at(window, t)
+                            vectors = [k.load(row, o, real) for o, real in some]
+                            for q in range(count):
+                                value = k.splat(k.scalar(pixel, q * sw * g.channels))
+                                for variable, vector in zip(part[q], vectors, strict=True):
+                                    k.accumulate(variable, value, vector)
+                        for q in range(count):
+                            for variable, of_part in zip(sums[q], part[q], strict=True):
+                                k.b.store(k.b.fadd(k.get(variable), k.get(of_part)), variable)
+
+                    _blocks(k, g.run, BLOCK, run)
+                for q in range(count):
+                    place = k.multiply(k.add(k.multiply(r, ow), first, q), g.outputs)
+                    for (o, real), variable in zip(some, sums[q], strict=True):
+                        k.store(k.get(variable), k.at(target, place), o, real)
+
+        _blocks(k, ow, min(8, k.registers // 2), block)
+
+    with k.loop(call.groups) as group:
+        kernel = k.at(w, k.multiply(group, kh * g.run * g.outputs))
+        with k.loop(call.images) as n:
+            image = k.add(k.multiply(group, call.images), n)
+            source = planes.read(k.at(x, k.multiply(image, planes.size)))
+            target = k.at(y, k.multiply(image, oh * ow * g.outputs))
+            with k.loop(oh) as r:
+                positions(source, kernel, target, r)
+    return k.finish()
+
+
+def weight(name: str, call: Call) -> str:
+    """x [groups, images, h, w, c], d [groups, images, oh, ow, o] -> w [groups, kh, kw, c, o]."""
+    k, g = Kernel(name, call.dtype), call.geometry
+    x, d, w = k.buffers(2, 1)
+    (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
+    planes = _Planes(k, call)
+    planes.clear()
+    outputs = k.cover(g.outputs)
+    rows = next((n for n in (12, 15, 10, 9, 8) if g.run % n == 0 and n <= k.registers), min(8, k.registers))
+
+    def entries(source, gradient, kernel, i):
+        def block(first, count):
+            together = max(1, k.registers // count)
+            for some in (outputs[j : j + together] for j in range(0, len(outputs), together)):
+                sums = [[k.variable() for _ in some] for _ in range(count)]
+                with k.loop(oh) as r:
+                    image_row = k.at(source, k.add(k.multiply(k.add(k.multiply(r, sh), i), planes.row), first))
+                    gradient_row = k.at(gradient, k.multiply(r, ow * g.outputs))
+                    with k.loop(ow) as q:
+                        place = k.at(gradient_row, k.multiply(q, g.outputs))
+                        vectors = [k.load(place, o, real) for o, real in some]
+                        pixel = k.at(image_row, k.multiply(q, sw * g.channels))
+                        for t in range(count):
+                            value = k.splat(k.scalar(pixel, t))
+                            for variable, vector in zip(sums[t], vectors, strict=True):
+                                k.accumulate(variable, value, vector)
+                for t in range(count):
+                    place = k.at(kernel, k.multiply(k.add(k.multiply(i, g.run), first, t), g.outputs))
+                    for (o, real), variable in zip(some, sums[t], strict=True):
+                        value = k.get(variable)
+                        if call.images > 1:
+                            value = k.b.fadd(value, k.load(place, o, real))
+                        k.store(value, place, o, real)
+
+        _blocks(k, g.run, rows, block)
+
+    with k.loop(call.groups) as group:
+        kernel = k.at(w, k.multiply(group, kh * g.run * g.outputs))
+        if call.images > 1:
+            k.clear(kernel, kh * g.run * g.outputs)
+        with k.loop(call.images) as n:
+            image = k.add(k.multiply(group, call.images), n)
+            source = planes.read(k.at(x, k.multiply(image, planes.size)))
+            gradient = k.at(d, k.multiply(image, oh * ow * g.outputs))
+            with k.loop(kh) as i:
+                entries(source, gradient, kernel, i)
+    return k.finish()
+
+
+def input(name: str, call: Call) -> str:
+    """d [groups, images, oh, ow, o], w [groups, kh, kw, c, o] -> x [groups, images, h, w, c]."""
+    k, g = Kernel(name, call.dtype), call.geometry
+    d, w, x = k.buffers(2, 1)
+    (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
+    planes = _Planes(k, call)
+    turned = k.scratch(kh * g.outputs * g.run)  # the kernel as [kh, o, run]: whole runs are added to the image
+    pieces = [(i, t, real) for i in range(kh) for t, real in k.cover(g.run)]
+
+    def turn(kernel):
+        with k.loop(kh) as i, k.loop(g.run) as t:
+            source = k.at(kernel, k.multiply(k.add(k.multiply(i, g.run), t), g.outputs))
+            target = k.at(turned, k.add(k.multiply(i, g.run * g.outputs), t))
+            with k.loop(g.outputs) as o:
+                k.put_scalar(k.scalar(source, o), target, k.multiply(o, g.run))
+
+    def scatter(gradient, target):
+        for some in (pieces[j : j + k.registers] for j in range(0, len(pieces), k.registers)):
+            sums = [k.variable() for _ in some]
+            with k.loop(g.outputs) as o:
+                value, row = k.splat(k.scalar(gradient, o)), k.at(turned, k.multiply(o, g.run))
+                for (i, t, real), variable in zip(some, sums, strict=True):
+                    k.accumulate(variable, value, k.load(row, i * g.outputs * g.run + t, real))
+            for (i, t, real), variable in zip(some, sums, strict=True):
+                place = i * planes.row + t
+                k.store(k.b.fadd(k.load(target, place, real), k.get(variable)), target, place, real)
+
+    with k.loop(call.groups) as group:
+        turn(k.at(w, k.multiply(group, kh * g.run * g.outputs)))
+        with k.loop(call.images) as n:
+            image = k.add(k.multiply(group, call.images), n)
+            gradient, result = k.at(d, k.multiply(image, oh * ow * g.outputs)), k.at(x, k.multiply(image, planes.size))
+            target = result if planes.pad is None else planes.pad
+            k.clear(target, planes.padded_size)
+            with k.loop(oh) as r, k.loop(ow) as q:
+                place = k.add(k.multiply(r, sh * planes.row), k.multiply(q, sw * g.channels))
+                scatter(k.at(gradient, k.multiply(k.add(k.multiply(r, ow), q), g.outputs)), k.at(target, place))
+            planes.write(result)
+    return k.finish()

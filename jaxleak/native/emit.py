@@ -1,0 +1,280 @@
+"""A small layer over llvmlite: loops and vectors as LLVM IR, compiled for this processor and handed to XLA.
+
+Kernels are specialised to their shapes and called through XLA's typed FFI (jaxlib's header `xla/ffi/api/c_api.h`, whose
+binary interface is promised to stay). One thread runs one call; scratch memory lies on its stack, so calls may overlap.
+"""
+
+import ctypes
+import functools
+import hashlib
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import llvmlite.binding as llvm
+from llvmlite import ir
+
+I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
+POINTER = ir.PointerType()
+NULL = ir.Constant(POINTER, None)
+STACK_LIMIT = 1 << 19  # bytes of scratch a kernel may put on the stack of XLA's threads
+ITEMSIZE = {"float32": 4, "float64": 8}
+
+# Offsets in bytes in the structures of XLA's c_api.h.
+FRAME_EXTENSION, FRAME_API, FRAME_ARGS, FRAME_RETS = 8, 16, 72, 112
+BUFFER_DATA = 24
+EXTENSION_METADATA, METADATA_VERSION, METADATA_TRAITS, API_VERSION = 24, 24, 32, 32
+
+
+class Kernel:
+    """One function under construction: `void kernel(XLA_FFI_CallFrame*)` in IR.
+
+    Indices and lengths count elements of `dtype`. A vector holds `width` of them; loads and stores take how many of
+    those are real, and touch no others.
+
+    Attributes:
+        b: llvmlite's builder, for what has no short form here.
+        width: elements of one vector register.
+        registers: accumulators that may be live at once.
+    """
+
+    def __init__(self, name: str, dtype: str):
+        bits, self.registers = _vector_unit()
+        self.size = ITEMSIZE[dtype]
+        self.width = bits // (8 * self.size)
+        self.real = ir.FloatType() if dtype == "float32" else ir.DoubleType()
+        self.vector = ir.VectorType(self.real, self.width)
+        self.module = ir.Module(name)
+        self.function = ir.Function(self.module, ir.FunctionType(POINTER, [POINTER]), name)
+        self._allocas = ir.IRBuilder(self.function.append_basic_block("entry"))
+        self._body = self.function.append_basic_block("body")
+        self.b = ir.IRBuilder(self._body)
+
+    # Arguments and results
+
+    def buffers(self, arguments: int, results: int) -> list[Any]:
+        """Pointers to the data of the call's arguments and results."""
+        frame = self.function.args[0]
+        extension = self._field(frame, FRAME_EXTENSION)
+        describe, run = (self.function.append_basic_block(name) for name in ("describe", "run"))
+        self.b.cbranch(self.b.icmp_unsigned("==", extension, NULL), run, describe)
+        # XLA asks once for the version of the interface (major and minor) and for traits (none).
+        self.b.position_at_end(describe)
+        metadata, api = self._field(extension, EXTENSION_METADATA), self._field(frame, FRAME_API)
+        for word in (0, 4):
+            version = self.b.load(self._byte(api, API_VERSION + word), typ=I32)
+            self.b.store(version, self._byte(metadata, METADATA_VERSION + word))
+        self.b.store(ir.Constant(I32, 0), self._byte(metadata, METADATA_TRAITS))
+        self.b.ret(NULL)
+        self.b.position_at_end(run)
+        lists = [(self._field(frame, FRAME_ARGS), arguments), (self._field(frame, FRAME_RETS), results)]
+        return [self._field(self._field(array, 8 * k), BUFFER_DATA) for array, count in lists for k in range(count)]
+
+    def _byte(self, pointer, offset: int):
+        return self.b.gep(pointer, [ir.Constant(I64, offset)], source_etype=I8)
+
+    def _field(self, pointer, offset: int):
+        return self.b.load(self._byte(pointer, offset), typ=POINTER)
+
+    def finish(self) -> str:
+        """The module's text."""
+        self.b.ret(NULL)
+        self._allocas.branch(self._body)
+        return str(self.module)
+
+    # Integers and control
+
+    def integer(self, value) -> Any:
+        return ir.Constant(I64, value) if isinstance(value, int) else value
+
+    def add(self, *terms) -> Any:
+        total = self.integer(terms[0])
+        for term in terms[1:]:
+            total = self.b.add(total, self.integer(term))
+        return total
+
+    def multiply(self, index: Any, factor: int) -> Any:
+        return index if factor == 1 else self.b.mul(self.integer(index), self.integer(factor))
+
+    @contextmanager
+    def loop(self, count) -> Iterator[Any]:
+        """The body runs for indices 0 .. count - 1."""
+        count = self.integer(count)
+        index = self._allocas.alloca(I64)
+        self.b.store(self.integer(0), index)
+        test, body, after = (self.function.append_basic_block(name) for name in ("test", "loop", "after"))
+        self.b.branch(test)
+        self.b.position_at_end(test)
+        self.b.cbranch(self.b.icmp_signed("<", self.b.load(index, typ=I64), count), body, after)
+        self.b.position_at_end(body)
+        value = self.b.load(index, typ=I64)
+        yield value
+        self.b.store(self.b.add(value, self.integer(1)), index)
+        self.b.branch(test)
+        self.b.position_at_end(after)
+
+    @contextmanager
+    def when(self, condition) -> Iterator[None]:
+        """The body runs if `condition` (i1)."""
+        body, after = (self.function.append_basic_block(name) for name in ("when", "after"))
+        self.b.cbranch(condition, body, after)
+        self.b.position_at_end(body)
+        yield
+        self.b.branch(after)
+        self.b.position_at_end(after)
+
+    # Memory
+
+    def at(self, pointer, index: Any) -> Any:
+        """Pointer to element `index`."""
+        return self.b.gep(pointer, [self.integer(index)], source_etype=self.real)
+
+    def scratch(self, count: int) -> Any:
+        """Room for `count` elements on the stack."""
+        room = self._allocas.alloca(self.real, self.integer(count))
+        room.type = POINTER
+        return room
+
+    def scalar(self, pointer, index: Any = 0) -> Any:
+        return self.b.load(self.at(pointer, index), typ=self.real)
+
+    def put_scalar(self, value, pointer, index: Any = 0) -> None:
+        self.b.store(value, self.at(pointer, index))
+
+    def load(self, pointer, index, real: int):
+        pointer = self.at(pointer, index)
+        if real == self.width:
+            return self.b.load(pointer, typ=self.vector, align=self.size)
+        masks = ir.VectorType(I1, self.width)
+        name = f"llvm.masked.load.{self._suffix}.p0"
+        function = self._declare(name, self.vector, [POINTER, I32, masks, self.vector])
+        return self.b.call(function, [pointer, ir.Constant(I32, self.size), self._mask(real), self.zero])
+
+    def store(self, value, pointer, index, real: int):
+        pointer = self.at(pointer, index)
+        if real == self.width:
+            self.b.store(value, pointer, align=self.size)
+            return
+        masks = ir.VectorType(I1, self.width)
+        name = f"llvm.masked.store.{self._suffix}.p0"
+        function = self._declare(name, ir.VoidType(), [self.vector, POINTER, I32, masks])
+        self.b.call(function, [value, pointer, ir.Constant(I32, self.size), self._mask(real)])
+
+    def clear(self, pointer, count: int):
+        """Set `count` elements to zero."""
+        function = self._declare("llvm.memset.p0.i64", ir.VoidType(), [POINTER, I8, I64, I1])
+        self.b.call(function, [pointer, ir.Constant(I8, 0), self.integer(count * self.size), ir.Constant(I1, 0)])
+
+    def copy(self, target, source, count):
+        """Copy `count` elements; the ranges may overlap."""
+        function = self._declare("llvm.memmove.p0.p0.i64", ir.VoidType(), [POINTER, POINTER, I64, I1])
+        size = self.multiply(count, self.size) if not isinstance(count, int) else self.integer(count * self.size)
+        self.b.call(function, [target, source, size, ir.Constant(I1, 0)])
+
+    # Vectors
+
+    @property
+    def zero(self):
+        return ir.Constant(self.vector, None)
+
+    def variable(self, value=None):
+        """A vector that changes: read with `get`, changed with `b.store` or `accumulate`; starts at zero."""
+        room = self._allocas.alloca(self.vector)
+        self.b.store(self.zero if value is None else value, room)
+        return room
+
+    def get(self, variable):
+        return self.b.load(variable, typ=self.vector)
+
+    def accumulate(self, variable, left, right):
+        """variable += left * right, element by element."""
+        function = self._declare(f"llvm.fmuladd.{self._suffix}", self.vector, [self.vector] * 3)
+        self.b.store(self.b.call(function, [left, right, self.get(variable)]), variable)
+
+    def splat(self, scalar):
+        """The vector of which every element is `scalar`."""
+        nothing = ir.Constant(self.vector, ir.Undefined)
+        one = self.b.insert_element(nothing, scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(I32, self.width), [0] * self.width))
+
+    def total(self, vector):
+        """The sum of the elements, by halves."""
+        function = self._declare(f"llvm.vector.reduce.fadd.{self._suffix}", self.real, [self.real, self.vector])
+        return self.b.call(function, [ir.Constant(self.real, -0.0), vector], fastmath=("reassoc",))
+
+    def cover(self, count: int) -> list[tuple[int, int]]:
+        """(first, real elements) of the vectors that cover `count` elements."""
+        return [(first, min(self.width, count - first)) for first in range(0, count, self.width)]
+
+    @property
+    def _suffix(self) -> str:
+        return f"v{self.width}f{8 * self.size}"
+
+    def _mask(self, real: int):
+        return ir.Constant(ir.VectorType(I1, self.width), [int(k < real) for k in range(self.width)])
+
+    def _declare(self, name: str, result, arguments):
+        known = self.module.globals.get(name)
+        return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
+
+
+@functools.cache
+def _machine():
+    llvm.initialize_native_target()
+    llvm.initialize_native_asmprinter()
+    try:
+        features = llvm.get_host_cpu_features()
+    except RuntimeError:  # not known for this platform
+        features = llvm.FeatureMap()
+    target = llvm.Target.from_default_triple()
+    machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3)
+    return machine, features, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+
+
+def _vector_unit() -> tuple[int, int]:
+    """Bits of a vector register, and how many of them may hold accumulators."""
+    features = _machine()[1]
+    if features.get("avx512f"):
+        return 512, 24
+    return (256, 10) if features.get("avx") else (128, 20)
+
+
+_lock = threading.Lock()
+_targets: dict[tuple, str] = {}
+
+
+def target(build: Callable[[str, Any], str], shape: Any) -> str:
+    """The name under which XLA finds the kernel `build(name, shape)`; compiled when first asked for.
+
+    Args:
+        build: returns the text of the kernel's module.
+        shape: hashable, with a `repr` that says everything about it.
+    """
+    with _lock:
+        key = (build, shape)
+        if key not in _targets:
+            # The name tells shapes apart in programs that XLA keeps on disk, too.
+            digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+            name = f"jaxleak_{build.__name__}_{digest}"
+            _register(name, _compile(build(name, shape), name))
+            _targets[key] = name
+        return _targets[key]
+
+
+def _compile(text: str, name: str) -> int:
+    machine, _, engine = _machine()
+    module = llvm.parse_assembly(text)
+    module.verify()
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(module, passes)
+    engine.add_module(module)
+    engine.finalize_object()
+    return engine.get_function_address(name)
+
+
+def _register(name: str, address: int) -> None:
+    capsule = ctypes.pythonapi.PyCapsule_New
+    capsule.restype, capsule.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+    jax.ffi.register_ffi_target(name, capsule(address, None, None), platform="cpu")

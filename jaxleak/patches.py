@@ -1,0 +1,33 @@
+"""Windows of an image as rows of a matrix: a convolution is then a matrix product."""
+
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float
+
+
+def extract_patches(
+    x: Float[Array, "b h w c"], window: tuple[int, int], strides: tuple[int, int]
+) -> Float[Array, "b oh ow p"]:
+    """The windows of an already padded image, each flattened in (row, column, channel) order.
+
+    Args:
+        x: images, NHWC, already padded.
+        window: kernel height and width in pixels.
+        strides: vertical and horizontal stride in pixels.
+
+    Returns:
+        Patches [b, oh, ow, kh * kw * c].
+    """
+    b, h, w, c = x.shape
+    (kh, kw), (sh, sw) = window, strides
+    oh, ow = (h - kh) // sh + 1, (w - kw) // sw + 1
+    # Rows first, then columns: kh + kw slices to stack instead of kh * kw (design notes: faster on CPU).
+    rows = jnp.stack(
+        [lax.slice(x, (0, i, 0, 0), (b, i + sh * (oh - 1) + 1, w, c), (1, sh, 1, 1)) for i in range(kh)],
+        axis=2,
+    )
+    patches = jnp.stack(
+        [lax.slice(rows, (0, 0, 0, j, 0), (b, oh, kh, j + sw * (ow - 1) + 1, c), (1, 1, 1, sw, 1)) for j in range(kw)],
+        axis=4,
+    )
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, oh, ow, kh * kw * c)
