@@ -18,6 +18,7 @@ from typing import NamedTuple
 from jaxleak.native.emit import ITEMSIZE, STACK_LIMIT, Kernel
 
 BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
+COLUMNS = 4  # neighbours that `input` does together, for each of which the kernel need not be read again
 
 
 class Geometry(NamedTuple):
@@ -224,16 +225,22 @@ def input(name: str, call: Call) -> str:
             with k.loop(g.outputs) as o:
                 k.put_scalar(k.scalar(source, o), target, k.multiply(o, g.run))
 
-    def scatter(gradient, target):
-        for some in (pieces[j : j + k.registers] for j in range(0, len(pieces), k.registers)):
-            sums = [k.variable() for _ in some]
+    def scatter(gradient, target, count):
+        """The windows of `count` neighbours in a row of the output."""
+        together = max(1, k.registers // count)
+        for some in (pieces[j : j + together] for j in range(0, len(pieces), together)):
+            sums = [[k.variable() for _ in some] for _ in range(count)]
             with k.loop(g.outputs) as o:
-                value, row = k.splat(k.scalar(gradient, o)), k.at(turned, k.multiply(o, g.run))
-                for (i, t, real), variable in zip(some, sums, strict=True):
-                    k.accumulate(variable, value, k.load(row, i * g.outputs * g.run + t, real))
-            for (i, t, real), variable in zip(some, sums, strict=True):
-                place = i * planes.row + t
-                k.store(k.b.fadd(k.load(target, place, real), k.get(variable)), target, place, real)
+                row, column = k.at(turned, k.multiply(o, g.run)), k.at(gradient, o)
+                weights = [k.load(row, i * g.outputs * g.run + t, real) for i, t, real in some]
+                for q in range(count):
+                    value = k.splat(k.scalar(column, q * g.outputs))
+                    for variable, vector in zip(sums[q], weights, strict=True):
+                        k.accumulate(variable, value, vector)
+            for q in range(count):
+                for (i, t, real), variable in zip(some, sums[q], strict=True):
+                    place = i * planes.row + t + q * sw * g.channels
+                    k.store(k.b.fadd(k.load(target, place, real), k.get(variable)), target, place, real)
 
     with k.loop(call.groups) as group:
         turn(k.at(w, k.multiply(group, kh * g.run * g.outputs)))
@@ -242,8 +249,13 @@ def input(name: str, call: Call) -> str:
             gradient, result = k.at(d, k.multiply(image, oh * ow * g.outputs)), k.at(x, k.multiply(image, planes.size))
             target = result if planes.pad is None else planes.pad
             k.clear(target, planes.padded_size)
-            with k.loop(oh) as r, k.loop(ow) as q:
-                place = k.add(k.multiply(r, sh * planes.row), k.multiply(q, sw * g.channels))
-                scatter(k.at(gradient, k.multiply(k.add(k.multiply(r, ow), q), g.outputs)), k.at(target, place))
+            with k.loop(oh) as r:
+
+                def block(first, count, r=r, gradient=gradient, target=target):
+                    place = k.add(k.multiply(r, sh * planes.row), k.multiply(first, sw * g.channels))
+                    source = k.at(gradient, k.multiply(k.add(k.multiply(r, ow), first), g.outputs))
+                    scatter(source, k.at(target, place), count)
+
+                _blocks(k, ow, COLUMNS, block)
             planes.write(result)
     return k.finish()
