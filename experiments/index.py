@@ -158,27 +158,25 @@ def parity(attack: str) -> Line:
     return Line(f"PyTorch parity, {attack}: solved, iterations to 1e-4", command, "–", theirs, ours, where)
 
 
-def throughput() -> Line:
-    summary = stored("throughput/summary.json")
+def throughput(model: str) -> Line:
+    report = stored(f"throughput/{model}.json")
     theirs = ours = NOT_RUN
-    where = ""
-    if isinstance(summary, dict):
-        medians, ratios = summary["median"], summary["ratio"]
-        theirs = f"{medians['pytorch_processes']:.0f} evaluations/s"
-        ours = "; ".join(
-            f"network {name}: {medians[name]:.0f} evaluations/s, {ratios[name]:.1f} times PyTorch"
-            for name in ("shared", "per-trial")
-        )
-        ours += f" (medians of {len(summary['rounds'])} interleaved rounds)"
-        where = summary["device"]
-    return Line(
-        "Throughput: LeNet, DLG, history 100, whole step; PyTorch with one process per core, summed",
-        "python -m experiments.throughput",
-        "–",
-        theirs,
-        ours,
-        where,
-    )
+    what, where = {"lenet": "LeNet, DLG, L-BFGS with history 100", "resnet18": "ResNet-18, DLG, Adam"}[model], ""
+    if isinstance(report, dict):
+        rates = {row["name"]: row["evaluations_per_second"] for row in report["variants"]}
+        told = {"pytorch-processes": "one process per core, summed", "pytorch-serial": "one process"}
+        theirs = "; ".join(f"{rates[name]:,.0f} evaluations/s ({how})" for name, how in told.items() if rates.get(name))
+        parts = []
+        for name, ratios in report["ratios"].items():
+            network = "per-trial" if name.endswith("per-trial") else "shared"
+            times = ", ".join(f"{ratio:.1f} times {other}" for other, ratio in ratios.items())
+            parts.append(f"network {network}: {rates[name]:,.0f} evaluations/s, {times}")
+        settings = report["settings"]
+        ours = f"{'; '.join(parts)} (medians of {settings['rounds']} interleaved rounds)"
+        what += "" if model == "lenet" else f", width {settings['width']}"
+        where = report["device"]
+    command = f"python -m experiments.throughput --models {model}"
+    return Line(f"Throughput: {what}, whole step", command, "–", theirs, ours, where)
 
 
 LINES: list[Callable[[], Line]] = [
@@ -189,7 +187,8 @@ LINES: list[Callable[[], Line]] = [
     *[lambda key=key: fidelity(*key) for key in FIDELITY],
     lambda: parity("dlg"),
     lambda: parity("idlg"),
-    throughput,
+    lambda: throughput("lenet"),
+    lambda: throughput("resnet18"),
 ]
 
 HEADER = """# Experiments

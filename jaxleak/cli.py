@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `jaxleak table`, `jaxleak plot`."""
+"""The command line: `jaxleak run`, `jaxleak table`, `jaxleak plot`, `jaxleak bench`."""
 
 import sys
 import warnings
@@ -96,6 +96,33 @@ class PlotCommand:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """Run directories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchCommand:
+    """Measure evaluations per second of jaxleak beside a PyTorch loop, a plain vmap and jaxopt, in one run.
+
+    Example: jaxleak bench --seconds 60 --out bench.json
+
+    The variants, each in a process of its own, are measured in turns; starting and compiling are not counted.
+    """
+
+    model: str = "lenet"
+    """lenet (with L-BFGS) or resnet18 (CIFAR form, with Adam)."""
+    only: tuple[str, ...] | None = None
+    """Just these of pytorch-processes, pytorch-serial, plain-vmap, jaxopt, jaxleak, jaxleak-network-per-trial."""
+    lanes: tuple[int | Literal["auto"], ...] = ()
+    """Trials at once over all devices, several counts if you like (default: auto, and powers of two)."""
+    seconds: float = 120.0
+    """How long to measure, over all variants."""
+    rounds: int = 5
+    """How often each variant is measured: medians are reported."""
+    width: int | None = None
+    """Channels of the ResNet's first stage (default: 64 on a GPU, 16 on a CPU)."""
+    profile: bool = False
+    """Also measure where the time of a step goes, for another half of --seconds."""
+    out: Path | None = None
+    """Write the numbers to this JSON file."""
 
 
 def build_solver(command: RunCommand):
@@ -212,6 +239,22 @@ def plot(command: PlotCommand) -> int:
     return 0
 
 
+def bench(command: BenchCommand) -> int:
+    """`jaxleak bench`."""
+    from jaxleak.bench.command import run_bench
+    from jaxleak.bench.settings import VARIANTS, Settings
+    from jaxleak.bench.tables import tables
+
+    fields = {**vars(command), "only": VARIANTS if command.only is None else command.only}
+    result = run_bench(Settings(**{name: value for name, value in fields.items() if name != "out"}), command.out)
+    _console(180).print(tables(result))
+    if command.out is not None:
+        print(f"{command.out}: written")
+    if result["interrupted"]:
+        return INTERRUPTED
+    return 0
+
+
 def _check_runs(runs: Sequence[Path]) -> None:
     if not runs:
         raise InputError("`runs` must name at least one run directory.")
@@ -240,11 +283,9 @@ def _tuple(value: Any) -> Any:
 
 
 def _print_tables(summaries: list[dict[str, Any]], runs: Sequence[Path], *, by_image: bool) -> None:
-    from rich.console import Console
-
     from jaxleak.tables import rates_by_image, status_table, summary_table
 
-    console = Console(width=None if sys.stdout.isatty() else 110)
+    console = _console()
     if by_image:
         for summary in summaries:
             console.print(rates_by_image(summary))
@@ -253,7 +294,18 @@ def _print_tables(summaries: list[dict[str, Any]], runs: Sequence[Path], *, by_i
     console.print(status_table(summaries, names))
 
 
-COMMANDS = {"run": (RunCommand, run), "table": (TableCommand, table), "plot": (PlotCommand, plot)}
+def _console(width: int = 110):
+    from rich.console import Console
+
+    return Console(width=None if sys.stdout.isatty() else width)
+
+
+COMMANDS = {
+    "run": (RunCommand, run),
+    "table": (TableCommand, table),
+    "plot": (PlotCommand, plot),
+    "bench": (BenchCommand, bench),
+}
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -31,6 +31,7 @@ class Progress:
         self._fresh = 0
         self._interval = interval
         self._began = self._last = time.monotonic()
+        self._silent = True
         self._terminal = write is None and sys.stderr.isatty()
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
 
@@ -48,11 +49,12 @@ class Progress:
         self.evaluations += evaluations
 
     def update(self, name: str, stats: "EngineStats", *, force: bool = False) -> None:
-        """Show where the run stands, if it is time to."""
+        """Show where the run stands, if it is time to; the first time as soon as a chunk is done."""
         now = time.monotonic()
-        if not force and now - self._last < (0.5 if self._terminal else self._interval):
+        early = self._silent and stats.steps_total > 0
+        if not (force or early or now - self._last >= (0.5 if self._terminal else self._interval)):
             return
-        self._last = now
+        self._last, self._silent = now, False
         line = self.line(name, stats, now)
         if self._terminal:
             print(f"\r\x1b[K{line}", end="\n" if force else "", file=sys.stderr, flush=True)

@@ -12,7 +12,7 @@ from jaxleak.errors import InputError, check_choice
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
 STATUSES = ("converged", "wrong-image", "iteration-limit", "stalled", "diverged", "non-finite")
-ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds")
+ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
 
 Row = dict[str, Any]
 

@@ -15,7 +15,7 @@ from jaxleak.attacks import Attack, get_attack
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.errors import InputError, check_positive, check_seed
-from jaxleak.metrics import image_metrics
+from jaxleak.metrics import image_metrics, max_abs, relative_error
 from jaxleak.progress import Progress
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, Criteria, classify, summarise
@@ -162,7 +162,7 @@ def attack(
         attacks: one or several names ("dlg", "idlg") or `Attack` objects.
         seeds: restarts per image and attack.
         out: run directory; an interrupted run with the same settings continues there. None uses a temporary one.
-        lanes: trials at once over all devices; None chooses.
+        lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
         settings: further fields of `Sweep` (`start_seed`, `criteria`, `snapshots`, `starts`).
 
@@ -183,7 +183,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     Args:
         sweep: what to run.
         out: run directory, or None for a temporary one.
-        lanes: trials at once over all devices; None chooses.
+        lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
 
     Raises:
@@ -216,7 +216,7 @@ class _Session:
         if rows and len(rows) < sweep.total:
             self.progress.say(f"{run.path}: continuing, {len(rows)} of {sweep.total} trials are there")
         self.engines: list[Engine] = []
-        self.buffer: list[tuple[list[dict], dict[str, np.ndarray]]] = []
+        self.buffer: list[tuple[Finished, list[str]]] = []  # finished and judged, not written
         self.flushed = time.monotonic()
         self.constant = {
             "model": sweep.victim.model_name,
@@ -235,7 +235,6 @@ class _Session:
                 if jobs.trial.size:
                     self.run_attack(attack, jobs, lanes)
         finally:
-            self.flush()
             summary = self.summarise()
             self.run.write_summary(summary)
         return summary
@@ -253,29 +252,47 @@ class _Session:
         engine = Engine(trial, trial.shared(), lanes=lanes)
         self.engines.append(engine)
         self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
-        engine.run(
-            jobs,
-            lambda finished: self.take(attack, finished),
-            lambda: self.progress.update(attack.name, engine.stats),
-        )
+        try:
+            engine.run(
+                jobs,
+                lambda finished: self.take(attack, finished),
+                lambda: self.progress.update(attack.name, engine.stats),
+            )
+        finally:
+            self.flush(attack)
         self.progress.update(attack.name, engine.stats, force=True)
 
     def take(self, attack: Attack, finished: Finished) -> None:
-        rows = self.rows(attack, finished)
-        outcome: Outcome = finished.outcomes
-        arrays = {
-            "trial": finished.jobs.trial,
-            "candidate": outcome.candidate[:, 0].astype(np.float32),
-            "objective_trace": outcome.objective_trace.astype(np.float32),
-            "mse_trace": outcome.mse_trace.astype(np.float32),
-            "snapshots": _quantise(outcome.snapshots[:, :, 0]),
-        }
-        self.buffer.append((rows, arrays))
-        self.progress.finished(len(rows), sum(row["success"] for row in rows), sum(row["evaluations"] for row in rows))
+        """Judge trials that ended; their rows are made when they are written, many at once."""
+        statuses = self.statuses(finished)
+        self.buffer.append((finished, statuses))
+        evaluations = int(np.sum(finished.outcomes.evaluations))
+        self.progress.finished(len(statuses), statuses.count("converged"), evaluations)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush()
+            self.flush(attack)
 
-    def rows(self, attack: Attack, finished: Finished) -> list[dict[str, Any]]:
+    def statuses(self, finished: Finished) -> list[str]:
+        outcome: Outcome = finished.outcomes
+        candidates, truths = outcome.candidate[:, 0], np.asarray(self.sweep.victim.images)[finished.jobs.slot]
+        return [
+            classify(
+                ending=ENDINGS[int(ending)],
+                objective=float(objective),
+                relative_error=float(error),
+                max_abs=float(largest),
+                reached_objective=bool(objective < self.sweep.criteria.objective),
+                criteria=self.sweep.criteria,
+            )
+            for ending, objective, error, largest in zip(
+                outcome.ending,
+                outcome.objective,
+                relative_error(candidates, truths),
+                max_abs(candidates),
+                strict=True,
+            )
+        ]
+
+    def rows(self, attack: Attack, finished: Finished, statuses: list[str]) -> list[dict[str, Any]]:
         sweep, jobs = self.sweep, finished.jobs
         outcome: Outcome = finished.outcomes
         metrics = image_metrics(outcome.candidate[:, 0], np.asarray(sweep.victim.images)[jobs.slot])
@@ -283,16 +300,6 @@ class _Session:
             relative = np.divide(outcome.objective, outcome.update_norm2)
         rows = []
         for i, trial in enumerate(jobs.trial):
-            of_trial = {name: float(values[i]) for name, values in metrics.items()}
-            objective = float(outcome.objective[i])
-            status = classify(
-                ending=ENDINGS[int(outcome.ending[i])],
-                objective=objective,
-                relative_error=of_trial["relative_error"],
-                max_abs=of_trial["max_abs"],
-                reached_objective=objective < sweep.criteria.objective,
-                criteria=sweep.criteria,
-            )
             label, found = int(sweep.victim.labels[jobs.slot[i]]), int(outcome.label_found[i, 0])
             rows.append(
                 {
@@ -302,9 +309,9 @@ class _Session:
                     "label": label,
                     "trial": int(trial),
                     "seed": int(jobs.seed[i]),
-                    "status": status,
-                    "success": status == "converged",
-                    "objective": objective,
+                    "status": statuses[i],
+                    "success": statuses[i] == "converged",
+                    "objective": float(outcome.objective[i]),
                     "relative_objective": float(relative[i]),
                     "evaluations": int(outcome.evaluations[i]),
                     "iterations": int(outcome.iterations[i]),
@@ -313,19 +320,29 @@ class _Session:
                     "label_found": found,
                     "label_correct": found == label,
                     "seconds": float(finished.seconds[i]),
-                    **of_trial,
+                    **{name: float(values[i]) for name, values in metrics.items()},
                     **self.constant,
                 }
             )
         return rows
 
-    def flush(self) -> None:
-        """Write what is finished."""
+    def flush(self, attack: Attack) -> None:
+        """Write what is finished. The metrics of many trials cost one wait for the device, not one for each."""
         buffer, self.buffer = self.buffer, []
         self.flushed = time.monotonic()
-        if buffer:
-            rows = [row for part, _ in buffer for row in part]
-            self.run.append(rows, {key: np.concatenate([part[key] for _, part in buffer]) for key in buffer[0][1]})
+        if not buffer:
+            return
+        finished: Finished = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for part, _ in buffer))
+        outcome: Outcome = finished.outcomes
+        arrays = {
+            "trial": finished.jobs.trial,
+            "candidate": outcome.candidate[:, 0].astype(np.float32),
+            "objective_trace": outcome.objective_trace.astype(np.float32),
+            "mse_trace": outcome.mse_trace.astype(np.float32),
+            "snapshots": _quantise(outcome.snapshots[:, :, 0]),
+        }
+        statuses = [status for _, part in buffer for status in part]
+        self.run.append(self.rows(attack, finished, statuses), arrays)
 
     def summarise(self) -> dict[str, Any]:
         return summarise(
@@ -348,6 +365,7 @@ class _Session:
             "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
             "utilisation": sum(one.steps_useful for one in stats) / total if total else 0.0,
             "compile_seconds": sum(one.compile_seconds for one in stats),
+            "host_share": sum(one.host_seconds for one in stats) / seconds if seconds else 0.0,
         }
 
 

@@ -93,7 +93,7 @@ def pictures(tmp_path_factory) -> Path:
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
         ("--attack", "`attack` must name at least one"),
-        ("--model lenett", "`model` must be one of lenet; got 'lenett'. Did you mean 'lenet'?"),
+        ("--model lenett", "resnet34, resnet50; got 'lenett'. Did you mean 'lenet'?"),
         ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
@@ -239,13 +239,61 @@ def test_table_and_plot_want_run_directories(command, tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["file"]
 
 
+# --- bench ---
+
+
+@pytest.fixture
+def no_worker(monkeypatch):
+    """No process may be started."""
+    from jaxleak.bench import runner
+
+    def never(*_):
+        raise AssertionError
+
+    monkeypatch.setattr(runner, "Team", never)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--only jaxleek", "`only` must be one of jaxleak, jaxleak-network-per-trial, jaxopt, plain-vmap,"),
+        ("--only jaxopt jaxleek", "got 'jaxleek'. Did you mean 'jaxleak'?"),
+        ("--only", "`only` must name at least one of pytorch-processes,"),
+        ("--model lenett", "`model` must be one of lenet, resnet18; got 'lenett'. Did you mean 'lenet'?"),
+        ("--lanes auto 0", "`lanes` must be above 0; got 0."),
+        ("--seconds -1", "`seconds` must be above 0; got -1.0."),
+        ("--seconds inf", "`seconds` must be finite; got inf."),
+        ("--rounds 0", "`rounds` must be above 0; got 0."),
+        ("--width 0", "`width` must be above 0; got 0."),
+        ("--out {folder}/missing/bench.json", "there is no directory {folder}/missing; make it first."),
+        ("--out {folder}", "`out` must be a file; {folder} is a directory."),
+    ],
+)
+def test_bench_refuses_at_once(flags, words, tmp_path, no_worker):
+    assert words.format(folder=tmp_path) in refusal("bench", *flags.format(folder=tmp_path).split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
+    """An interrupted measurement too; the rest of the report is tested in test_bench.py."""
+    from jaxleak.bench import runner
+
+    monkeypatch.setattr(runner.Bench, "run", lambda bench: setattr(bench, "interrupted", True))
+    said = call("bench", "--only", "jaxleak", "--seconds", 5, "--out", tmp_path / "bench.json")
+    assert said.code == cli.INTERRUPTED
+    assert "jaxleak: interrupted" in said.out
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert report["settings"]["seconds"] == 5
+    assert report["variants"][0]["evaluations_per_second"] is None
+
+
 # --- help ---
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ["run", "table", "plot"]),
+        ((), ["run", "table", "plot", "bench"]),
         (
             ("run",),
             [
@@ -258,8 +306,15 @@ def test_table_and_plot_want_run_directories(command, tmp_path):
         ),
         (("table",), ["--by-image", "Run directories"]),
         (("plot",), ["Run directories"]),
+        (
+            ("bench",),
+            [
+                *("--model", "--only", "--lanes", "--seconds", "--rounds", "--width", "--profile", "--out", "Example:"),
+                *("pytorch-processes", "pytorch-serial", "plain-vmap", "jaxopt", "jaxleak-network-per-trial"),
+            ],
+        ),
     ],
-    ids=["main", "run", "table", "plot"],
+    ids=["main", "run", "table", "plot", "bench"],
 )
 def test_help(arguments, words):
     said = call(*arguments, "--help")

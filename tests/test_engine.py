@@ -1,6 +1,9 @@
 """Lanes change nothing: every job once, and the same result for any lanes, chunk, queue order and devices."""
 
+import threading
+import time
 from collections import Counter
+from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -10,7 +13,10 @@ import numpy as np
 import pytest
 
 from jaxleak.attacks import IDLG
-from jaxleak.engine import Engine, EngineStats, Finished
+from jaxleak.engine import Engine, EngineStats, Finished, memory
+from jaxleak.engine import engine as runs
+from jaxleak.engine.choice import LaneSearch
+from jaxleak.engine.lanes import JobQueue, Lanes, Report
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.solvers import TorchLBFGS
@@ -43,19 +49,21 @@ class Countdown(NamedTuple):
 
 
 class CountdownProgram:
-    """Counts down from a job's number, summing `shared` + what is left; counts how often Python traces a step."""
+    """Counts down from a job's number, summing `shared` + what is left; counts how often Python traces a function."""
 
     def __init__(self):
-        self.traces = 0
+        self.traces = Counter()
 
     def prepare(self, shared, job):
+        self.traces["prepare"] += 1
         return job.trial
 
     def init(self, shared, problem, job):
+        self.traces["init"] += 1
         return {"left": job.steps, "sum": shared * 0.0}
 
     def step(self, shared, problem, state):
-        self.traces += 1
+        self.traces["step"] += 1
         runs = state["left"] > 0
         return {
             "left": jnp.where(runs, state["left"] - 1, 0),
@@ -66,6 +74,7 @@ class CountdownProgram:
         return state["left"] > 0
 
     def outcome(self, problem, state):
+        self.traces["outcome"] += 1
         return {"trial": problem, "sum": state["sum"]}
 
 
@@ -185,15 +194,291 @@ def test_lanes_and_chunk_must_be_positive_whole_numbers(name, value):
         Engine(CountdownProgram(), jnp.asarray(0.0), **{name: value})
 
 
+@pytest.fixture
+def own_homes(monkeypatch):
+    """Every device compiles its own program, as devices that are not CPUs do."""
+    monkeypatch.setattr(runs, "homes_of", lambda devices: devices)
+
+
+def assert_all_done(collected: Collected, steps) -> None:
+    """Every job of `countdown_jobs(steps)` once, with its outcome."""
+    jobs, outcomes, _ = collected.all()
+    assert Counter(jobs.trial.tolist()) == Counter(range(100, 100 + len(steps)))
+    np.testing.assert_array_equal(outcomes["trial"], jobs.trial)
+    np.testing.assert_array_equal(outcomes["sum"], jobs.steps * (jobs.steps + 1) / 2 + jobs.steps / 2)
+
+
+@pytest.mark.usefixtures("own_homes")
 def test_a_program_is_traced_once():
-    """Not once per chunk or refill: as often for 20 trials in chunks of one as for one trial in one chunk."""
+    """However many devices, chunks, refills, runs and numbers of lanes."""
+    program = CountdownProgram()
+    engine = Engine(program, jnp.asarray(0.5), lanes=4, chunk=1, devices=TWO)
+    for steps in (STEPS, [3], STEPS):  # with two lanes a device, one, and two
+        collected = Collected()
+        engine.run(countdown_jobs(steps), collected)
+        assert_all_done(collected, steps)
+    assert program.traces == {"prepare": 1, "init": 1, "step": 1, "outcome": 1}
 
-    def traces(steps, chunk):
-        program, collected = CountdownProgram(), Collected()
-        Engine(program, jnp.asarray(0.5), lanes=1, chunk=chunk, devices=ONE).run(countdown_jobs(steps), collected)
-        return program.traces
 
-    assert traces(STEPS, chunk=1) == traces([3], chunk=100) <= 2  # `while_loop` may trace its body twice
+def test_compiled_programs_are_kept_from_run_to_run(monkeypatch):
+    compiled, original = [], runs.compile_for
+
+    def note(traced, shared, lanes):
+        compiled.append((len(shared), lanes))
+        return original(traced, shared, lanes)
+
+    monkeypatch.setattr(runs, "compile_for", note)
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=6, devices=TWO)
+    for steps in (STEPS, STEPS, [2, 5, 3, 1, 1]):
+        collected = Collected()
+        engine.run(countdown_jobs(steps), collected)
+        assert_all_done(collected, steps)
+    assert compiled == [(1, 3)]  # CPU devices share one
+    assert engine.stats.trials_done == 2 * len(STEPS) + 5
+    assert engine.stats.steps_useful == 2 * sum(STEPS) + 12
+
+
+def test_a_chunk_ends_when_a_lane_is_free_and_trials_wait():
+    """Without a limit worth its name, the long trial does not keep the others waiting."""
+    collected, stats = count_down([1000, 10, 10, 10], lanes=2, chunk=10_000, devices=ONE)
+    assert [part.jobs.steps.tolist() for part in collected.parts] == [[10], [10], [1000, 10]]
+    assert stats.steps_total == 2 * 1000
+
+
+def test_callbacks_come_from_the_calling_thread_only():
+    threads = set()
+
+    def note(*_):
+        threads.add(threading.current_thread())
+
+    Engine(CountdownProgram(), jnp.asarray(0.5), lanes=4, chunk=2, devices=TWO).run(countdown_jobs(STEPS), note, note)
+    assert threads == {threading.current_thread()}
+
+
+def test_a_device_waits_for_a_slow_calling_thread(monkeypatch):
+    """It runs no more than two reports ahead, so that little is lost when the run is stopped meanwhile."""
+    dispatched, original = [], Lanes._dispatch
+    monkeypatch.setattr(Lanes, "_dispatch", lambda self, report: dispatched.append(1) or original(self, report))
+
+    def on_finished(_):
+        time.sleep(0.3)  # ample for all twenty trials
+        assert len(dispatched) == 3  # of the second report, which this call is for, and one more
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        Engine(CountdownProgram(), jnp.asarray(0.5), lanes=1, devices=ONE, chunk=9).run(
+            countdown_jobs([5] * 20), on_finished
+        )
+    assert len(dispatched) == 3
+
+
+def test_no_thread_is_left_after_an_exception():
+    def stop(_):
+        raise KeyboardInterrupt
+
+    before = threading.active_count()
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=4, chunk=1, devices=TWO)
+    with pytest.raises(KeyboardInterrupt):
+        engine.run(countdown_jobs(STEPS), stop)
+    assert threading.active_count() == before
+
+
+def test_host_share_is_time_outside_compiled_calls():
+    stats = count_down([2000] * 10, lanes=2, devices=TWO)[1]
+    assert 0 < stats.host_seconds < stats.seconds
+    assert stats.host_share == stats.host_seconds / stats.seconds
+    assert EngineStats().host_share == 0
+
+
+# --- choosing the lanes ---
+
+
+def search_through(rates, lanes, limit=64) -> list[int]:
+    """Lanes tried one after the other, and the choice, when `rates` are measured."""
+    search, tried = LaneSearch(lanes, devices=1, limit=limit), []
+    while not search.settled:
+        tried.append(search.lanes)
+        for _ in range(12):
+            search.add(Report(steps_total=rates[search.lanes], seconds=1.0))
+        assert search.measured
+        search.moved(search.advise())
+    assert not search.measured
+    return [*tried, search.lanes]
+
+
+@pytest.mark.parametrize(
+    ("rates", "lanes", "tried"),
+    [
+        ({4: 100, 8: 90, 2: 80}, 4, [4, 8, 2, 4]),
+        ({4: 100, 8: 104, 2: 99}, 4, [4, 8, 2, 4]),  # too little to count
+        ({4: 100, 8: 150, 16: 200, 32: 300}, 4, [4, 8, 16, 32, 32]),  # no more than three others
+        ({4: 100, 8: 90, 2: 120, 1: 110}, 4, [4, 8, 2, 1, 2]),
+        ({1: 100, 2: 90}, 1, [1, 2, 1]),
+        ({64: 100, 32: 90}, 64, [64, 32, 64]),  # the limit
+    ],
+)
+def test_the_search_climbs_by_factors_of_two(rates, lanes, tried):
+    assert search_through(rates, lanes) == tried
+
+
+class Inline:
+    """An executor that has done its work when `submit` returns."""
+
+    def __init__(self, *_):
+        pass
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+    def shutdown(self, **_):
+        pass
+
+
+@pytest.fixture
+def eager_search(monkeypatch):
+    """`lanes=None` begins with two lanes a device and tries others at once. Gives the lanes that were tried."""
+    monkeypatch.setattr(runs, "first_lanes", lambda device: 2)
+    monkeypatch.setattr(runs, "WORTH", 0)
+    monkeypatch.setattr("jaxleak.engine.choice.PROBE_SECONDS", 0.0)
+    monkeypatch.setattr(runs, "ThreadPoolExecutor", Inline)
+    # More lanes are always slower, fewer always faster.
+    original, tried = LaneSearch.advise, []
+
+    def advise(self):
+        self._steps, self._seconds = 1000, float(self.lanes)
+        tried.append(self.lanes)
+        return original(self)
+
+    monkeypatch.setattr(LaneSearch, "advise", advise)
+    return tried
+
+
+def compile_before(engine: Engine, jobs, numbers: list[int]) -> None:
+    """So that a run is not over before it has tried other lanes."""
+    traced = engine.trace(JobQueue(jobs).job_type)
+    for lanes in numbers:
+        engine.compile(traced, list(engine.devices or ()), lanes)
+
+
+@pytest.mark.parametrize("devices", [ONE, TWO], ids=["1 device", "2 devices"])
+def test_other_lanes_in_the_middle_of_a_run_lose_nothing(devices, eager_search):
+    steps = [40 + 20 * (i % 4) for i in range(60)]
+    collected = Collected()
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), chunk=2, devices=devices)
+    compile_before(engine, countdown_jobs(steps), [1, 2, 4])
+    engine.run(countdown_jobs(steps), collected)
+    assert_all_done(collected, steps)
+    assert engine.stats.steps_useful == sum(steps)  # no step was done twice
+    assert eager_search == [2, 4, 1]
+    assert engine.best == 1
+    assert engine.stats.lanes == len(devices)
+    engine.run(countdown_jobs(steps[:9]), Collected())
+    assert len(eager_search) == 3  # not searched again
+
+
+# --- memory ---
+
+
+def run_warned(engine: Engine, steps, recwarn) -> list[str]:
+    """Run `steps`, see that all are done, and return the warnings."""
+    collected = Collected()
+    engine.run(countdown_jobs(steps), collected)
+    assert_all_done(collected, steps)
+    return [str(one.message) for one in recwarn]
+
+
+def test_lanes_that_do_not_fit_are_not_tried(monkeypatch, recwarn):
+    monkeypatch.setattr(memory, "budget", lambda devices: 2000)
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=100_000, devices=TWO)
+    (warning,) = run_warned(engine, STEPS * 20, recwarn)
+    assert warning.startswith("400 lanes of 0.0 MB do not fit in the memory; running ")
+    assert 2 <= engine.stats.lanes <= 2 * 2000 // 20
+    programs = engine._programs[engine.stats.lanes // 2][ONE[0]]
+    assert engine.stats.lanes // 2 * programs.bytes_per_lane <= 2000
+
+
+def out_of_memory_above(lanes: int, monkeypatch, where: str, calls: int = 0) -> None:
+    """The device has room for `lanes`: more of them fail when compiled or, after `calls` calls, when run."""
+    original = runs.compile_for
+
+    def failing(*arguments):
+        programs = original(*arguments)
+        for one in programs.values():
+            if one.lanes <= lanes:
+                continue
+            if where == "compile":
+                raise RuntimeError("RESOURCE_EXHAUSTED: injected")
+            function, count = getattr(one, where), Counter()
+
+            def call(*arguments, function=function, count=count):
+                count["calls"] += 1
+                if count["calls"] > calls:
+                    raise RuntimeError("RESOURCE_EXHAUSTED: injected")
+                return function(*arguments)
+
+            setattr(one, where, call)
+        return programs
+
+    monkeypatch.setattr(runs, "compile_for", failing)
+
+
+@pytest.mark.parametrize("devices", [ONE, TWO], ids=["1 device", "2 devices"])
+@pytest.mark.parametrize(
+    ("where", "calls"), [("compile", 0), ("blank", 0), ("chunk", 0), ("chunk", 3), ("refill", 9), ("outcome", 1)]
+)
+def test_out_of_memory_halves_the_lanes_and_loses_nothing(where, calls, devices, monkeypatch, recwarn):
+    out_of_memory_above(2, monkeypatch, where, calls)
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=8 * len(devices), chunk=3, devices=devices)
+    warnings = run_warned(engine, STEPS, recwarn)
+    assert engine.stats.lanes == 2 * len(devices)
+    assert (engine.stats.trials_done, engine.stats.trials_running, engine.stats.trials_waiting) == (20, 0, 0)
+    if where in ("compile", "blank"):
+        assert len(warnings) == 1
+    else:
+        assert warnings[0] == f"out of memory with {8 * len(devices)} lanes; running {4 * len(devices)}"
+
+
+def test_one_lane_that_does_not_fit_is_an_error(monkeypatch):
+    out_of_memory_above(0, monkeypatch, "chunk")
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=2, devices=ONE)
+    with pytest.warns(UserWarning, match="with 2 lanes"), pytest.raises(InputError, match=r"^`lanes` cannot be"):
+        engine.run(countdown_jobs(STEPS), Collected())
+
+
+def test_another_error_of_a_device_is_raised(monkeypatch):
+    def fail(*_):
+        raise RuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(Lanes, "_dispatch", fail)
+    with pytest.raises(RuntimeError, match="something else"):
+        count_down(STEPS, lanes=4, devices=TWO)
+
+
+def test_jobs_put_back_come_first():
+    queue = JobQueue(np.arange(6))
+    taken = queue.take(3)
+    queue.put_back(taken[1:])
+    assert queue.take(10).tolist() == [1, 2, 3, 4, 5]
+    assert queue.take(1).size == len(queue) == 0
+
+
+def test_free_memory_heeds_control_groups(tmp_path, monkeypatch):
+    (tmp_path / "meminfo").write_text("MemTotal: 100 kB\nMemAvailable:  80 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.available_bytes() == 80 * 1024
+    (tmp_path / "memory.current").write_text("1000")
+    (tmp_path / "memory.max").write_text("max")
+    assert memory.available_bytes() == 80 * 1024
+    (tmp_path / "memory.max").write_text("31000")
+    assert memory.available_bytes() == 30_000
+    assert memory.budget(TWO) == 7500  # half stays free, and two devices share the rest
+    (tmp_path / "memory.max").write_text("500")
+    assert memory.available_bytes() == 0
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "nothing")
+    assert memory.available_bytes() == 0
 
 
 # --- gradient matching ---
@@ -283,16 +568,18 @@ def test_the_plain_loop_attacks(plain):
         {"lanes": 1, "chunk": 100, "devices": ONE},
         {"lanes": 3, "chunk": 7, "devices": ONE, "order": "reversed"},
         # design.md 5.7: sharded the ordinary way, every device but the first computed wrong gradients.
-        {"lanes": 2, "chunk": 100, "devices": TWO},
+        {"lanes": 2, "chunk": 100, "devices": TWO, "own_homes": True},
         {"lanes": 50, "chunk": 3, "devices": TWO, "order": "shuffled"},
     ],
     ids=lambda settings: ", ".join(
-        f"{key} {value if key != 'devices' else len(value)}" for key, value in settings.items()
+        f"{key} {value if key != 'devices' else len(value)}" for key, value in settings.items() if value is not True
     ),
 )
-def test_lanes_change_nothing(plain, settings):
+def test_lanes_change_nothing(plain, settings, request):
     trial, wanted = plain
     settings = dict(settings)
+    if settings.pop("own_homes", False):
+        request.getfixturevalue("own_homes")
     size = jobs_of(trial).trial.size
     orders = {
         None: None,
@@ -300,6 +587,17 @@ def test_lanes_change_nothing(plain, settings):
         "shuffled": np.random.default_rng(1).permutation(size),
     }
     assert_same(run_engine(trial, orders[settings.pop("order", None)], **settings), wanted)
+
+
+def test_other_lanes_in_the_middle_of_a_run_change_nothing(plain, eager_search):
+    trial, wanted = plain
+    collected, jobs = Collected(), jobs_of(trial)
+    engine = Engine(trial, trial.shared(), chunk=1, devices=ONE)
+    compile_before(engine, jobs, [1, 2, 4])
+    engine.run(jobs, collected)
+    assert eager_search == [2, 4, 1] if jobs.trial.size == 10 else [2, 1]  # five jobs are too few for four lanes
+    finished = collected.all()
+    assert_same(jax.tree.map(lambda leaf: leaf[np.argsort(finished.jobs.trial)], finished.outcomes), wanted)
 
 
 def test_a_nan_lane_leaves_its_neighbours_unchanged():

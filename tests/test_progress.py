@@ -78,8 +78,19 @@ def test_at_the_end_no_time_is_left(clock):
     assert line.endswith("0 s left")
 
 
+def test_the_first_line_comes_with_the_first_chunk(clock, lines):
+    progress = Progress(10, write=lines.append)
+    progress.update("dlg", EngineStats())  # nothing is computed yet
+    assert not lines
+    progress.update("dlg", stats())
+    progress.update("dlg", stats())
+    assert len(lines) == 1
+
+
 def test_plain_lines_come_at_most_once_per_interval(clock, lines):
     progress = Progress(10, interval=10, write=lines.append)
+    progress.update("dlg", stats())
+    lines.clear()
     seen = []
     for _ in range(50):
         clock.now += 1
@@ -112,7 +123,9 @@ def test_on_a_terminal_one_line_is_written_over(clock, capsys, monkeypatch):
     progress.update("dlg", stats(), force=True)
     progress.say("done")
     error = capsys.readouterr().err
-    assert error.count("\r\x1b[Kdlg: 0/10") == 3  # two of the four were too soon, the last was forced
+    assert (
+        error.count("\r\x1b[Kdlg: 0/10") == 3
+    )  # of the four the second and the fourth were too soon; the last was forced
     assert error.count("\n") == 2
     assert error.endswith("\r\x1b[Kdone\n")
 

@@ -262,6 +262,7 @@ def test_summary_is_strict_json_and_complete_only_with_all_trials():
     assert summary["engine"] == {
         "evaluations": 5, "seconds": None, "evaluations_per_second": None, "utilisation": 0.5,
         "compile_seconds": None,
+        "host_share": None,
     }  # fmt: skip
     assert Criteria(**summary["criteria"]) == Criteria()
     assert summarise(ROWS, Criteria(), expected=9)["complete"]

@@ -389,6 +389,7 @@ def test_summary_of_a_sweep(small):
     assert 0 < engine["utilisation"] <= 1
     assert engine["evaluations_per_second"] == pytest.approx(engine["evaluations"] / engine["seconds"])
     assert engine["compile_seconds"] > 0
+    assert 0 < engine["host_share"] < 1
 
 
 def test_without_a_directory_a_temporary_one_lives_as_long_as_the_result(data):
@@ -480,7 +481,7 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_sweep_completes(data, tmp_pa
     def interrupt(self, *args, **kwargs):
         calls.append(args)
         original(self, *args, **kwargs)
-        if len(calls) == 3:
+        if len(calls) == {"update": 8, "finished": 3}[where]:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -1,22 +1,55 @@
 """Linen models. In every one the last dense layer is named "head"."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.models.lenet import LeNet
-from jaxleak.models.weights import load_weights, save_weights
+from jaxleak.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
+from jaxleak.models.weights import load_variables, load_weights, save_weights
 
-MODELS: dict[str, type[nn.Module]] = {"lenet": LeNet}
+# Called as MODELS[name](num_classes=..., **fields).
+MODELS: dict[str, Callable[..., nn.Module]] = {
+    "lenet": LeNet,
+    "resnet18": ResNet18,
+    "resnet34": ResNet34,
+    "resnet50": ResNet50,
+    "resnet101": ResNet101,
+    "resnet152": ResNet152,
+}
 
-__all__ = ["MODELS", "LeNet", "build_model", "load_weights", "save_weights"]
+__all__ = [
+    "MODELS",
+    "LeNet",
+    "ResNet",
+    "ResNet18",
+    "ResNet34",
+    "ResNet50",
+    "ResNet101",
+    "ResNet152",
+    "build_model",
+    "load_variables",
+    "load_weights",
+    "save_weights",
+]
 
 
-def build_model(name: str, num_classes: int) -> nn.Module:
+def build_model(name: str, num_classes: int, **fields) -> nn.Module:
     """The model called `name` with `num_classes` outputs.
 
+    Args:
+        name: a key of `MODELS`.
+        num_classes: outputs of the head.
+        fields: other fields of that model, such as `width` of a ResNet.
+
     Raises:
-        InputError: unknown name, or fewer than one class.
+        InputError: unknown name, fewer than one class, or a field that the model lacks or refuses.
     """
-    check_choice("model", name, MODELS)
+    build = MODELS[check_choice("model", name, MODELS)]
     check_positive("num_classes", num_classes, integer=True)
-    return MODELS[name](num_classes=num_classes)
+    model = build(num_classes=num_classes)
+    own = set(type(model).__dataclass_fields__) - {"num_classes", "parent", "name"}
+    for field in fields:
+        check_choice("field", field, own)
+    return model.clone(**fields)

@@ -1,99 +1,172 @@
 """Weights in and out as safetensors, in torch's names and layout."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxleak.errors import InputError
 
 Params = dict[str, Any]
+Variables = dict[str, dict[str, Any]]
+
+# Linen's name of a tensor -> torch's.
+TENSOR_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+COUNTER = "num_batches_tracked"  # of torch's BatchNorm: its files have it, nothing here uses it
+LISTED = 10  # problems named in a message
 
 
-def to_torch(model, params: Params, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
+class Expected(NamedTuple):
+    """A tensor of the model: where it lies in the variables, and its shape there and in torch."""
+
+    path: tuple[str, ...]
+    shape: tuple[int, ...]
+    torch_shape: tuple[int, ...]
+
+
+def to_torch(
+    model, params: Params, image_shape: tuple[int, int, int], batch_stats: Params | None = None
+) -> dict[str, np.ndarray]:
     """A Linen model's parameters as a torch state dict: kernels OIHW, dense weights [out, in] in NCHW flatten order.
 
     Args:
-        model: a model with `torch_names` and `head_input_shape`.
+        model: a model with `torch_names` (pairs of a Linen module's name and torch's, where they differ) and
+            `head_input_shape`.
         params: its `params` collection.
         image_shape: height, width, channels of its input.
+        batch_stats: its running statistics, if they are to be among the tensors.
     """
-    h, w, c = model.head_input_shape(image_shape)
-    state = {}
-    for flax_name, torch_name in model.torch_names:
-        kernel = np.asarray(params[flax_name]["kernel"])
-        if kernel.ndim == 4:
-            weight = kernel.transpose(3, 2, 0, 1)
-        elif flax_name == "head":
-            # Linen flattens NHWC, torch NCHW: the head's inputs come in another order.
-            weight = kernel.reshape(h, w, c, -1).transpose(3, 2, 0, 1).reshape(kernel.shape[1], -1)
-        else:
-            weight = kernel.T
-        state[f"{torch_name}.weight"] = np.ascontiguousarray(weight)
-        state[f"{torch_name}.bias"] = np.asarray(params[flax_name]["bias"])
-    return state
+    tensors = flatten_dict({"params": params, "batch_stats": batch_stats or {}})
+    return {
+        _torch_name(model, path): np.ascontiguousarray(_torch_layout(model, path, np.asarray(tensor), image_shape))
+        for path, tensor in tensors.items()
+    }
 
 
 def from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Params:
-    """The inverse of `to_torch`.
+    """The inverse of `to_torch`, for a model without running statistics.
+
+    Raises:
+        InputError: a tensor is missing, extra, or of another shape than the model's; or the model has statistics too.
+    """
+    variables = variables_from_torch(model, state, image_shape)
+    if set(variables) != {"params"}:
+        raise InputError(
+            f"`weights` of {type(model).__name__} with train=False include running statistics; "
+            "read them with `load_variables`, or build the model with train=True."
+        )
+    return variables["params"]
+
+
+def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Variables:
+    """A Linen model's collections from a torch state dict: "params", and "batch_stats" where it has statistics.
+
+    Running statistics for a model in train mode are not used, and neither are torch's counters of batches.
 
     Raises:
         InputError: a tensor is missing, extra, or of another shape than the model's.
     """
-    template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))["params"]
-    blank = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), template)
-    expected = {name: tensor.shape for name, tensor in to_torch(model, blank, image_shape).items()}
-    problems = [f"missing {name}" for name in expected if name not in state]
-    problems += [f"unknown {name}" for name in state if name not in expected]
-    problems += [
-        f"{name} is {list(state[name].shape)}, not {list(shape)}"
-        for name, shape in expected.items()
-        if name in state and state[name].shape != shape
-    ]
+    needed = _expected(model, image_shape)
+    known = needed
+    if state.keys() - needed and getattr(model, "train", False):
+        known = needed | _expected(model.clone(train=False), image_shape)
+    _check_fit(model, state, image_shape, needed, known)
+    tensors = {}
+    for name, (path, shape, torch_shape) in needed.items():
+        tensor = state[name]
+        if path == ("params", "head", "kernel"):
+            # Linen flattens NHWC, torch NCHW: the head's inputs come in another order.
+            h, w, c = model.head_input_shape(image_shape)
+            tensor = tensor.reshape(torch_shape[0], c, h, w)
+        if tensor.ndim == 4:
+            tensor = tensor.transpose(2, 3, 1, 0)
+        tensors[path] = jnp.asarray((tensor.T if tensor.ndim == 2 else tensor).reshape(shape), dtype=float)
+    return unflatten_dict(tensors)
+
+
+def _torch_name(model, path: tuple[str, ...]) -> str:
+    """torch's name of the tensor at `path`, which starts with the collection."""
+    renamed = dict(model.torch_names)
+    return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES[path[-1]]])
+
+
+def _torch_layout(model, path: tuple[str, ...], tensor: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
+    if path == ("params", "head", "kernel"):
+        tensor = tensor.reshape(*model.head_input_shape(image_shape), -1)
+        return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
+    return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+
+
+def _expected(model, image_shape: tuple[int, int, int]) -> dict[str, Expected]:
+    """The model's tensors by torch's name."""
+    variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    template: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore[reportAssignmentType]
+    expected = {}
+    for path, leaf in template.items():
+        blank = np.broadcast_to(np.float32(0), leaf.shape)
+        torch_shape = _torch_layout(model, path, blank, image_shape).shape
+        expected[_torch_name(model, path)] = Expected(path, leaf.shape, torch_shape)
+    return expected
+
+
+def _check_fit(model, state, image_shape, needed: dict[str, Expected], known: dict[str, Expected]) -> None:
+    problems = [f"missing {name}" for name in needed if name not in state]
+    for name, tensor in state.items():
+        statistic = name.removesuffix(COUNTER) + TENSOR_NAMES["mean"] if name.endswith(COUNTER) else name
+        if statistic not in known:
+            problems.append(f"unknown {name}")
+        elif statistic == name and tensor.shape != known[name].torch_shape:
+            problems.append(f"{name} is {list(tensor.shape)}, not {list(known[name].torch_shape)}")
+    if len(problems) > LISTED:
+        problems = [*problems[:LISTED], f"and {len(problems) - LISTED} more"]
     if problems:
         raise InputError(
             f"`weights` do not fit {type(model).__name__} with {model.num_classes} classes on "
             f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}."
         )
-    h, w, c = model.head_input_shape(image_shape)
-    params = {}
-    for flax_name, torch_name in model.torch_names:
-        weight = state[f"{torch_name}.weight"]
-        if weight.ndim == 4:
-            kernel = weight.transpose(2, 3, 1, 0)
-        elif flax_name == "head":
-            kernel = weight.reshape(-1, c, h, w).transpose(2, 3, 1, 0).reshape(weight.shape[1], -1)
-        else:
-            kernel = weight.T
-        params[flax_name] = {
-            "kernel": jnp.asarray(kernel, dtype=float),
-            "bias": jnp.asarray(state[f"{torch_name}.bias"], dtype=float),
-        }
-    return params
 
 
 def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> Params:
     """Parameters from a safetensors file in torch's names and layout.
 
     Raises:
+        InputError: no such file, not a safetensors file, tensors that do not fit the model, or a model that has
+            running statistics too (`load_variables` reads both).
+    """
+    return from_torch(model, _read(path), image_shape)
+
+
+def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -> Variables:
+    """What `model.apply` needs, from a safetensors file in torch's names and layout: see `variables_from_torch`.
+
+    Raises:
         InputError: no such file, not a safetensors file, or tensors that do not fit the model.
     """
+    return variables_from_torch(model, _read(path), image_shape)
+
+
+def _read(path: str | Path) -> dict[str, np.ndarray]:
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     if not Path(path).is_file():
         raise InputError(f"`weights` must be a safetensors file; there is no file {str(path)!r}.")
     try:
-        state = load_file(path)
+        return load_file(path)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise InputError(f"`weights` must be a safetensors file; {str(path)!r} cannot be read: {error}.") from error
-    return from_torch(model, state, image_shape)
 
 
-def save_weights(path: str | Path, model, params: Params, image_shape: tuple[int, int, int]) -> None:
-    """Write parameters as safetensors in torch's names and layout; `load_weights` reads them back."""
+def save_weights(
+    path: str | Path, model, params: Params, image_shape: tuple[int, int, int], batch_stats: Params | None = None
+) -> None:
+    """Write parameters, and running statistics if given, as safetensors in torch's names and layout.
+
+    `load_weights` or `load_variables` reads them back.
+    """
     from safetensors.numpy import save_file
 
-    save_file(to_torch(model, params, image_shape), path)
+    save_file(to_torch(model, params, image_shape, batch_stats), path)

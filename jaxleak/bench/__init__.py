@@ -1,0 +1,9 @@
+"""`jaxleak bench`: restarts per second of jaxleak beside the alternatives, measured in one run.
+
+command.py    what the command does       settings.py      what is measured
+runner.py     starts workers, asks them in turns           report.py, tables.py   medians, ratios, JSON, tables
+workers.py    the parent's end of a worker                 protocol.py   the worker's end
+worker.py     the variants in JAX: jaxleak's engine, plain_vmap.py, jaxopt (variants.py)
+pytorch_loop.py   the variants in PyTorch, only ever run in a process of their own
+machine.py    the machine's own rates     phases.py        parts of a step
+"""

@@ -1,0 +1,69 @@
+"""What the machine can do: its rate of matrix products and of copies; and what one evaluation asks of it."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxleak.bench import variants
+from jaxleak.bench.protocol import Link
+
+MATRIX = {"cpu": 2048, "gpu": 8192}
+WIDTH = {"cpu": 16, "gpu": 64}  # of a ResNet's first stage, where none is asked for
+COPIED = {"bytes_per_second": 1 << 28, "cached_bytes_per_second": 1 << 24}  # bytes: main memory, and outer caches
+
+
+def measure(settings: dict[str, Any], about: dict[str, Any], link: Link) -> None:
+    """Answer each request with the rates of matrix products and of copies within memory and caches."""
+    began = time.perf_counter()
+    size = MATRIX.get(about["platform"], MATRIX["gpu"])
+    width = settings["width"] or WIDTH.get(about["platform"], WIDTH["gpu"])
+    left = jax.random.normal(jax.random.key(0), (size, size))
+    with jax.default_matmul_precision("highest"):
+        product = jax.jit(jnp.matmul).lower(left, left).compile()
+    # In place: with new memory for each result, the pages' first touch would be measured.
+    copy = jax.jit(lambda x: x + 1, donate_argnums=0)
+    arrays = {name: copy(jnp.zeros((1 << 10, count >> 12))) for name, count in COPIED.items()}
+    jax.block_until_ready((product(left, left), arrays))
+    flops, traffic = evaluation_work({**settings, "width": width})
+    about |= {"compile_seconds": time.perf_counter() - began, "evaluation": {"flops": flops, "bytes": traffic}}
+    link.send(ready={**about, "matrix_size": size, "copied_bytes": COPIED, "width": width})
+    while True:
+        seconds = link.receive()["measure"] / 3
+        rates = {"flops_per_second": 2 * size**3 * _rate(lambda: product(left, left), seconds)}
+        for name in arrays:
+
+            def again(name=name):
+                arrays[name] = copy(arrays[name])
+                return arrays[name]
+
+            rates[name] = 2 * COPIED[name] * _rate(again, seconds)  # read and written
+        link.send(measured=rates)
+
+
+def _rate(call: Callable[[], Any], seconds: float) -> float:
+    """Calls per second."""
+    began, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - began < seconds:
+        jax.block_until_ready(call())
+        calls += 1
+    return calls / (time.perf_counter() - began)
+
+
+def evaluation_work(settings: dict[str, Any]) -> tuple[float, float]:
+    """Floating-point operations and bytes that one evaluation with the solver's step cannot do without.
+
+    Operations: XLA's count for the program of one trial in stock Flax before optimisation, padding left out, and 8 m n
+    for L-BFGS (the two-loop recursion's four products of length n per pair) or 10 n for Adam. Bytes: the m pairs read
+    twice, as float32, for L-BFGS; Adam's x and two moments read and written. Weights, activations and what stays in
+    caches are not in the bytes.
+    """
+    size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
+    lowered = jax.jit(variants.stock_objective(settings)).lower(jax.ShapeDtypeStruct((size,), float))
+    cost = lowered.cost_analysis() or {}
+    if settings["solver"] == "adam":
+        return cost["flops"] + 10 * size, 6 * 4 * size
+    pairs = settings["history"] * size
+    return cost["flops"] + 8 * pairs, 4 * 4 * pairs

@@ -1,0 +1,61 @@
+"""Where the time of a step goes: programs for the engine that do only a part of a trial's step, for ever."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+
+from jaxleak.bench.settings import PHASES
+from jaxleak.errors import check_choice
+from jaxleak.trial import Trial
+
+# Keeps a result needed without changing where the candidate goes: XLA does not know that it vanishes in rounding.
+NOTHING = 1e-30
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PhaseProgram:
+    """A trial of which every step is one phase of `PHASES`.
+
+    Attributes:
+        trial: the trial.
+        phase: "objective": its value only, so the update's gradient and the distance; "objective-and-gradient";
+            "solver": the solver's step on x.x / 2, which costs next to nothing; "step": the whole.
+    """
+
+    trial: Trial
+    phase: str
+
+    def __post_init__(self):
+        check_choice("phase", self.phase, PHASES)
+
+    def prepare(self, shared: Any, job: Any) -> Any:
+        """The trial's."""
+        return self.trial.prepare(shared, job)
+
+    def init(self, shared: Any, problem: Any, job: Any) -> Any:
+        """The trial's."""
+        return self.trial.init(shared, problem, job)
+
+    def step(self, shared: Any, problem: Any, state: Any) -> Any:
+        """One phase of a step."""
+        if self.phase == "step":
+            return self.trial.step(shared, problem, state)
+        solver, objective = state.solver, self.trial.objective(shared, problem)
+        if self.phase == "solver":
+            return state._replace(solver=self.trial.attack.solver.step(_half_square, solver)[0])
+        value, gradient = objective(solver.x)
+        change = value if self.phase == "objective" else gradient
+        return state._replace(solver=solver._replace(x=solver.x + NOTHING * change))
+
+    def running(self, state: Any) -> Any:
+        """Always: an ended trial costs what a running one does."""
+        return jnp.ones((), bool)
+
+    def outcome(self, problem: Any, state: Any) -> Any:
+        """Not asked for: no trial ends."""
+        return state.candidate
+
+
+def _half_square(x):
+    return jnp.vdot(x, x) / 2, x

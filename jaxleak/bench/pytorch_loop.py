@@ -1,0 +1,193 @@
+"""The loop that jaxleak replaces: one restart after the other in PyTorch. Only ever run in a process of its own.
+
+    python -m jaxleak.bench.pytorch_loop        (a worker: see jaxleak/bench/protocol.py)
+
+DLG on its LeNet with `torch.optim.LBFGS` (lr 1, 20 inner steps, history 100, no line search), or Adam on a ResNet-18;
+the gradient of the gradient by autograd. One call of the closure is one evaluation; nothing else is evaluated.
+
+Source: Zhu, Liu & Han 2019, algorithm 1 and reference implementation.
+"""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
+
+
+class LeNet(nn.Module):
+    """DLG's LeNet on [b, c, s, s]: three 5x5 convolutions of 12 channels with sigmoids, and a dense head."""
+
+    def __init__(self, size: int, num_classes: int, channels: int = 3):
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, 12, 5, padding=2, stride=2),
+            nn.Sigmoid(),
+            nn.Conv2d(12, 12, 5, padding=2, stride=2),
+            nn.Sigmoid(),
+            nn.Conv2d(12, 12, 5, padding=2, stride=1),
+            nn.Sigmoid(),
+        )
+        features = self.body(torch.zeros(1, channels, size, size)).numel()
+        self.fc = nn.Sequential(nn.Linear(features, num_classes))
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.5, 0.5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.fc(self.body(image).flatten(1))
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut, with sigmoids."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, stride=stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.downsample = nn.Sequential()
+        if stride != 1 or inputs != outputs:
+            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.sigmoid(self.bn1(self.conv1(x)))
+        return torch.sigmoid(self.bn2(self.conv2(y)) + self.downsample(x))
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 in its CIFAR form on [b, 3, s, s], BatchNorm in train mode; `width` channels in the first stage."""
+
+    def __init__(self, width: int, num_classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        for stage in range(1, 5):
+            first = Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
+            self.add_module(f"layer{stage}", nn.Sequential(first, Block(widths[stage], widths[stage], 1)))
+        self.fc = nn.Linear(8 * width, num_classes)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -0.5, 0.5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = torch.sigmoid(self.bn1(self.conv1(image)))
+        for stage in range(1, 5):
+            x = getattr(self, f"layer{stage}")(x)
+        return self.fc(x.mean(dim=(2, 3)))
+
+
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """DLG's `cross_entropy_for_onehot`: `label` is a distribution over classes [b, k]."""
+    return torch.mean(torch.sum(-label * torch.log_softmax(logits, dim=-1), 1))
+
+
+class Problem:
+    """A network, a private image's gradient, and the objective."""
+
+    def __init__(self, net: nn.Module, image: Tensor, label: Tensor):
+        self.net = net
+        self.parameters = list(net.parameters())
+        gradient = torch.autograd.grad(cross_entropy(net(image), label), self.parameters)
+        self.update = [tensor.detach().clone() for tensor in gradient]
+
+    def objective(self, image: Tensor, logits: Tensor) -> Tensor:
+        """Squared differences between the candidate's gradient and the shared one, summed over all tensors."""
+        value = cross_entropy(self.net(image), torch.softmax(logits, dim=-1))
+        gradient = torch.autograd.grad(value, self.parameters, create_graph=True)
+        return sum(((ours - theirs) ** 2).sum() for ours, theirs in zip(gradient, self.update, strict=True))  # pyright: ignore[reportReturnType]
+
+
+class Restarts:
+    """Restart after restart on one victim.
+
+    Attributes:
+        evaluations: calls of the closure so far.
+        iterations: inner L-BFGS iterations (torch's `n_iter`), or Adam steps, so far.
+    """
+
+    def __init__(self, problem: Problem, *, image: Tensor, logits: Tensor, solver: str, history: int, iterations: int):
+        self.problem, self.solver, self.history, self.limit = problem, solver, history, iterations
+        self.image, self.logits = image, logits
+        self.evaluations = self.iterations = 0
+
+    def run(self) -> Iterator[None]:
+        """Yields after every `optimizer.step`, for ever."""
+        while True:
+            yield from self.restart(torch.randn_like(self.image), torch.randn_like(self.logits))
+
+    def restart(self, image: Tensor, logits: Tensor) -> Iterator[None]:
+        """One restart from the given start; it ends early below 1e-6, when not finite, and when it no longer moves."""
+        self.image = image.detach().clone().requires_grad_()
+        self.logits = logits.detach().clone().requires_grad_()
+        candidate = [self.image, self.logits]
+        if self.solver == "adam":
+            optimizer = torch.optim.Adam(candidate, lr=0.1)
+        else:
+            optimizer = torch.optim.LBFGS(candidate, lr=1.0, max_iter=20, history_size=self.history)
+
+        def closure() -> Tensor:
+            self.evaluations += 1
+            optimizer.zero_grad()
+            value = self.problem.objective(self.image, self.logits)
+            value.backward(inputs=candidate)
+            return value.detach()
+
+        counted = 0
+        for _ in range(self.limit):
+            before = self.evaluations
+            value = float(optimizer.step(closure))  # pyright: ignore[reportArgumentType]
+            steps = counted + 1 if self.solver == "adam" else optimizer.state[self.image]["n_iter"]
+            self.iterations, counted = self.iterations + steps - counted, steps
+            yield
+            stuck = self.solver != "adam" and self.evaluations == before + 1
+            if stuck or not 1e-6 <= value < float("inf"):
+                return
+
+
+def work(task: dict[str, Any], link: Link) -> None:
+    """Measure the loop for as long as the parent asks."""
+    began = time.perf_counter()
+    if task["threads"] is not None:
+        torch.set_num_threads(task["threads"])
+    torch.manual_seed(os.getpid())
+    torch.set_default_device(task["device"])
+    settings = task["settings"]
+    size, classes = settings["image_size"], settings["num_classes"]
+    held = peak_bytes()
+    net = LeNet(size, classes) if settings["model"] == "lenet" else ResNet18(settings["width"], classes)
+    label = torch.zeros(1, classes)
+    label[0, 3] = 1
+    problem = Problem(net, torch.rand(1, 3, size, size), label)
+    restarts = Restarts(
+        problem,
+        image=torch.empty(1, 3, size, size),
+        logits=torch.empty(1, classes),
+        solver=settings["solver"],
+        history=settings["history"],
+        iterations=settings["iterations"],
+    )
+
+    steps, meter = restarts.run(), Meter(link)
+    next(steps)
+    ready = {
+        "lanes": 1,
+        "compile_seconds": time.perf_counter() - began,
+        "device": task["device"],
+        "threads": torch.get_num_threads(),
+        "versions": {"torch": torch.__version__},
+        "held_bytes": held,
+    }
+    meter.wait(ready)
+    for _ in steps:
+        if meter.tick(restarts.evaluations, restarts.iterations):
+            meter.wait()
+
+
+if __name__ == "__main__":
+    serve(work)

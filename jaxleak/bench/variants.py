@@ -1,0 +1,135 @@
+"""The victim that all JAX variants attack, and the loops of the two that do not use jaxleak's engine."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from jaxleak.attacks import DLG, Attack
+from jaxleak.bench import plain_vmap
+from jaxleak.data import load_dataset
+from jaxleak.models import build_model
+from jaxleak.solvers import Adam, TorchLBFGS
+from jaxleak.stats import Criteria
+from jaxleak.trial import Job, Trial
+from jaxleak.victim import Victim, make_victim
+
+INNER_STEPS = 20  # of one outer step of torch's L-BFGS
+QUEUE = 100_000  # trials: more than any machine finishes in one measurement
+SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)  # as in `jaxleak run`
+LEARNING_RATE = 0.1  # Adam's
+
+
+def attack(settings: dict[str, Any]) -> Attack:
+    """DLG as `jaxleak run` has it, or DLG with Adam."""
+    if settings["solver"] == "adam":
+        return replace(DLG, solver=Adam(lr=LEARNING_RATE), iterations=4800)
+    return replace(DLG, solver=TorchLBFGS(history=settings["history"]))
+
+
+def victim(settings: dict[str, Any], network: str) -> Victim:
+    """Four embedded photographs, perhaps cropped, with a head of as many classes as are asked for."""
+    data = load_dataset("photos")
+    made = make_victim("lenet", data, data.random_indices(4, 0), network=network)
+    size, classes, name = settings["image_size"], settings["num_classes"], settings["model"]
+    fields = {} if name == "lenet" else {"width": settings["width"]}
+    return replace(
+        made,
+        model=build_model(name, classes, **fields),
+        model_name=name,
+        num_classes=classes,
+        images=made.images[:, :size, :size],
+    )
+
+
+def trial(settings: dict[str, Any], network: str) -> Trial:
+    """One trial as `jaxleak run` has it."""
+    return Trial(
+        attack=attack(settings),
+        victim=victim(settings, network),
+        threshold=Criteria().objective,
+        snapshots=SNAPSHOTS,
+    )
+
+
+def jobs(settings: dict[str, Any], number: int = 0) -> Job:
+    """A queue over the victim's images that does not end while it is measured; others for every `number`."""
+    indices = np.asarray(victim(settings, "shared").indices)
+    trials = np.arange(number * QUEUE, (number + 1) * QUEUE, dtype=np.int32)
+    slot = trials % len(indices)
+    return Job(trials, slot, indices[slot].astype(np.int32), trials // len(indices))
+
+
+class Loop(NamedTuple):
+    """How one start moves, as one writes it without an engine.
+
+    Attributes:
+        init: the state at a flat candidate.
+        step: from a step's number (from 0) and a state to the next state.
+        evaluations: of a state so far; None where every step is one evaluation.
+    """
+
+    init: Callable[[Any], Any]
+    step: Callable[[Any, Any], Any]
+    evaluations: Callable[[Any], Any] | None = None
+
+
+def plain_vmap_loop(settings: dict[str, Any]) -> Loop:
+    """Stock Flax and the two-loop recursion, or optax's Adam."""
+    value_and_gradient = stock_objective(settings)
+    if settings["solver"] == "adam":
+        return Loop(
+            lambda x: plain_vmap.adam_init(x, LEARNING_RATE),
+            lambda k, state: plain_vmap.adam_step(value_and_gradient, LEARNING_RATE, state),
+        )
+    return Loop(
+        lambda x: plain_vmap.lbfgs_init(x, settings["history"]),
+        lambda k, state: plain_vmap.lbfgs_step(value_and_gradient, k, state),
+    )
+
+
+def stock_objective(settings: dict[str, Any]) -> Callable:
+    """Value and gradient of the objective at a flat candidate, in stock Flax."""
+    attacked = victim(settings, "shared")
+    kind = plain_vmap.LeNet if settings["model"] == "lenet" else partial(plain_vmap.ResNet18, width=settings["width"])
+    network = kind(num_classes=settings["num_classes"])
+    image = jnp.asarray(attacked.images[:1])
+    label = 50.0 * jax.nn.one_hot(attacked.labels[:1], settings["num_classes"])  # as logits: certain
+    private = plain_vmap.Candidate(image, label)
+    params = jax.jit(network.init)(jax.random.key(0), image)["params"]
+    update = jax.jit(jax.grad(partial(plain_vmap.loss, network)))(params, private)
+    objective = plain_vmap.matching_objective(network, params, update)
+    unflatten = ravel_pytree(private)[1]
+    return jax.value_and_grad(lambda flat: objective(unflatten(flat)))
+
+
+def jaxopt_loop(settings: dict[str, Any]) -> Loop:
+    """jaxopt's L-BFGS with its default line search (zoom), or its wrapper of optax's Adam, on jaxleak's own objective.
+
+    With jaxleak's objective and models the comparison is of the solvers alone.
+    """
+    import jaxopt
+    import optax
+
+    attacked = trial(settings, "shared")
+    shared = attacked.shared()
+    with jax.default_matmul_precision("highest"):
+        problem = jax.jit(attacked.prepare)(shared, jax.tree.map(lambda leaf: leaf[0], jobs(settings)))
+    objective = attacked.objective(shared, problem)
+    if settings["solver"] == "adam":
+        adam = jaxopt.OptaxSolver(objective, optax.adam(LEARNING_RATE), value_and_grad=True, jit=True)
+        return Loop(lambda x: jaxopt.OptStep(x, adam.init_state(x)), lambda k, state: adam.update(*state))
+    lbfgs = jaxopt.LBFGS(objective, value_and_grad=True, history_size=settings["history"], jit=True)
+    return Loop(
+        lambda x: jaxopt.OptStep(x, lbfgs.init_state(x)),
+        lambda k, state: lbfgs.update(*state),
+        lambda state: state.state.num_fun_eval,
+    )
+
+
+LOOPS = {"plain-vmap": plain_vmap_loop, "jaxopt": jaxopt_loop}

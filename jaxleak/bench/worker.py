@@ -1,0 +1,141 @@
+"""A worker for the variants in JAX: `python -m jaxleak.bench.worker`, spoken to as `jaxleak/bench/protocol.py` says."""
+
+import contextlib
+import time
+from typing import Any
+
+from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
+
+UNIT_SECONDS = 0.2  # aimed at between two looks at the clock
+ENGINE_WARM = 0.7  # seconds until the engine's chunks, which begin with one step, have their length
+SEARCH_SECONDS = 60.0  # for the engine to settle how many lanes it takes
+
+
+def work(task: dict[str, Any], link: Link) -> None:
+    """Do as the task says: `{"variant": name, "lanes": count or "auto", "phase": name or "", "settings": {...}}`."""
+    began = time.perf_counter()
+    import jax
+
+    from jaxleak.bench import machine
+    from jaxleak.bench.settings import OURS
+    from jaxleak.environment import use_all_cores
+
+    name, lanes, settings = task["variant"], task["lanes"], task["settings"]
+    if name in OURS:
+        use_all_cores()
+    about = {"device": jax.devices()[0].device_kind, "devices": len(jax.devices()), "platform": jax.default_backend()}
+    about |= {"start_seconds": time.perf_counter() - began, "held_bytes": peak_bytes()}
+    if name == "machine":
+        machine.measure(settings, about, link)
+    elif name in OURS:
+        network = "per-trial" if name.endswith("per-trial") else "shared"
+        run_engine(settings, network, None if lanes == "auto" else lanes, task["phase"], about, link)
+    else:
+        run_loop(settings, name, lanes, about, link)
+
+
+class _PauseError(Exception):
+    """The engine is to stop until the next measurement."""
+
+
+def run_engine(
+    settings: dict[str, Any], network: str, lanes: int | None, phase: str, about: dict[str, Any], link: Link
+) -> None:
+    """The engine as `jaxleak run` uses it, on queues that do not end: only steps of running trials count.
+
+    Each measurement is a run of its own on the same compiled programs, with new trials. With `phase`, only that part of
+    a step is computed (see `jaxleak/bench/phases.py`).
+    """
+    import jax
+
+    from jaxleak.bench import variants
+    from jaxleak.bench.phases import PhaseProgram
+    from jaxleak.engine import Engine
+    from jaxleak.metrics import image_metrics
+
+    trial = variants.trial(settings, network)
+    engine = Engine(PhaseProgram(trial=trial, phase=phase) if phase else trial, trial.shared(), lanes=lanes)
+    stats, meter = engine.stats, Meter(link, ENGINE_WARM)
+    began = time.perf_counter()
+
+    def on_finished(finished) -> None:
+        image_metrics(finished.outcomes.candidate[:, 0], trial.victim.images[finished.jobs.slot])
+
+    def until_settled() -> None:
+        """A long run tries other numbers of lanes, where the engine chooses them; that is part of getting warm."""
+        searches = lanes is None and not phase and engine.best is None
+        if stats.steps_total and not (searches and time.perf_counter() - began < SEARCH_SECONDS):
+            raise _PauseError
+
+    def until_measured() -> None:
+        if stats.steps_total and meter.tick(stats.steps_useful, stats.steps_total):
+            raise _PauseError
+
+    number = 0
+    while True:
+        with contextlib.suppress(_PauseError):
+            engine.run(variants.jobs(settings, number), on_finished, until_measured if number else until_settled)
+            raise RuntimeError("the queue came to its end")
+        if number == 0:
+            programs = engine.compile(engine.trace(None), jax.devices(), stats.lanes // stats.devices)
+            about |= {"lanes": stats.lanes, "compile_seconds": stats.compile_seconds}
+            about |= {"memory_per_lane": programs[0].bytes_per_lane}
+        meter.wait(None if number else about)
+        number += 1
+
+
+def run_loop(settings: dict[str, Any], name: str, lanes: int, about: dict[str, Any], link: Link) -> None:
+    """All lanes take their steps together, in compiled calls of about `UNIT_SECONDS`; then all start afresh."""
+    import jax
+    import jax.numpy as jnp
+
+    from jaxleak.bench import variants
+
+    began = time.perf_counter()
+    loop = variants.LOOPS[name](settings)
+    size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
+
+    def start(seed):
+        return jax.vmap(loop.init)(jax.random.normal(jax.random.key(seed), (lanes, size)))
+
+    def advance(first, count, states):
+        return jax.lax.fori_loop(first, first + count, lambda k, now: jax.vmap(loop.step, (None, 0))(k, now), states)
+
+    with jax.default_matmul_precision("highest"):
+        compiled = jax.jit(advance, donate_argnums=2).lower(0, 1, jax.eval_shape(start, 0)).compile()
+        start = jax.jit(start).lower(0).compile()
+    about |= {"compile_seconds": time.perf_counter() - began, "lanes": lanes}
+    about |= {"memory_per_lane": compiled_bytes(compiled) / lanes}
+    meter = Meter(link)
+
+    def count(states) -> int:
+        return int(jnp.sum(loop.evaluations(states))) if loop.evaluations else 0
+
+    steps = settings["iterations"] * (variants.INNER_STEPS if settings["solver"] == "lbfgs" else 1)
+    evaluations, done, unit = 0, 0, 1
+    jax.block_until_ready(compiled(0, 1, start(0)))
+    meter.wait(about)
+    while True:
+        states, first = start(done), 0
+        before = count(states)
+        while first < steps:
+            unit = min(unit, steps - first)
+            began = time.perf_counter()
+            states = jax.block_until_ready(compiled(first, unit, states))
+            seconds = (time.perf_counter() - began) / unit
+            first, done, after = first + unit, done + unit * lanes, count(states)
+            evaluations, before = evaluations + (after - before if loop.evaluations else unit * lanes), after
+            unit = max(1, min(100, round(UNIT_SECONDS / max(seconds, 1e-6))))
+            if meter.tick(evaluations, done):
+                meter.wait()
+
+
+def compiled_bytes(compiled) -> int:
+    """Arguments, results and temporaries of a compiled program, in bytes."""
+    memory = compiled.memory_analysis()
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    return held - memory.alias_size_in_bytes
+
+
+if __name__ == "__main__":
+    serve(work)

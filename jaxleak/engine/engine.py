@@ -1,0 +1,292 @@
+"""A run of the engine: one queue, one thread a device, and the calling thread, which hands finished trials over."""
+
+import queue as queues
+import threading
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+
+from jaxleak.engine import memory
+from jaxleak.engine.choice import WORTH, LaneSearch, first_lanes
+from jaxleak.engine.lanes import Finished, JobQueue, Lanes, Report
+from jaxleak.engine.programs import Program, Programs, Traced, compile_for
+from jaxleak.errors import InputError, check_positive
+
+
+@dataclass
+class EngineStats:
+    """What the engine did, over all its runs, and how well the lanes were used."""
+
+    lanes: int = 0
+    devices: int = 0
+    trials_done: int = 0
+    trials_running: int = 0
+    trials_waiting: int = 0
+    steps_useful: int = 0  # lane-steps spent on running trials
+    steps_total: int = 0  # lane-steps computed
+    seconds: float = 0.0  # without compilation
+    compile_seconds: float = 0.0
+    host_seconds: float = 0.0  # with nothing to compute because the host was busy, averaged over devices
+
+    @property
+    def utilisation(self) -> float:
+        """Useful lane-steps over all lane-steps computed, in 0..1."""
+        return self.steps_useful / self.steps_total if self.steps_total else 0.0
+
+    @property
+    def host_share(self) -> float:
+        """Time outside compiled calls over all time, in 0..1; compilation left out of both."""
+        return self.host_seconds / self.seconds if self.seconds else 0.0
+
+
+@dataclass(eq=False)
+class Engine:
+    """Runs queues of jobs through one program. Compiled programs are kept from one run to the next.
+
+    Attributes:
+        program: the trial.
+        shared: its shared arrays.
+        lanes: trials at once over all devices, rounded up to a multiple of the devices; fewer, with a warning, where
+            the memory is too small. None chooses, and in a long run tries twice and half as many.
+        chunk: steps per compiled call, at most; None takes half a second's worth.
+        devices: where to run; None is all devices.
+    """
+
+    program: Program
+    shared: Any
+    lanes: int | None = None
+    chunk: int | None = None
+    devices: Sequence[Any] | None = None
+    stats: EngineStats = field(default_factory=EngineStats)
+
+    def __post_init__(self):
+        for name in ("lanes", "chunk"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), integer=True)
+        self._traced: Traced | None = None
+        self._placed: dict[Any, Any] = {}  # the shared arrays, by where they live
+        self._programs: dict[int, dict[Any, Programs]] = {}  # by lanes per device and where they live
+        self.compile_cost = 0.0  # seconds, of the last compilation
+        self.best: int | None = None  # lanes per device that a search ended with
+        self.ceiling: int | None = None  # lanes per device above which the memory ran out
+
+    def run(self, jobs: Any, on_finished: Callable[[Finished], None], on_chunk: Callable[[], None] = lambda: None):
+        """Run every job; hand finished ones over as they end.
+
+        Args:
+            jobs: a pytree of numpy integer arrays with the queue as leading axis.
+            on_finished: called with trials that ended, while the next chunk computes.
+            on_chunk: called once per chunk, for progress.
+
+        Both are called from the calling thread only. An exception from either (Ctrl-C included) ends the run when the
+        chunks that are computing end; trials handed over before stay handed over.
+
+        Raises:
+            InputError: a single lane per device does not fit in the memory.
+        """
+        queue = JobQueue(jobs)
+        if queue.total:
+            _Run(self, queue, on_finished, on_chunk).work()
+
+    def wanted_lanes(self, total: int, devices: list[Any]) -> int:
+        """Lanes per device that were asked for, or are a good start; no more than `total` jobs need."""
+        lanes = self.best or first_lanes(devices[0]) if self.lanes is None else -(-self.lanes // len(devices))
+        lanes = min(lanes, self.ceiling or lanes)
+        needed = min(lanes, -(-total // len(devices)))
+        return min((there for there in self._programs if needed <= there <= lanes), default=needed)
+
+    def trace(self, job_type: Any) -> Traced:
+        """The functions over lanes."""
+        if self._traced is None:
+            shared = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.shared)
+            self._traced = Traced(self.program, shared, job_type)
+        return self._traced
+
+    def compile(self, traced: Traced, devices: list[Any], lanes: int) -> list[Programs]:
+        """The compiled functions for each device."""
+        began, homes = time.perf_counter(), homes_of(devices)
+        there = self._programs.get(lanes, {})
+        new = [home for home in dict.fromkeys(homes) if home not in there]
+        if new:
+            for home in new:
+                if home not in self._placed:
+                    self._placed[home] = jax.device_put(self.shared, home)
+            there = there | compile_for(traced, {home: self._placed[home] for home in new}, lanes)
+            self._programs[lanes] = there
+            self.compile_cost = time.perf_counter() - began
+        return [there[home] for home in homes]
+
+
+class _Run:
+    """One queue on its way through the lanes: phases, in each of which every device keeps its number of lanes."""
+
+    def __init__(self, engine: Engine, queue: JobQueue, on_finished, on_chunk):
+        self._engine, self._queue, self._on_finished, self._on_chunk = engine, queue, on_finished, on_chunk
+        self._stats = engine.stats
+        self._stats.trials_waiting, self._stats.trials_running = queue.total, 0
+        self._seconds_before = self._stats.seconds
+        self._devices = list(engine.devices or jax.devices())[: queue.total]
+        self._traced = engine.trace(queue.job_type)
+        self._room = memory.budget(self._devices) - memory.tree_bytes(self._traced.shared_type)
+        self._search: LaneSearch | None = None
+        self._coming: Future[list[Programs]] | None = None  # programs for other lanes, while they are compiled
+
+    def work(self) -> None:
+        crew = self._hire(self._engine.wanted_lanes(self._queue.total, self._devices))
+        if self._engine.lanes is None and self._engine.best is None:
+            limit = min(self._room // crew[0].bytes_each, self._queue.total // (2 * len(crew)))
+            self._search = LaneSearch(crew[0].count, len(crew), limit)
+        error = self._phase(crew)
+        while error is not None or self._stats.trials_waiting + self._stats.trials_running:
+            crew = self._exchange(crew) if error is None else self._shrink(crew, error)
+            error = self._phase(crew)
+
+    # --- how many lanes ---
+
+    def _hire(self, wanted: int) -> list[Lanes]:
+        """Lanes for every device: `wanted` on each, or what the memory allows."""
+        began = time.perf_counter()
+        lanes = max(1, min(wanted, self._room // memory.tree_bytes(self._traced.trial_type)))
+        while True:
+            try:
+                programs = self._engine.compile(self._traced, self._devices, lanes)
+                fitting = max(1, self._room // programs[0].bytes_per_lane)
+                if lanes <= fitting:
+                    crew = [Lanes(one, self._queue, self._engine.chunk) for one in programs]
+                    break
+                lanes = fitting
+            except Exception as error:
+                lanes = _fewer(lanes, error)
+        if lanes < wanted and self._engine.lanes is not None:
+            count, size = len(self._devices), programs[0].bytes_per_lane / 1e6
+            warnings.warn(
+                f"{wanted * count} lanes of {size:,.1f} MB do not fit in the memory; running {lanes * count}",
+                stacklevel=5,
+            )
+        self._stats.lanes, self._stats.devices = lanes * len(crew), len(crew)
+        self._stats.compile_seconds += time.perf_counter() - began
+        return crew
+
+    def _shrink(self, crew: list[Lanes], error: Exception) -> list[Lanes]:
+        """Half the lanes, after memory ran out; the trials that were in lanes begin again."""
+        lanes = _fewer(crew[0].count, error)
+        self._engine.ceiling = lanes
+        warnings.warn(f"out of memory with {self._stats.lanes} lanes; running {lanes * len(crew)}", stacklevel=5)
+        return self._restart(crew, lanes)
+
+    def _restart(self, crew: list[Lanes], lanes: int) -> list[Lanes]:
+        if self._search is not None:
+            self._search.settle()
+        for one in crew:
+            self._queue.put_back(one.release())
+        crew.clear()  # and with it the arrays
+        self._stats.trials_waiting += self._stats.trials_running
+        self._stats.trials_running = 0
+        return self._hire(lanes)
+
+    def _exchange(self, crew: list[Lanes]) -> list[Lanes]:
+        """The same trials in the lanes for which programs have been compiled."""
+        assert self._coming is not None
+        assert self._search is not None
+        coming, self._coming = self._coming, None
+        count = crew[0].count
+        try:
+            programs = coming.result()
+            crew = [one.moved(other) for one, other in zip(crew, programs, strict=True)]
+        except Exception as error:
+            _fewer(2, error)  # raises it, unless it says that memory ran out
+            return self._restart(crew, count)
+        self._search.moved(crew[0].count)
+        self._stats.lanes = crew[0].count * len(crew)
+        return crew
+
+    def _exchange_is_due(self, report: Report) -> bool:
+        """Count the report for the search; whether programs for other lanes lie ready."""
+        search = self._search
+        if self._coming is not None:
+            return self._coming.done()
+        if search is None or search.settled:
+            return False
+        search.add(report)
+        if search.measured and self._seconds_left() > WORTH * self._engine.compile_cost:
+            present, lanes = search.lanes, search.advise()
+            if lanes != present:
+                compiler = ThreadPoolExecutor(1)
+                self._coming = compiler.submit(self._engine.compile, self._traced, self._devices, lanes)
+                compiler.shutdown(wait=False)
+            if search.settled:
+                self._engine.best = lanes
+        return False
+
+    def _seconds_left(self) -> float:
+        """If the trials to come take as long as those so far, a running one half; 0 while too few are done to say."""
+        waiting, running = self._stats.trials_waiting, self._stats.trials_running
+        done, seconds = self._queue.total - waiting - running, self._stats.seconds - self._seconds_before
+        return seconds * (waiting + running / 2) / (done + running / 2) if done >= running else 0.0
+
+    # --- the devices at work ---
+
+    def _phase(self, crew: list[Lanes]) -> Exception | None:
+        """Let every device work until no trial is left, other lanes are due, or one fails: then its error."""
+        reports, stop = queues.SimpleQueue(), threading.Event()
+        threads = [threading.Thread(target=one.work, args=(reports.put, stop), daemon=True) for one in crew]
+        began, before = time.perf_counter(), self._stats.seconds
+        error, working = None, len(crew)
+        for thread in threads:
+            thread.start()
+        try:
+            while working:
+                one, report = reports.get()
+                self._stats.seconds = before + time.perf_counter() - began
+                working -= report.ended
+                error = error or report.error
+                self._take(report, len(crew))
+                one.read()
+                if error is not None or self._exchange_is_due(report):
+                    stop.set()
+        finally:
+            stop.set()
+            for one, thread in zip(crew, threads, strict=True):
+                one.read()
+                thread.join()
+        return error
+
+    def _take(self, report: Report, devices: int) -> None:
+        """Count what a device did, and hand over what it finished."""
+        stats, left = self._stats, 0 if report.finished is None else report.finished.seconds.size
+        stats.trials_done += left
+        stats.trials_running += report.entered - left
+        stats.trials_waiting -= report.entered
+        stats.steps_useful += report.steps_useful
+        stats.steps_total += report.steps_total
+        stats.host_seconds += report.host_seconds / devices
+        if report.finished is not None:
+            self._on_finished(report.finished)
+        if not report.ended:
+            self._on_chunk()
+
+
+def homes_of(devices: list[Any]) -> list[Any]:
+    """Where each device's program and arrays live.
+
+    CPU devices share their memory, and a compiled program may run in several threads at once. Measured on two cores
+    with LeNet: 2,400 lane-steps/s either way, and half the compilation of a program for each.
+    """
+    return [devices[0]] * len(devices) if devices[0].platform == "cpu" else devices
+
+
+def _fewer(lanes: int, error: Exception) -> int:
+    """Half of `lanes` per device, if it was memory that ran out; any other error is raised."""
+    if not (isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error)):
+        raise error
+    if lanes == 1:
+        raise InputError(
+            f"`lanes` cannot be fewer than one per device, and the memory is too small for it"
+            f" ({str(error).splitlines()[0]}). Use a smaller history, model or image."
+        ) from error
+    return lanes // 2

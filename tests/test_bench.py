@@ -1,0 +1,571 @@
+"""`jaxleak bench`: the worker's protocol, the other variants' arithmetic, how turns are taken, and the report."""
+
+import importlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+from jaxleak.bench import (
+    command,
+    machine,
+    phases,
+    plain_vmap,
+    protocol,
+    report,
+    runner,
+    tables,
+    variants,
+    worker,
+    workers,
+)
+from jaxleak.bench.settings import OURS, PHASES, PYTORCH, VARIANTS, Settings
+from jaxleak.errors import InputError
+from jaxleak.solvers import TorchLBFGS
+from tests.oracles import cases
+from tests.oracles.require_torch import require_torch
+
+TINY = Settings(image_size=8, num_classes=3, history=4, iterations=2, width=4)
+ABOUT = {"platform": "cpu", "devices": 2, "device": "cpu", "held_bytes": 0}
+
+
+class NoRequestError(Exception):
+    """The parent has no further request."""
+
+
+class FakeLink:
+    """A parent that asks a few times for the shortest measurement."""
+
+    def __init__(self, requests: int = 2):
+        self.sent: list[dict[str, Any]] = []
+        self._left = requests
+
+    def receive(self) -> dict[str, Any]:
+        if self._left == 0:
+            raise NoRequestError
+        self._left -= 1
+        return {"measure": 1e-9}
+
+    def send(self, **message: Any) -> None:
+        self.sent.append(message)
+
+
+# --- the worker's end ---
+
+
+def test_meter_counts_between_the_end_of_the_first_unit_and_the_end_of_the_last():
+    link = FakeLink(requests=3)
+    meter = protocol.Meter(link)
+    meter.wait({"lanes": 3})
+    assert not meter.tick(10, 12)  # the first unit after a wait is not counted
+    assert not meter.tick(10, 12)  # nothing happened
+    assert meter.tick(35, 62)
+    meter.wait()
+    assert not meter.tick(100, 100)
+    assert meter.tick(101, 105)
+    meter.wait()
+    ready, first, second = link.sent
+    assert ready["ready"]["lanes"] == 3
+    assert (first["measured"]["evaluations"], first["measured"]["lane_iterations"]) == (25, 50)
+    assert (second["measured"]["evaluations"], second["measured"]["lane_iterations"]) == (1, 5)
+    assert first["measured"]["seconds"] > 0
+    # A Python process holds some ten megabytes at least, and this one less than the machine has.
+    assert 1e7 < ready["ready"]["peak_bytes"] < 1e12
+
+
+def test_meter_begins_when_warm(monkeypatch):
+    clock = iter([0.0, 1.0, 2.5, 3.0, 4.5, 5.0])
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    link = FakeLink()
+    link.receive = lambda: {"measure": 4.0}
+    meter = protocol.Meter(link, warm=2.0)
+    meter.wait({})
+    assert [meter.tick(count, 2 * count) for count in (1, 2, 3, 10)] == [False, False, False, True]
+    meter.wait()
+    measured = link.sent[-1]["measured"]
+    assert (measured["evaluations"], measured["lane_iterations"], measured["seconds"]) == (8, 16, 2.0)
+
+
+def test_meter_counts_for_half_of_the_time_at_least(monkeypatch):
+    """Long units, or several at once: the first tick may come when the time is over."""
+    clock = iter([0.0, 5.0, 5.1, 6.9, 7.0])
+    monkeypatch.setattr(protocol, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    link = FakeLink()
+    link.receive = lambda: {"measure": 4.0}
+    meter = protocol.Meter(link)
+    meter.wait({})
+    assert [meter.tick(count, count) for count in (1, 2, 3, 4)] == [False, False, False, True]
+
+
+@pytest.mark.parametrize("name", ["plain-vmap", pytest.param("jaxopt", marks=pytest.mark.slow)])
+def test_a_loop_counts_its_steps(name):
+    link = FakeLink()
+    with pytest.raises(NoRequestError):
+        worker.run_loop(TINY.plain(), name, 3, dict(ABOUT), link)
+    ready, *measured = (next(iter(message.values())) for message in link.sent)
+    assert ready["lanes"] == 3
+    floats = 2 * TINY.history * (8 * 8 * 3 + 3)  # the history of one lane, and its candidate a few times over
+    assert 4 * floats < ready["memory_per_lane"] < 4 * floats * 100
+    assert ready["compile_seconds"] > 0
+    for counts in (one for one in measured):
+        assert counts["lane_iterations"] % 3 == 0
+        assert counts["lane_iterations"] > 0
+        if name == "plain-vmap":
+            assert counts["evaluations"] == counts["lane_iterations"]
+        else:  # a line search evaluates at least once
+            assert counts["evaluations"] >= counts["lane_iterations"]
+
+
+def test_a_phase_moves_no_further_than_it_should():
+    """What is measured is computed: the parts of a step leave the candidate alone, but for the solver's own."""
+    trial = variants.trial(TINY.plain(), "shared")
+    shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(TINY.plain()))
+    programs = {phase: phases.PhaseProgram(trial=trial, phase=phase) for phase in PHASES}
+
+    @jax.jit
+    def run():
+        problem = programs["step"].prepare(shared, job)
+        state = programs["step"].init(shared, problem, job)
+        return state, {phase: program.step(shared, problem, state) for phase, program in programs.items()}
+
+    before, after = run()
+    for phase, state in after.items():
+        assert bool(programs[phase].running(state))
+        moved = not np.allclose(before.solver.x, state.solver.x, rtol=0, atol=1e-20)
+        assert moved == (phase in ("solver", "step")), phase
+    assert int(after["step"].evaluations) == 1
+
+
+def test_the_machine_is_measured():
+    link = FakeLink(requests=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "MATRIX", {"cpu": 64, "gpu": 64})
+        patch.setattr(machine, "COPIED", dict.fromkeys(machine.COPIED, 1 << 16))
+        with pytest.raises(NoRequestError):
+            machine.measure(Settings().plain(), dict(ABOUT), link)
+    ready, measured = link.sent[0]["ready"], link.sent[1]["measured"]
+    assert ready["width"] == machine.WIDTH["cpu"]
+    # Multiplications and additions of DLG's LeNet on 32x32x3 with 100 classes: forward f, gradient 3 f less the first
+    # layer's input gradient, and the gradient of that 4 f less the same. XLA leaves out products with padding.
+    first = 2 * 16 * 16 * 12 * 75
+    forward = first + 2 * 2 * (8 * 8 * 12 * 300) + 2 * 768 * 100
+    solver = 8 * 100 * 3172
+    assert 0.8 < (ready["evaluation"]["flops"] - solver) / (7 * forward - 2 * first) < 1.05
+    assert ready["evaluation"]["bytes"] == 4 * 4 * 100 * 3172
+    # Between a pocket calculator and the largest computers.
+    assert all(1e6 < rate < 1e18 for rate in measured.values())
+    assert measured.keys() == {"flops_per_second", "bytes_per_second", "cached_bytes_per_second"}
+
+
+# --- the other variants ---
+
+
+def test_two_loop_lbfgs_is_torchs_without_its_tests():
+    """On a function whose curvature changes, with a history shorter than the run."""
+    rng = np.random.default_rng(0)
+    a = jnp.asarray(rng.normal(size=(6, 6)) / 3 + np.eye(6))
+    fun = jax.value_and_grad(lambda x: jnp.sum(jnp.square(a @ x)) / 2 + jnp.sum(jnp.cos(x)) / 4)
+    x = jnp.asarray(rng.normal(size=6))
+    solver = TorchLBFGS(history=4)
+    theirs, ours = solver.init(fun, x), plain_vmap.lbfgs_init(x, 4)
+    ours_step = jax.jit(lambda k, state: plain_vmap.lbfgs_step(fun, k, state))
+    theirs_step = jax.jit(lambda state: solver.step(fun, state)[0])
+    for k in range(9):
+        theirs, ours = theirs_step(theirs), ours_step(k, ours)
+        np.testing.assert_allclose(ours.x, theirs.x, rtol=1e-9, atol=1e-12)
+    assert float(fun(ours.x)[0]) < float(fun(x)[0]) - 0.1
+
+
+@pytest.mark.parametrize("model", ["lenet", pytest.param("resnet18", marks=pytest.mark.slow)])
+def test_stock_models_and_objective_are_jaxleaks(model):
+    """With jaxleak's parameters, so that every one has its place in the stock model too."""
+    size = {"lenet": 8, "resnet18": 16}[model]  # BatchNorm needs two values per channel in the last stage
+    settings = {**TINY.plain(), "model": model, "width": 2, "image_size": size}
+    trial = variants.trial(settings, "shared")
+    shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings))
+    stock = plain_vmap.LeNet(3) if model == "lenet" else plain_vmap.ResNet18(3, 2)
+    flat = jnp.asarray(np.random.default_rng(1).normal(size=size * size * 3 + 3))
+    unflatten = ravel_pytree(plain_vmap.Candidate(jnp.zeros((1, size, size, 3)), jnp.zeros((1, 3))))[1]
+
+    @jax.jit
+    def both():
+        problem = trial.prepare(shared, job)
+        objective = plain_vmap.matching_objective(stock, shared.params, problem.update)
+        return trial.objective(shared, problem)(flat), jax.value_and_grad(lambda x: objective(unflatten(x)))(flat)
+
+    (value, gradient), (stock_value, stock_gradient) = both()
+    assert float(value) == pytest.approx(float(stock_value), rel=1e-6)
+    # Stock BatchNorm's variance is E[x^2] - E[x]^2, and its statistics are float32.
+    np.testing.assert_allclose(gradient, stock_gradient, rtol=1e-4, atol=1e-5 * float(jnp.max(jnp.abs(gradient))))
+
+
+def torch_loop() -> Any:
+    require_torch()
+    return importlib.import_module("jaxleak.bench.pytorch_loop")
+
+
+@pytest.mark.torch
+def test_the_torch_loop_is_the_oracles():
+    loop, torch = torch_loop(), require_torch()
+    from tests.oracles.torch_dlg import run_attack
+    from tests.oracles.torch_lenet import dlg_gradient, lenet_from
+
+    case = next(case for case in cases.lenet_cases() if case.name == "rgb16")
+    theirs = lenet_from(case.state_dict, 16, 16)
+    ours = loop.LeNet(16, case.num_classes).to(torch.float64)
+    ours.load_state_dict(theirs.state_dict())
+    image, label = torch.from_numpy(case.image_nchw), torch.tensor([case.label])
+    problem = loop.Problem(ours, image, torch.nn.functional.one_hot(label, case.num_classes).double())
+    update = dlg_gradient(theirs, image, label)
+    for mine, other in zip(problem.update, update, strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-12)
+    start = torch.from_numpy(case.candidate_image_nchw), torch.from_numpy(case.candidate_logits)
+    restarts = loop.Restarts(problem, image=image, logits=start[1], solver="lbfgs", history=100, iterations=2)
+    steps = sum(1 for _ in restarts.restart(*start))
+    trace = run_attack(theirs, update, *start, iterations=2)
+    assert (steps, restarts.evaluations) == (2, trace.closure_calls[-1])
+    assert restarts.iterations == trace.inner_iterations[-1]
+    torch.testing.assert_close(restarts.image.detach(), torch.from_numpy(trace.image[-1]), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.torch
+def test_the_torch_loop_with_adam_counts_its_steps():
+    loop, torch = torch_loop(), require_torch()
+    torch.manual_seed(0)
+    label = torch.tensor([[0.0, 1.0, 0.0]])
+    problem = loop.Problem(loop.ResNet18(2, 3), torch.rand(1, 3, 16, 16), label)
+    image, logits = torch.empty(1, 3, 16, 16), torch.empty(1, 3)
+    restarts = loop.Restarts(problem, image=image, logits=logits, solver="adam", history=1, iterations=3)
+    before = []
+    for number, _ in zip(range(5), restarts.run(), strict=False):
+        assert restarts.evaluations == restarts.iterations == number + 1
+        before.append(restarts.image.detach().clone())
+    assert float((before[1] - before[0]).abs().max()) == pytest.approx(0.1, rel=0.2)  # Adam's steps are its rate
+    assert float((before[3] - before[2]).abs().max()) > 0.5  # a fresh start after the third
+
+
+# --- the parent's end ---
+
+SMALL_WORKER = """
+import sys
+from jaxleak.bench.protocol import Meter, serve
+
+def work(task, link):
+    print("a library says something")
+    if task["fails"]:
+        raise ValueError("out of\\nluck")
+    count = 0
+    meter = Meter(link)
+    meter.wait({"lanes": 1, "compile_seconds": task["number"]})
+    while True:
+        count += 2
+        if meter.tick(count, count / 2):
+            meter.wait()
+        if task["dies"]:
+            sys.exit("no more")
+
+serve(work)
+"""
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch) -> str:
+    (tmp_path / "small_worker.py").write_text(SMALL_WORKER)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    return "small_worker"
+
+
+def task(number: float = 1.0, *, fails: bool = False, dies: bool = False) -> dict[str, Any]:
+    return {"number": number, "fails": fails, "dies": dies}
+
+
+def test_a_team_is_summed(small):
+    team = workers.Team(small, [task(1), task(2)])
+    try:
+        assert (team.ready["lanes"], team.ready["compile_seconds"]) == (2, 2)
+        for _ in range(2):
+            measured = team.measure(0.01)
+            assert measured["evaluations_per_second"] == pytest.approx(2 * measured["lane_iterations_per_second"])
+            assert measured["evaluations_per_second"] > 0
+            assert measured["seconds"] > 0.005
+    finally:
+        team.close()
+        team.close()  # ended twice is ended
+
+
+def test_a_worker_that_fails_says_why(small):
+    with pytest.raises(workers.WorkerError, match=r"^ValueError: out of luck$"):
+        workers.Team(small, [task(), task(fails=True)])
+    with pytest.raises(workers.WorkerError, match=r"ended with code 1: .*No module named nowhere"):
+        workers.Team("nowhere", [{}])
+    team = workers.Team(small, [task(dies=True)])
+    with pytest.raises(workers.WorkerError, match="ended with code 1: no more"):
+        team.measure(0.01)
+    team.close()
+
+
+# --- taking turns ---
+
+RATES = {"pytorch-processes": 400.0, "pytorch-serial": 200.0, "plain-vmap": 300.0, "jaxopt": 500.0}
+
+
+class FakeTeam:
+    """Rates that are known: ours grow with the lanes, plain-vmap's are best at 4 lanes."""
+
+    log: list[tuple[str, Any, float]] = []  # noqa: RUF012
+    open = 0
+    fails: dict[str, int] = {}  # noqa: RUF012  (variant: at its how manieth measurement)
+    interrupt_after = 10**9
+
+    def __init__(self, module, tasks):
+        task = tasks[0]
+        self.name = task.get("variant") or PYTORCH[task["threads"] is None]
+        self.lanes = task.get("lanes")
+        self.phase = task.get("phase", "")
+        lanes = {"auto": 6, None: len(tasks)}.get(self.lanes, self.lanes)
+        self.ready = {**ABOUT, "lanes": lanes, "compile_seconds": 1.5, "width": 16, "versions": {"other": "1"}}
+        self.ready["evaluation"] = {"flops": 1e7, "bytes": 5e6}
+        self.count = 0
+        FakeTeam.open += 1
+
+    def measure(self, seconds):
+        FakeTeam.log.append((self.name, self.lanes, seconds))
+        self.count += 1
+        if len(FakeTeam.log) > FakeTeam.interrupt_after:
+            raise KeyboardInterrupt
+        if FakeTeam.fails.get(self.name) == self.count:
+            raise workers.WorkerError("gone")
+        if self.name == "machine":
+            return {"flops_per_second": 1e11, "bytes_per_second": 1e10, "cached_bytes_per_second": 5e10}
+        rate = RATES.get(self.name, 4000.0)
+        if self.name == "plain-vmap":
+            rate -= abs(self.lanes - 4)
+        if self.phase:
+            rate = {"objective": 8000.0, "objective-and-gradient": 5000.0, "solver": 10000.0, "step": 2500.0}[
+                self.phase
+            ]
+        useful = 0.9 if self.name in OURS and not self.phase else 1.0
+        rate += self.count  # no round is like the other
+        return {
+            "evaluations_per_second": useful * rate,
+            "lane_iterations_per_second": rate,
+            "seconds": seconds,
+            "peak_bytes": 1 << 30,
+        }
+
+    def close(self):
+        FakeTeam.open -= 1
+
+
+@pytest.fixture(autouse=True)
+def fake_team(monkeypatch):
+    monkeypatch.setattr(FakeTeam, "log", [])
+    monkeypatch.setattr(FakeTeam, "open", 0)
+    monkeypatch.setattr(FakeTeam, "fails", {})
+    monkeypatch.setattr(FakeTeam, "interrupt_after", 10**9)
+    return FakeTeam
+
+
+@pytest.fixture
+def fake(monkeypatch, fake_team):
+    """No process is started, and PyTorch is said to be installed."""
+    monkeypatch.setattr(runner, "Team", FakeTeam)
+    monkeypatch.setattr(runner.Bench, "has_torch", True)
+    return fake_team
+
+
+def measure(settings: Settings) -> dict[str, Any]:
+    bench = runner.Bench(settings, lambda line: None)
+    bench.run()
+    return bench.result()
+
+
+def test_each_variant_is_measured_in_turns(fake):
+    result = measure(Settings(rounds=3, seconds=24, lanes=("auto",)))
+    names = ["machine", *VARIANTS]
+    assert [name for name, _, _ in fake.log] == [*names, *reversed(names), *names]
+    assert sum(seconds for _, _, seconds in fake.log) == pytest.approx(24)
+    assert fake.open == 0
+    assert [row["name"] for row in result["variants"]] == list(VARIANTS)
+    assert not [row for row in result["variants"] if "failed" in row]
+    assert result["lanes"] == []
+    row = result["variants"][0]
+    assert row["rounds"] == [401, 402, 403]
+    assert (row["evaluations_per_second"], row["spread"]) == (402, [401, 403])
+    assert (row["compile_seconds"], row["utilisation"]) == (1.5, None)
+    assert row["flops_per_second"] == pytest.approx(402 * 1e7)
+    assert row["share_of_matrix_product"] == pytest.approx(402 * 1e7 / 1e11)
+    assert row["share_of_copy"] == pytest.approx(402 * 5e6 / 1e10)
+    assert row["memory_per_lane"] * row["lanes"] == 1 << 30
+    ours = result["variants"][-1]
+    assert (ours["lanes"], ours["utilisation"]) == (6, pytest.approx(0.9))
+    assert ours["lane_iterations_per_second"] == 4002
+    assert result["versions"].keys() >= {"jax", "flax", "jaxopt", "other"}
+    assert {"cores", "flops_per_second", "bytes_per_second", "evaluation"} <= result["machine"].keys()
+    assert (result["settings"]["rounds"], result["settings"]["width"], result["interrupted"]) == (3, 16, False)
+    assert "CPU cores" in result["device"]
+
+
+def test_lanes_are_chosen(fake):
+    """plain-vmap gets its best count; jaxleak the engine's own, though it is not faster here."""
+    result = measure(Settings(rounds=1, lanes=(2, "auto", 4, 8), only=("plain-vmap", "jaxleak", "pytorch-serial")))
+    chosen = {row["name"]: row["lanes"] for row in result["variants"]}
+    assert chosen == {"plain-vmap": 4, "jaxleak": 6, "pytorch-serial": 1}
+    tried = [(row["name"], row["asked"]) for row in result["lanes"]]
+    assert tried == [*(("plain-vmap", count) for count in (2, 4, 8)), *(("jaxleak", c) for c in (2, "auto", 4, 8))]
+    assert [row["evaluations_per_second"] for row in result["lanes"]][:3] == [299, 301, 297]
+    assert fake.open == 0
+    # Without counts: "auto" and some for the machine.
+    result = measure(Settings(rounds=1, only=("jaxleak",)))
+    assert result["lanes"][0]["asked"] == "auto"
+    assert len(result["lanes"]) > 3
+
+
+def test_a_variant_that_fails_does_not_stop_the_others(fake):
+    fake.fails.update({"jaxopt": 2, "plain-vmap": 1})
+    result = measure(Settings(rounds=3, lanes=("auto",)))
+    rows = {row["name"]: row for row in result["variants"]}
+    assert rows["plain-vmap"]["failed"] == rows["jaxopt"]["failed"] == "gone"
+    assert rows["plain-vmap"]["evaluations_per_second"] is None
+    assert rows["jaxopt"]["rounds"] == [501]
+    assert rows["jaxleak"]["rounds"] == [pytest.approx(0.9 * rate) for rate in (4001, 4002, 4003)]
+    assert "plain-vmap" not in result["ratios"]["jaxleak"]
+    assert fake.open == 0
+    json.dumps(result)
+    shown(result)
+
+
+@pytest.mark.parametrize("measurements", [0, 3, 9])
+def test_ctrl_c_reports_what_is_there(fake, measurements):
+    fake.interrupt_after = measurements
+    result = measure(Settings(rounds=3, lanes=("auto",)))
+    assert result["interrupted"] is True
+    assert fake.open == 0
+    rows = result["variants"]
+    assert [row["name"] for row in rows] == list(VARIANTS)
+    assert [len(row["rounds"] or []) for row in rows] == {0: [0] * 6, 3: [1, 1, 0, 0, 0, 0], 9: [1, 1, 1, 1, 2, 2]}[
+        measurements
+    ]
+    assert all("interrupted" in row["failed"] for row in rows if not row["rounds"])
+    json.dumps(result)
+    shown(result)
+
+
+def test_the_profile(fake):
+    result = measure(Settings(rounds=1, lanes=(6,), only=("jaxleak", "plain-vmap"), profile=True))
+    # Two devices, one step more than the rates of `FakeTeam`: microseconds per lane-step and core.
+    wanted = {"objective": 8001, "objective-and-gradient": 5001, "solver": 10001, "step": 2501, "engine": 0.9 * 4001}
+    times = {phase: 2e6 / rate for phase, rate in wanted.items()}
+    times["bookkeeping"] = 2e6 / 2501 - 2e6 / 5001 - 2e6 / 10001
+    assert result["profile"] == {"jaxleak": pytest.approx(times)}
+    assert "bookkeeping" in shown(result)
+
+
+def test_without_pytorch(fake, monkeypatch):
+    monkeypatch.setattr(runner.Bench, "has_torch", False)
+    result = measure(Settings(rounds=1, lanes=(4,)))
+    rows = {row["name"]: row for row in result["variants"]}
+    assert {rows[name]["failed"] for name in PYTORCH} == {"PyTorch is not installed (extra `torch`)"}
+    assert list(result["ratios"]["jaxleak"]) == ["plain-vmap", "jaxopt"]
+    with pytest.raises(InputError, match="`only` names pytorch-serial, but PyTorch is not installed"):
+        runner.Bench(Settings(only=("pytorch-serial",)), lambda line: None)
+
+
+def test_long_units_end_the_rounds(fake, monkeypatch):
+    """A measurement that takes longer than asked does not make the whole longer, but for the first round."""
+    clock = iter(range(10**6))
+    monkeypatch.setattr(runner, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    result = measure(Settings(rounds=9, seconds=6, lanes=(4,), only=("jaxleak", "jaxopt")))
+    assert len(result["variants"][0]["rounds"]) == 3  # three seconds a round: it is more than six after the third
+
+
+# --- the report ---
+
+
+def shown(result: dict[str, Any]) -> str:
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(tables.tables(result))
+    return console.export_text()
+
+
+def test_ratios():
+    rows = [
+        {"name": "pytorch-serial", "evaluations_per_second": 200.0, "rounds": [100.0, 200.0, 300.0]},
+        {"name": "jaxopt", "evaluations_per_second": None, "rounds": None},
+        {"name": "plain-vmap", "evaluations_per_second": 50.0, "rounds": [50.0]},
+        {"name": "jaxleak", "evaluations_per_second": 4000.0, "rounds": [4000.0, 5000.0, 3000.0]},
+        {"name": "jaxleak-network-per-trial", "evaluations_per_second": 1000.0, "rounds": [1000.0] * 3},
+    ]
+    ratios, spreads = report.ratios_of(rows)
+    assert ratios == {
+        "jaxleak": {"pytorch-serial": 20, "plain-vmap": 80},
+        "jaxleak-network-per-trial": {"pytorch-serial": 5, "plain-vmap": 20},
+    }
+    assert spreads["jaxleak"] == {"pytorch-serial": [10, 40], "plain-vmap": [80, 80]}
+    assert report.ratios_of(rows[:3]) == ({}, {})
+
+
+def test_tables_show_the_numbers(fake):
+    text = shown(measure(Settings(rounds=3, lanes=("auto", 4))))
+    for words in ("pytorch-processes", "401 to 403", "9.0 (8.9 to 9.0)", "10.0 MFLOP", "100 GFLOP/s", "by lanes"):
+        assert words in text, words
+
+
+def test_the_file_is_written(fake, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "bench.json"
+    fake.interrupt_after = 9
+    result = command.run_bench(Settings(rounds=3, lanes=(4,)), out)
+    assert json.loads(out.read_text()) == json.loads(json.dumps(result))
+    assert [file.name for file in tmp_path.iterdir()] == ["bench.json"]
+    for bad, words in (
+        (tmp_path / "missing" / "bench.json", "there is no directory"),
+        (tmp_path, "is a directory"),
+        (Path("/proc/bench.json"), "cannot be written"),
+    ):
+        fake.log.clear()
+        with pytest.raises(InputError, match=words):
+            command.run_bench(Settings(), bad)
+        assert not fake.log
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"only": ("jaxleek",)}, "Did you mean 'jaxleak'"),
+        ({"only": ()}, "must name at least one"),
+        ({"only": ("jaxopt", "jaxopt")}, "must be distinct"),
+        ({"model": "lenett"}, "Did you mean 'lenet'"),
+        ({"lanes": (4, 0)}, "`lanes` must be above 0; got 0"),
+        ({"seconds": 0.0}, "`seconds` must be above 0"),
+        ({"rounds": 0}, "`rounds` must be above 0"),
+        ({"width": -1}, "`width` must be above 0"),
+    ],
+)
+def test_settings_that_are_refused(changes, words):
+    with pytest.raises(InputError, match=words):
+        Settings(**changes)
+
+
+# --- all of it ---
+
+
+def test_a_measurement_in_processes(tmp_path, monkeypatch):
+    """A worker in JAX beside the machine, from their start to the file."""
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    settings = Settings(only=("jaxleak",), image_size=8, num_classes=3, history=3, lanes=(2,), rounds=2, seconds=1)
+    result = command.run_bench(settings, tmp_path / "bench.json")
+    (row,) = result["variants"]
+    assert "failed" not in row, row
+    assert row["evaluations_per_second"] > 0
+    assert 0 < row["utilisation"] <= 1
+    assert row["compile_seconds"] > 0
+    assert row["memory_per_lane"] > 1000
+    assert result["machine"]["flops_per_second"] > 1e6
