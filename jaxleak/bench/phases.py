@@ -20,7 +20,8 @@ class PhaseProgram:
     Attributes:
         trial: the trial.
         phase: "objective": its value only, so the update's gradient and the distance; "objective-and-gradient";
-            "solver": the solver's step on x.x / 2, which costs next to nothing; "step": the whole.
+            "solver": the solver's step on a sum of weighted squares, which costs next to nothing and takes more steps
+        than the history has pairs; "step": the whole.
     """
 
     trial: Trial
@@ -43,7 +44,7 @@ class PhaseProgram:
             return self.trial.step(shared, problem, state)
         solver, objective = state.solver, self.trial.objective(shared, problem)
         if self.phase == "solver":
-            return state._replace(solver=self.trial.attack.solver.step(_half_square, solver)[0])
+            return state._replace(solver=self.trial.attack.solver.step(_weighted_squares, solver)[0])
         value, gradient = objective(solver.x)
         change = value if self.phase == "objective" else gradient
         return state._replace(solver=solver._replace(x=solver.x + NOTHING * change))
@@ -57,5 +58,6 @@ class PhaseProgram:
         return state.candidate
 
 
-def _half_square(x):
-    return jnp.vdot(x, x) / 2, x
+def _weighted_squares(x):
+    weights = jnp.linspace(1, 1000, x.size, dtype=x.dtype)
+    return jnp.vdot(weights * x, x) / 2, weights * x
