@@ -409,7 +409,7 @@ def test_the_summary_has_what_readers_count_on(done):
         assert sum(group["status"].values()) == group["trials"]
     assert summary["engine"].keys() == set(ENGINE_KEYS)
     assert set(ENGINE_KEYS) == {
-        *("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds"),
+        *("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share"),
     }
     assert summary["engine"]["evaluations"] == sum(row["evaluations"] for row in Run.open(out).rows())
 
