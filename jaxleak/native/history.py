@@ -1,8 +1,8 @@
 """The compact form of L-BFGS on a CPU, one lane after the other: new pair, Gram matrices, direction.
 
 The history of a lane (2.5 MB for LeNet and 100 pairs) is read twice per step, first for the products with the gradient
-and the new y, then, backwards, for the direction: what the first pass read last is still in the core's cache when the
-second begins with it. The arithmetic is that of `jaxleak.solvers.compact`, where formulas and source stand.
+and the new y, then, backwards, for the direction, so that the second pass begins with what the first read last. The
+arithmetic is that of `jaxleak.solvers.compact`, where formulas and source stand.
 """
 
 from typing import NamedTuple
