@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.dense import Outer, outer_distance
+from jaxleak.vectors import squared_distance
 
 
 def cross_entropy(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:
@@ -103,7 +104,7 @@ def squared_l2(gradient: PyTree, update: PyTree) -> Float[Array, ""]:
     def distance(leaf, shared):
         if isinstance(leaf, Outer):
             return outer_distance(*leaf, shared)
-        return jnp.sum(jnp.square(leaf - shared))
+        return squared_distance(leaf, shared)
 
     parts = jax.tree.map(distance, gradient, update, is_leaf=lambda leaf: isinstance(leaf, Outer))
     return sum(jax.tree.leaves(parts), start=jnp.zeros(()))

@@ -12,6 +12,7 @@ from jaxleak.attacks import Attack
 from jaxleak.inits import INITS
 from jaxleak.labels import idlg_label
 from jaxleak.objectives import OBJECTIVES, factored_gradient, squared_norm
+from jaxleak.seldom import update_if
 from jaxleak.stats import ENDINGS
 from jaxleak.victim import Victim, draw_params, shared_update
 
@@ -51,18 +52,24 @@ class Problem(NamedTuple):
     label: Int[Array, "b"]  # the label the attacker works with, under "idlg"
 
 
+class Record(NamedTuple):
+    """What is noted at the end of an iteration."""
+
+    value: Float[Array, ""]  # objective at `candidate`
+    candidate: Float[Array, "n"]  # flat; the last one at the end of an iteration
+    objective_trace: Float[Array, "t"]
+    mse_trace: Float[Array, "t"]
+    snapshots: Float[Array, "s b h w c"]
+
+
 class TrialState(NamedTuple):
     solver: Any
     ending: Int[Array, ""]
     evaluations: Int[Array, ""]
     iterations: Int[Array, ""]
-    value: Float[Array, ""]  # objective at `candidate`
-    candidate: Float[Array, "n"]  # flat; the last one at the end of an iteration
     threshold_iterations: Int[Array, ""]  # -1: not reached
     threshold_evaluations: Int[Array, ""]
-    objective_trace: Float[Array, "t"]
-    mse_trace: Float[Array, "t"]
-    snapshots: Float[Array, "s b h w c"]
+    record: Record
 
 
 class Outcome(NamedTuple):
@@ -192,13 +199,15 @@ class Trial:
             ending=jnp.full((), RUNNING, jnp.int32),
             evaluations=zero,
             iterations=zero,
-            value=jnp.full((), jnp.nan, x.dtype),
-            candidate=x,
             threshold_iterations=none,
             threshold_evaluations=none,
-            objective_trace=blank,
-            mse_trace=blank,
-            snapshots=jnp.zeros((len(self.snapshots), *self._candidate_shapes["image"]), x.dtype),
+            record=Record(
+                value=jnp.full((), jnp.nan, x.dtype),
+                candidate=x,
+                objective_trace=blank,
+                mse_trace=blank,
+                snapshots=jnp.zeros((len(self.snapshots), *self._candidate_shapes["image"]), x.dtype),
+            ),
         )
 
     def step(self, shared: Shared, problem: Problem, state: TrialState) -> TrialState:
@@ -221,30 +230,34 @@ class Trial:
         noted = running & (info.boundary | ends)
         first = noted & (info.value < self.threshold) & (state.threshold_iterations < 0)
 
-        image = self._unflatten(info.x)["image"]
-        mse = jnp.mean(jnp.square(image - problem.truth))
         row = jnp.where(noted, iterations, self.attack.iterations + 1)  # out of range: dropped
         return TrialState(
             solver=solver,
             ending=jnp.where(running, ending, state.ending).astype(jnp.int32),
             evaluations=evaluations,
             iterations=jnp.where(running, iterations, state.iterations).astype(jnp.int32),
-            value=jnp.where(noted, info.value, state.value),
-            candidate=jnp.where(noted, info.x, state.candidate),
             threshold_iterations=jnp.where(first, iterations, state.threshold_iterations).astype(jnp.int32),
             threshold_evaluations=jnp.where(first, evaluations, state.threshold_evaluations).astype(jnp.int32),
-            objective_trace=state.objective_trace.at[row].set(info.value, mode="drop"),
-            mse_trace=state.mse_trace.at[row].set(mse, mode="drop"),
-            snapshots=self._keep_snapshot(state.snapshots, image, row, noted & ends),
+            record=update_if(noted, self._note, state.record, (problem.truth, info.x, info.value, row)),
         )
 
-    def _keep_snapshot(self, snapshots, image, row, last: Bool[Array, ""]):
-        """`image` at its place if `row` is one of the kept iterations; the last one also fills all later places."""
-        if not self.snapshots:
-            return snapshots
-        wanted = jnp.asarray(self.snapshots)
-        here = (wanted == row) | (last & (wanted >= row))
-        return jnp.where(here[:, None, None, None, None], image, snapshots)
+    def _note(self, record: Record, noted) -> Record:
+        """The record with the candidate at the end of an iteration; dropped where `row` is out of range."""
+        truth, x, value, row = noted
+        image = self._unflatten(x)["image"]
+        inside = row <= self.attack.iterations
+        snapshots = record.snapshots
+        if self.snapshots:
+            kept = jnp.asarray(self.snapshots) == row
+            place = jnp.where(jnp.any(kept), jnp.argmax(kept), len(self.snapshots))
+            snapshots = snapshots.at[place].set(image, mode="drop")
+        return Record(
+            value=jnp.where(inside, value, record.value),
+            candidate=jnp.where(inside, x, record.candidate),
+            objective_trace=record.objective_trace.at[row].set(value, mode="drop"),
+            mse_trace=record.mse_trace.at[row].set(jnp.mean(jnp.square(image - truth)), mode="drop"),
+            snapshots=snapshots,
+        )
 
     def running(self, state: TrialState) -> Bool[Array, ""]:
         """Whether the trial has more to do."""
@@ -252,19 +265,22 @@ class Trial:
 
     def outcome(self, problem: Problem, state: TrialState) -> Outcome:
         """What the trial leaves."""
-        candidate = self._unflatten(state.candidate)
+        record = state.record
+        candidate = self._unflatten(record.candidate)
+        # The last candidate stands for the iterations that the trial did not come to.
+        missed = jnp.asarray(self.snapshots, jnp.int32) > state.iterations
         joint = self.attack.label == "joint"
         return Outcome(
             ending=state.ending,
             evaluations=state.evaluations,
             iterations=state.iterations,
-            objective=state.value,
+            objective=record.value,
             update_norm2=squared_norm(problem.update),
             threshold_iterations=state.threshold_iterations,
             threshold_evaluations=state.threshold_evaluations,
             label_found=jnp.argmax(candidate["label"], axis=-1) if joint else problem.label,
             candidate=candidate["image"],
-            objective_trace=state.objective_trace,
-            mse_trace=state.mse_trace,
-            snapshots=state.snapshots,
+            objective_trace=record.objective_trace,
+            mse_trace=record.mse_trace,
+            snapshots=jnp.where(missed[:, None, None, None, None], candidate["image"], record.snapshots),
         )

@@ -11,10 +11,12 @@ from jaxleak.dense import blocked_dot_general
 DENSE = (((1,), (0,)), ((), ()))
 
 
-@pytest.mark.parametrize("inputs", [1, 31, 32, 33, 588, 768])
-def test_equals_the_plain_product_and_its_derivatives(inputs):
+@pytest.mark.parametrize("kernels", ["1", "0"])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 5), (31, 5), (32, 1), (33, 16), (588, 5), (768, 100), (40, 500)])
+def test_equals_the_plain_product_and_its_derivatives(inputs, outputs, kernels, monkeypatch):
+    monkeypatch.setenv("JAXLEAK_NATIVE", kernels)
     keys = jax.random.split(jax.random.key(inputs), 2)
-    x, w = jax.random.normal(keys[0], (2, inputs)), jax.random.normal(keys[1], (inputs, 5))
+    x, w = jax.random.normal(keys[0], (5, inputs)), jax.random.normal(keys[1], (inputs, outputs))
 
     def twice(dot):
         return jax.grad(lambda x, w: jnp.sum(jax.grad(lambda w: jnp.sum(jnp.sin(dot(x, w, DENSE))))(w) ** 2), (0, 1))

@@ -16,6 +16,8 @@ LEAVES = {
     "patches",
     "native",
     "dense",
+    "vectors",
+    "seldom",
     "objectives",
     "labels",
     "inits",

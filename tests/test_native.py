@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxleak import vectors
 from jaxleak.attacks import get_attack
 from jaxleak.data import load_dataset
 from jaxleak.dense import Outer, outer_distance
@@ -12,6 +13,7 @@ from jaxleak.models import LeNet
 from jaxleak.objectives import factored_gradient, loss_gradient, squared_l2
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
 from jaxleak.trial import Job, Trial
+from jaxleak.vectors import dot, pair, squared_distance
 from jaxleak.victim import draw_params, make_victim
 
 DTYPES = [np.float32, np.float64]
@@ -133,7 +135,7 @@ def test_without_kernels_the_same(monkeypatch):
 
     def run(shared, job):
         problem = trial.prepare(shared, job)
-        return trial.objective(shared, problem)(trial.init(shared, problem, job).candidate)
+        return trial.objective(shared, problem)(trial.init(shared, problem, job).record.candidate)
 
     found = []
     for switch, kernels in (("1", True), ("0", False)):
@@ -144,3 +146,40 @@ def test_without_kernels_the_same(monkeypatch):
     (value, slope), (plain_value, plain_slope) = found
     np.testing.assert_allclose(value, plain_value, rtol=1e-12)
     close(slope, plain_slope, np.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("n", [1, 7, 16, 37, 64, 3172])
+def test_sums_over_vectors(dtype, n):
+    rng = np.random.default_rng(n)
+    a, b, c = (jnp.asarray(rng.standard_normal((3, n)), dtype) for _ in range(3))
+    factor = jnp.asarray([0.0, 1.0, -2.5], dtype)
+    got = jax.jit(jax.vmap(pair))(a, b, c, factor)
+    exact = [np.asarray(value, np.float64) for value in (a, b, c, factor)]
+    for name, value, wanted in zip(got._fields, got, jax.vmap(vectors._pair)(*exact), strict=True):
+        np.testing.assert_allclose(value, wanted, rtol=0, atol=1000 * np.finfo(dtype).eps * (1 + n**0.5), err_msg=name)
+    close(jax.jit(jax.vmap(dot))(a, b), np.sum(exact[0] * exact[1], 1), dtype, 10 * n)
+    close(jax.jit(jax.vmap(squared_distance))(a, b), np.sum((exact[0] - exact[1]) ** 2, 1), dtype)
+
+
+def test_sums_over_vectors_pass_on_what_is_not_a_number():
+    ones = jnp.ones((2, 40))
+    for place in (3, 39):
+        broken = ones.at[0, place].set(jnp.nan)
+        for got in (
+            jax.vmap(pair)(broken, ones, broken, ones[:, 0]),
+            jax.vmap(vectors._pair)(broken, ones, broken, ones[:, 0]),
+        ):
+            for value in got[2:]:
+                np.testing.assert_array_equal(jnp.isfinite(value), [False, True])
+
+
+def test_the_squared_distance_has_derivatives():
+    a, b = (jnp.asarray(np.random.default_rng(k).standard_normal((3, 2, 9))) for k in range(2))
+
+    def plain(a, b):
+        return jnp.sum(jnp.square(a - b))
+
+    for one in (lambda f: jax.value_and_grad(f, (0, 1)), lambda f: jax.hessian(f, (0, 1))):
+        ours, wanted = jax.vmap(one(squared_distance))(a, b), jax.vmap(one(plain))(a, b)
+        jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), ours, wanted)

@@ -166,7 +166,7 @@ def test_trial_ends_when_torch_only_repeats_itself(followed):
 
 def test_label_is_torchs(followed):
     if followed.ran.trial.attack.label == "joint":
-        logits = np.asarray(followed.ran.states[-1].candidate)[-followed.case.num_classes :]
+        logits = np.asarray(followed.ran.states[-1].record.candidate)[-followed.case.num_classes :]
         assert relative_error(logits, followed.golden["trace_logits"][-1]) < 1e-6
     np.testing.assert_array_equal(followed.ran.outcome.label_found, [followed.golden["label"]])
 

@@ -55,7 +55,7 @@ class PhaseProgram:
 
     def outcome(self, problem: Any, state: Any) -> Any:
         """Not asked for: no trial ends."""
-        return state.candidate
+        return state.record.candidate
 
 
 def _weighted_squares(x):

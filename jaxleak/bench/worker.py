@@ -68,11 +68,14 @@ def run_engine(
             raise _PauseError
 
     def until_measured() -> None:
-        if stats.steps_total and meter.tick(stats.steps_useful, stats.steps_total):
+        # Not before the histories are full: a step with a short one costs less.
+        full = stats.steps_total - before >= fill * stats.lanes
+        if full and meter.tick(stats.steps_useful, stats.steps_total):
             raise _PauseError
 
-    number = 0
+    number, fill = 0, settings["history"] if settings["solver"] == "lbfgs" else 1
     while True:
+        before = stats.steps_total
         with contextlib.suppress(_PauseError):
             engine.run(variants.jobs(settings, number), on_finished, until_measured if number else until_settled)
             raise RuntimeError("the queue came to its end")

@@ -13,6 +13,7 @@ Images come in groups; a group has its own kernel. Lanes with a network each are
 images of one group.
 """
 
+import math
 from typing import NamedTuple
 
 from jaxleak.native.emit import ITEMSIZE, STACK_LIMIT, Kernel
@@ -49,11 +50,32 @@ class Geometry(NamedTuple):
         """Elements of the window that lie together in memory: one row of it."""
         return self.window[1] * self.channels
 
+    @property
+    def image_size(self) -> int:
+        """Elements of an image."""
+        return self.height * self.width * self.channels
+
+    @property
+    def kernel_size(self) -> int:
+        """Elements of the kernel."""
+        return self.window[0] * self.run * self.outputs
+
+    @property
+    def out_size(self) -> int:
+        """Elements of an output."""
+        return math.prod(self.out) * self.outputs
+
+    @property
+    def covers(self) -> bool:
+        """Whether the window is the whole image: a dense layer."""
+        return self.window == (self.height, self.width) == self.padded
+
     def fits(self, dtype: str) -> bool:
         """Whether the kernels' scratch memory does."""
-        (h, w), kernel = self.padded, self.window[0] * self.run * self.outputs
         plausible = min(self.out) > 0 and all(p >= 0 for pair in self.padding for p in pair)
-        return plausible and (h * w * self.channels + kernel) * ITEMSIZE[dtype] <= STACK_LIMIT
+        return (
+            plausible and (math.prod(self.padded) * self.channels + self.kernel_size) * ITEMSIZE[dtype] <= STACK_LIMIT
+        )
 
 
 class Call(NamedTuple):
@@ -70,7 +92,7 @@ class _Planes:
 
     def __init__(self, k: Kernel, call: Call):
         self.k, self.g = k, call.geometry
-        self.size = self.g.height * self.g.width * self.g.channels
+        self.size = self.g.image_size
         self.row = self.g.padded[1] * self.g.channels  # elements of a padded row
         self.padded_size = self.g.padded[0] * self.row
         self.pad = k.scratch(self.padded_size) if self.padded_size != self.size else None
@@ -150,11 +172,11 @@ def forward(name: str, call: Call) -> str:
         _blocks(k, ow, min(8, k.registers // 2), block)
 
     with k.loop(call.groups) as group:
-        kernel = k.at(w, k.multiply(group, kh * g.run * g.outputs))
+        kernel = k.at(w, k.multiply(group, g.kernel_size))
         with k.loop(call.images) as n:
             image = k.add(k.multiply(group, call.images), n)
             source = planes.read(k.at(x, k.multiply(image, planes.size)))
-            target = k.at(y, k.multiply(image, oh * ow * g.outputs))
+            target = k.at(y, k.multiply(image, g.out_size))
             with k.loop(oh) as r:
                 positions(source, kernel, target, r)
     return k.finish()
@@ -197,13 +219,13 @@ def weight(name: str, call: Call) -> str:
         _blocks(k, g.run, rows, block)
 
     with k.loop(call.groups) as group:
-        kernel = k.at(w, k.multiply(group, kh * g.run * g.outputs))
+        kernel = k.at(w, k.multiply(group, g.kernel_size))
         if call.images > 1:
-            k.clear(kernel, kh * g.run * g.outputs)
+            k.clear(kernel, g.kernel_size)
         with k.loop(call.images) as n:
             image = k.add(k.multiply(group, call.images), n)
             source = planes.read(k.at(x, k.multiply(image, planes.size)))
-            gradient = k.at(d, k.multiply(image, oh * ow * g.outputs))
+            gradient = k.at(d, k.multiply(image, g.out_size))
             with k.loop(kh) as i:
                 entries(source, gradient, kernel, i)
     return k.finish()
@@ -211,6 +233,8 @@ def weight(name: str, call: Call) -> str:
 
 def input(name: str, call: Call) -> str:
     """d [groups, images, oh, ow, o], w [groups, kh, kw, c, o] -> x [groups, images, h, w, c]."""
+    if call.geometry.covers:
+        return _dense_input(name, call)
     k, g = Kernel(name, call.dtype), call.geometry
     d, w, x = k.buffers(2, 1)
     (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
@@ -243,10 +267,10 @@ def input(name: str, call: Call) -> str:
                     k.store(k.b.fadd(k.load(target, place, real), k.get(variable)), target, place, real)
 
     with k.loop(call.groups) as group:
-        turn(k.at(w, k.multiply(group, kh * g.run * g.outputs)))
+        turn(k.at(w, k.multiply(group, g.kernel_size)))
         with k.loop(call.images) as n:
             image = k.add(k.multiply(group, call.images), n)
-            gradient, result = k.at(d, k.multiply(image, oh * ow * g.outputs)), k.at(x, k.multiply(image, planes.size))
+            gradient, result = k.at(d, k.multiply(image, g.out_size)), k.at(x, k.multiply(image, planes.size))
             target = result if planes.pad is None else planes.pad
             k.clear(target, planes.padded_size)
             with k.loop(oh) as r:
@@ -258,4 +282,39 @@ def input(name: str, call: Call) -> str:
 
                 _blocks(k, ow, COLUMNS, block)
             planes.write(result)
+    return k.finish()
+
+
+def _dense_input(name: str, call: Call) -> str:
+    """`input` where the window is the image: x[t] = sum_o d[o] w[t, o], with the kernel as it lies in memory."""
+    k, g = Kernel(name, call.dtype), call.geometry
+    d, w, x = k.buffers(2, 1)
+    inputs, outputs = g.height * g.run, k.cover(g.outputs)
+    many = min(len(outputs), k.registers)
+    parts = [outputs[i : i + many] for i in range(0, len(outputs), many)]
+
+    def rows(kernel, gradient, result, count):
+        """`count` images, of which every row of the kernel is read once."""
+        for some in parts:
+            held = [[k.load(gradient, n * g.outputs + o, real) for o, real in some] for n in range(count)]
+            with k.loop(inputs) as t:
+                row = k.at(kernel, k.multiply(t, g.outputs))
+                vectors = [k.load(row, o, real) for o, real in some]
+                for n in range(count):
+                    dot = k.variable()
+                    for left, right in zip(held[n], vectors, strict=True):
+                        k.accumulate(dot, left, right)
+                    place, total = k.add(t, n * inputs), k.total(k.get(dot))
+                    if some is not parts[0]:
+                        total = k.b.fadd(total, k.scalar(result, place))
+                    k.put_scalar(total, result, place)
+
+    with k.loop(call.groups) as group:
+        kernel = k.at(w, k.multiply(group, inputs * g.outputs))
+
+        def block(first, count):
+            image = k.add(k.multiply(group, call.images), first)
+            rows(kernel, k.at(d, k.multiply(image, g.outputs)), k.at(x, k.multiply(image, inputs)), count)
+
+        _blocks(k, call.images, max(1, k.registers // many), block)
     return k.finish()

@@ -204,6 +204,31 @@ class Kernel:
         function = self._declare(f"llvm.vector.reduce.fadd.{self._suffix}", self.real, [self.real, self.vector])
         return self.b.call(function, [ir.Constant(self.real, -0.0), vector], fastmath=("reassoc",))
 
+    def absolute(self, vector):
+        """The absolute values."""
+        return self.b.call(self._declare(f"llvm.fabs.{self._suffix}", self.vector, [self.vector]), [vector])
+
+    def raise_to(self, variable, vector):
+        """variable = max(variable, vector), element by element; not a number if either is not."""
+        function = self._declare(f"llvm.maximum.{self._suffix}", self.vector, [self.vector] * 2)
+        self.b.store(self.b.call(function, [self.get(variable), vector]), variable)
+
+    def largest(self, vector):
+        """The largest element; not a number if one is not."""
+        function = self._declare(f"llvm.vector.reduce.fmaximum.{self._suffix}", self.real, [self.vector])
+        return self.b.call(function, [vector])
+
+    def along(self, count: int, act: Callable[[Any, int, int], None], together: int = 1) -> None:
+        """`act(index, real, row)` for the vectors of `count` elements; `row` counts neighbours, up to `together`."""
+        whole = count // self.width
+        if whole >= together:
+            with self.loop(whole // together) as block:
+                for row in range(together):
+                    act(self.multiply(self.add(self.multiply(block, together), row), self.width), self.width, row)
+        first = whole - whole % together
+        for row, (start, real) in enumerate(self.cover(count)[first:]):
+            act(self.integer(start), real, row % together)
+
     def cover(self, count: int) -> list[tuple[int, int]]:
         """(first, real elements) of the vectors that cover `count` elements."""
         return [(first, min(self.width, count - first)) for first in range(0, count, self.width)]

@@ -100,14 +100,14 @@ class _Lane:
                 sums = [(k.variable(), k.variable()) for _ in range(rows)]
                 block = k.at(pairs, k.multiply(k.add(slot, which * self.m), n))
 
-                def some(index, real):
+                def some(index, real, _):
                     left, right = k.load(g, index, real), k.load(y, index, real)
                     for row, (with_g, with_y) in enumerate(sums):
                         vector = k.load(k.at(block, index), row * n, real)
                         k.accumulate(with_g, vector, left)
                         k.accumulate(with_y, vector, right)
 
-                self._along(some)
+                k.along(n, some)
                 for row, (with_g, with_y) in enumerate(sums):
                     k.put_scalar(k.total(k.get(with_g)), of_g, k.add(slot, row))
                     k.put_scalar(k.total(k.get(with_y)), of_y, k.add(slot, row))
@@ -162,20 +162,20 @@ class _Lane:
         """out = -gamma g + S cs + Y cy, from the last slot to the first."""
         k, n = self.k, self.n
         scale = k.splat(k.b.fneg(gamma))
-        self._along(lambda index, real: k.store(k.b.fmul(scale, k.load(g, index, real)), out, index, real))
+        k.along(n, lambda index, real, _: k.store(k.b.fmul(scale, k.load(g, index, real)), out, index, real))
         for which, coefficients in ((1, self.cy), (0, self.cs)):
 
             def add(slot, rows, which=which, coefficients=coefficients):
                 block = k.at(pairs, k.multiply(k.add(slot, which * self.m), n))
                 factors = [k.splat(k.scalar(coefficients, k.add(slot, row))) for row in range(rows)]
 
-                def some(index, real):
+                def some(index, real, _):
                     value = k.variable(k.load(out, index, real))
                     for row, factor in enumerate(factors):
                         k.accumulate(value, factor, k.load(k.at(block, index), row * n, real))
                     k.store(k.get(value), out, index, real)
 
-                self._along(some)
+                k.along(n, some)
 
             whole = k.b.sdiv(held, k.integer(ROWS))
             rest = k.multiply(whole, ROWS)
@@ -183,14 +183,6 @@ class _Lane:
                 add(k.add(rest, row), 1)
             with k.loop(whole) as back:
                 add(k.multiply(k.b.sub(k.b.sub(whole, back), k.integer(1)), ROWS), ROWS)
-
-    def _along(self, act) -> None:
-        """`act(index, real)` for the vectors of a row of n elements."""
-        k = self.k
-        with k.loop(self.n // k.width) as block:
-            act(k.multiply(block, k.width), k.width)
-        if self.n % k.width:
-            act(k.integer(self.n - self.n % k.width), self.n % k.width)
 
     def _dot(self, row, vector):
         k = self.k

@@ -6,6 +6,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from jaxleak import vectors
 from jaxleak.errors import check_positive
 from jaxleak.solvers.compact import History, advance, empty_history
 from jaxleak.solvers.protocol import Info, ValueAndGradient
@@ -86,26 +87,23 @@ class TorchLBFGS:
         outer_evaluations = jnp.where(opening, 1, state.outer_evaluations + 1)
 
         # 1. The tests torch makes after an evaluation; only the first one when the outer step opens.
-        flat = jnp.max(jnp.abs(gradient)) <= self.tolerance_gradient
-        small_step = jnp.max(jnp.abs(state.direction * state.step_size)) <= self.tolerance_change
+        pair = vectors.pair(gradient, state.previous_gradient, state.direction, state.step_size)
+        flat = pair.gradient_max <= self.tolerance_gradient
+        small_step = pair.step_max <= self.tolerance_change
         small_change = jnp.abs(value - state.previous_value) < self.tolerance_change
         spent = outer_evaluations >= self.evaluation_limit
         ends = flat | (~opening & (spent | small_step | small_change))
 
         # 2. A new pair, scale and direction.
         first = state.total_inner == 0
-        y = gradient - state.previous_gradient
-        s = state.direction * state.step_size
-        ys = jnp.vdot(y, s)
-        accept = ~ends & ~first & (ys > 1e-10)
-        yy = jnp.vdot(y, y)
-        gamma = jnp.where(accept, ys / jnp.where(accept, yy, 1), state.gamma)
-        history, new_direction = advance(state.history, s, y, gradient, accept, gamma)
+        accept = ~ends & ~first & (pair.ys > 1e-10)
+        gamma = jnp.where(accept, pair.ys / jnp.where(accept, pair.yy, 1), state.gamma)
+        history, new_direction = advance(state.history, pair.s, pair.y, gradient, accept, gamma)
 
         # 3. The step size, and the test on the directional derivative.
-        first_size = jnp.minimum(1.0, 1.0 / jnp.sum(jnp.abs(gradient))) * self.lr
+        first_size = jnp.minimum(1.0, 1.0 / pair.gradient_sum) * self.lr
         step_size = jnp.where(first, first_size, self.lr).astype(value.dtype)
-        slope = jnp.vdot(gradient, new_direction)
+        slope = vectors.dot(gradient, new_direction)
         uphill = ~ends & (slope > -self.tolerance_change)
         moves = ~ends & ~uphill
 
