@@ -1,6 +1,7 @@
 """The three products of a convolution as JAX primitives: any derivative, any nesting of `vmap`, any platform.
 
-On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`).
+On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`). Images of a few
+channels are flat vectors here: XLA takes four times as long to add arrays with a last axis of 3.
 """
 
 import jax
@@ -13,6 +14,8 @@ from jaxleak.native import convolution
 from jaxleak.native.convolution import Call, Geometry
 from jaxleak.native.emit import target
 from jaxleak.patches import extract_patches
+
+FLAT_BELOW = 8  # channels
 
 
 def _primitive(build, result, reference) -> Primitive:
@@ -56,7 +59,12 @@ def _primitive(build, result, reference) -> Primitive:
     return primitive
 
 
+def _image_shape(g: Geometry) -> tuple[int, ...]:
+    return (g.height, g.width, g.channels) if g.channels >= FLAT_BELOW else (g.image_size,)
+
+
 def _patches(x, geometry: Geometry):
+    x = x.reshape(-1, geometry.height, geometry.width, geometry.channels)
     padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
     return extract_patches(padded, geometry.window, geometry.strides)
 
@@ -71,14 +79,14 @@ def _weight(x, d, geometry: Geometry):
 
 
 def _input(d, w, geometry: Geometry):
-    shape = jax.ShapeDtypeStruct((d.shape[0], geometry.height, geometry.width, geometry.channels), d.dtype)
+    shape = jax.ShapeDtypeStruct((d.shape[0], *_image_shape(geometry)), d.dtype)
     patches = jnp.einsum("nhwo,po->nhwp", d, w.reshape(-1, geometry.outputs))
     return jax.linear_transpose(lambda x: _patches(x, geometry), shape)(patches)[0]
 
 
 conv_forward = _primitive(convolution.forward, lambda x, w, g: (*x.shape[:2], *g.out, g.outputs), _forward)
 conv_weight = _primitive(convolution.weight, lambda x, d, g: (x.shape[0], *g.window, g.channels, g.outputs), _weight)
-conv_input = _primitive(convolution.input, lambda d, w, g: (*d.shape[:2], g.height, g.width, g.channels), _input)
+conv_input = _primitive(convolution.input, lambda d, w, g: (*d.shape[:2], *_image_shape(g)), _input)
 
 # Of each product, the cotangents of its left and of its right argument, given the cotangent c of its result.
 ad.defbilinear(
@@ -100,4 +108,5 @@ ad.defbilinear(
 
 def native_conv(x, w, geometry: Geometry):
     """Convolution of images [b, h, w, c] with one kernel [kh, kw, c, o]."""
-    return conv_forward.bind(x[None], w[None], geometry=geometry)[0]
+    x = x.reshape(1, x.shape[0], *_image_shape(geometry))
+    return conv_forward.bind(x, w[None], geometry=geometry)[0]
