@@ -7,7 +7,7 @@ from jaxleak.engine.lanes import Report
 PROBE_SECONDS = 3.0  # of computing per device, behind each measured rate
 WORTH = 20  # a probe costs a compilation: the work left must be this many times longer
 PROBES = 3
-GAIN = 1.1  # a rate must be this much better to count: neighbours' load moves rates by several per cent
+GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves rates by a tenth and more
 
 
 def first_lanes(device: Any) -> int:
@@ -23,6 +23,8 @@ def first_lanes(device: Any) -> int:
 class LaneSearch:
     """A hill climb over factors of two in the lanes per device, on rates measured while the run goes on.
 
+    Before others take the place of the best, the best is measured once more: loads come and go.
+
     Attributes:
         lanes: what is being measured.
         settled: whether the search is over.
@@ -32,6 +34,7 @@ class LaneSearch:
         """Starts at `lanes`, on `devices`; never above `limit` lanes per device."""
         self.lanes, self._best, self._devices, self._limit = lanes, lanes, devices, limit
         self._rates: dict[int, float] = {}
+        self._rival: int | None = None  # looks better than the best, which is being measured again
         self.settled = False
         self._restart()
 
@@ -54,9 +57,13 @@ class LaneSearch:
 
     def advise(self) -> int:
         """Lanes per device to go on with, once the present number is measured."""
-        self._rates[self.lanes] = self._steps / self._seconds
-        if self._rates[self.lanes] > GAIN * self._rates[self._best]:
-            self._best = self.lanes
+        self._rates[self.lanes] = max(self._rates.get(self.lanes, 0.0), self._steps / self._seconds)
+        rival, self._rival = self._rival or self.lanes, None
+        if self._rates[rival] > GAIN * self._rates[self._best]:
+            if rival == self.lanes:
+                self._rival = rival
+                return self._best
+            self._best = rival
         near = [self._best * 2, self._best // 2]
         untried = [lanes for lanes in near if 1 <= lanes <= self._limit and lanes not in self._rates]
         self.settled = not untried or len(self._rates) > PROBES

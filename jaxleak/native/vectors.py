@@ -17,7 +17,8 @@ class Call(NamedTuple):
     @classmethod
     def of(cls, vectors) -> "Call":
         """From the shape [l, n]."""
-        return cls(*vectors.shape, str(vectors.dtype))
+        lanes, size = vectors.shape
+        return cls(lanes, size, str(vectors.dtype))
 
 
 def dot(name: str, call: Call) -> str:
