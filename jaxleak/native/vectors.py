@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from jaxleak.native.emit import Kernel
 
-ROWS = 4  # sums running side by side
+TOGETHER = 2  # vectors whose sums run side by side
 
 
 class Call(NamedTuple):
@@ -21,11 +21,22 @@ class Call(NamedTuple):
         return cls(lanes, size, str(vectors.dtype))
 
 
-def dot(name: str, call: Call) -> str:
-    """a and b [l, n] -> sum a b [l]."""
+def products(name: str, call: Call) -> str:
+    """a and b [l, n] -> sum a a, sum a b and sum b b [l]."""
     k = Kernel(name, call.dtype)
-    a, b, out = k.buffers(2, 1)
-    _sums(k, call, (a, b), out, lambda total, left, right: k.accumulate(total, left, right))
+    a, b, *outs = k.buffers(2, 3)
+    n = call.size
+    with k.loop(call.lanes) as lane:
+        first, second = (k.at(row, k.multiply(lane, n)) for row in (a, b))
+        totals = [[k.variable() for _ in outs] for _ in range(TOGETHER)]
+
+        def some(index, real, row):
+            left, right = k.load(first, index, real), k.load(second, index, real)
+            for total, (one, other) in zip(totals[row], [(left, left), (left, right), (right, right)], strict=True):
+                k.accumulate(total, one, other)
+
+        k.along(n, some, TOGETHER)
+        _put_totals(k, totals, outs, lane)
     return k.finish()
 
 
@@ -33,54 +44,50 @@ def squared_distance(name: str, call: Call) -> str:
     """a and b [l, n] -> sum (a - b)^2 [l]."""
     k = Kernel(name, call.dtype)
     a, b, out = k.buffers(2, 1)
+    n = call.size
+    with k.loop(call.lanes) as lane:
+        first, second = (k.at(row, k.multiply(lane, n)) for row in (a, b))
+        totals = [[k.variable()] for _ in range(TOGETHER)]
 
-    def add(total, left, right):
-        difference = k.b.fsub(left, right)
-        k.accumulate(total, difference, difference)
+        def some(index, real, row):
+            difference = k.b.fsub(k.load(first, index, real), k.load(second, index, real))
+            k.accumulate(totals[row][0], difference, difference)
 
-    _sums(k, call, (a, b), out, add)
+        k.along(n, some, TOGETHER)
+        _put_totals(k, totals, [out], lane)
     return k.finish()
 
 
-def _sums(k: Kernel, call: Call, vectors, out, add) -> None:
-    n = call.size
-    with k.loop(call.lanes) as lane:
-        rows = [k.at(vector, k.multiply(lane, n)) for vector in vectors]
-        totals = [k.variable() for _ in range(ROWS)]
-
-        def some(index, real, row):
-            add(totals[row], *(k.load(vector, index, real) for vector in rows))
-
-        k.along(n, some, ROWS)
-        first, second, third, fourth = (k.get(total) for total in totals)
-        k.put_scalar(k.total(k.b.fadd(k.b.fadd(first, second), k.b.fadd(third, fourth))), out, lane)
+def _put_totals(k: Kernel, totals, outs, lane) -> None:
+    """The sums that ran side by side, added, to `outs`."""
+    for out, parts in zip(outs, zip(*totals, strict=True), strict=True):
+        first, second = (k.get(part) for part in parts)
+        k.put_scalar(k.total(k.b.fadd(first, second)), out, lane)
 
 
 def pair(name: str, call: Call) -> str:
-    """gradient, previous and direction [l, n], step_size [l] -> what `jaxleak.vectors.Pair` holds."""
+    """gradient, previous and s [l, n] -> what `jaxleak.vectors.Pair` holds."""
     k = Kernel(name, call.dtype)
-    gradient, previous, direction, step_size, *outs = k.buffers(4, 7)
+    gradient, previous, move, change, *outs = k.buffers(3, 7)
     n = call.size
     with k.loop(call.lanes) as lane:
-        g, p, d, y, s = (k.at(row, k.multiply(lane, n)) for row in (gradient, previous, direction, *outs[:2]))
-        factor = k.splat(k.scalar(step_size, lane))
-        ys, yy, gg, largest, longest = (k.variable() for _ in range(5))
+        g, p, s, y = (k.at(row, k.multiply(lane, n)) for row in (gradient, previous, move, change))
+        ys, yy, ss, gg, largest, longest = (k.variable() for _ in range(6))
 
-        def some(index, real, row):
-            slope = k.load(g, index, real)
-            change = k.b.fsub(slope, k.load(p, index, real))
-            move = k.b.fmul(factor, k.load(d, index, real))
-            k.store(change, y, index, real)
-            k.store(move, s, index, real)
-            k.accumulate(ys, change, move)
-            k.accumulate(yy, change, change)
+        def some(index, real, _):
+            slope, step = k.load(g, index, real), k.load(s, index, real)
+            difference = k.b.fsub(slope, k.load(p, index, real))
+            k.store(difference, y, index, real)
+            for total, one, other in ((ys, difference, step), (yy, difference, difference), (ss, step, step)):
+                k.accumulate(total, one, other)
             size = k.absolute(slope)
             k.b.store(k.b.fadd(k.get(gg), size), gg)
             k.raise_to(largest, size)
-            k.raise_to(longest, k.absolute(move))
+            k.raise_to(longest, k.absolute(step))
 
         k.along(n, some)
-        results = (*(k.total(k.get(total)) for total in (ys, yy, gg)), *map(k.largest, map(k.get, (largest, longest))))
-        for value, out in zip(results, outs[2:], strict=True):
+        results = [k.total(k.get(total)) for total in (ys, yy, ss, gg)]
+        results += [k.largest(k.get(size)) for size in (largest, longest)]
+        for value, out in zip(results, outs, strict=True):
             k.put_scalar(value, out, lane)
     return k.finish()

@@ -87,7 +87,8 @@ class TorchLBFGS:
         outer_evaluations = jnp.where(opening, 1, state.outer_evaluations + 1)
 
         # 1. The tests torch makes after an evaluation; only the first one when the outer step opens.
-        pair = vectors.pair(gradient, state.previous_gradient, state.direction, state.step_size)
+        s = state.direction * state.step_size
+        pair = vectors.pair(gradient, state.previous_gradient, s)
         flat = pair.gradient_max <= self.tolerance_gradient
         small_step = pair.step_max <= self.tolerance_change
         small_change = jnp.abs(value - state.previous_value) < self.tolerance_change
@@ -98,12 +99,12 @@ class TorchLBFGS:
         first = state.total_inner == 0
         accept = ~ends & ~first & (pair.ys > 1e-10)
         gamma = jnp.where(accept, pair.ys / jnp.where(accept, pair.yy, 1), state.gamma)
-        history, new_direction = advance(state.history, pair.s, pair.y, gradient, accept, gamma)
+        history, new_direction = advance(state.history, s, pair.y, gradient, accept, gamma)
 
         # 3. The step size, and the test on the directional derivative.
         first_size = jnp.minimum(1.0, 1.0 / pair.gradient_sum) * self.lr
         step_size = jnp.where(first, first_size, self.lr).astype(value.dtype)
-        slope = vectors.dot(gradient, new_direction)
+        _, slope, _ = vectors.products(gradient, new_direction)
         uphill = ~ends & (slope > -self.tolerance_change)
         moves = ~ends & ~uphill
 
