@@ -53,7 +53,7 @@ class RunCommand:
     weights: Path | None = None
     """Instead of drawing: a safetensors file in torch's names and layout (with --network shared)."""
     solver: str = "torch-lbfgs"
-    """torch-lbfgs (the papers'), jaxopt-lbfgs, adam."""
+    """torch-lbfgs (the papers'), lbfgs (steps are tested), jaxopt-lbfgs, adam."""
     lr: float | None = None
     """The solver's learning rate (default: 1 for L-BFGS, 0.1 for adam)."""
     history: int = 100
@@ -110,7 +110,8 @@ class BenchCommand:
     model: str = "lenet"
     """lenet (with L-BFGS) or resnet18 (CIFAR form, with Adam)."""
     only: tuple[str, ...] | None = None
-    """Just these of pytorch-processes, pytorch-serial, plain-vmap, jaxopt, jaxleak, jaxleak-network-per-trial."""
+    """Just these of pytorch-processes, pytorch-serial, plain-vmap, jaxopt, jaxleak, jaxleak-network-per-trial,
+    jaxleak-lbfgs."""
     lanes: tuple[int | Literal["auto"], ...] = ()
     """Trials at once over all devices, several counts if you like (default: auto, and powers of two)."""
     seconds: float = 120.0
@@ -127,9 +128,13 @@ class BenchCommand:
 
 def build_solver(command: RunCommand):
     """The solver that the flags describe."""
-    from jaxleak.solvers import SOLVERS, Adam, JaxoptLBFGS, TorchLBFGS
+    from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, TorchLBFGS
 
     kind = SOLVERS[check_choice("solver", command.solver, SOLVERS)]
+    if kind is LBFGS:
+        if command.lr is not None:
+            raise InputError("`lr` must not be given with the solver lbfgs, which finds its step sizes; leave it out.")
+        return LBFGS(history=command.history)
     rate: dict[str, Any] = {} if command.lr is None else {"lr": command.lr}
     if kind is Adam:
         return Adam(**rate)

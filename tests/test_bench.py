@@ -124,7 +124,7 @@ def test_a_loop_counts_its_steps(name):
 
 def test_a_phase_moves_no_further_than_it_should():
     """What is measured is computed: the parts of a step leave the candidate alone, but for the solver's own."""
-    trial = variants.trial(TINY.plain(), "shared")
+    trial = variants.trial(TINY.plain())
     shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(TINY.plain()))
     programs = {phase: phases.PhaseProgram(trial=trial, phase=phase) for phase in PHASES}
 
@@ -187,7 +187,7 @@ def test_stock_models_and_objective_are_jaxleaks(model):
     """With jaxleak's parameters, so that every one has its place in the stock model too."""
     size = {"lenet": 8, "resnet18": 16}[model]  # BatchNorm needs two values per channel in the last stage
     settings = {**TINY.plain(), "model": model, "width": 2, "image_size": size}
-    trial = variants.trial(settings, "shared")
+    trial = variants.trial(settings)
     shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings))
     stock = plain_vmap.LeNet(3) if model == "lenet" else plain_vmap.ResNet18(3, 2)
     flat = jnp.asarray(np.random.default_rng(1).normal(size=size * size * 3 + 3))
@@ -449,7 +449,7 @@ def test_ctrl_c_reports_what_is_there(fake, measurements):
     assert fake.open == 0
     rows = result["variants"]
     assert [row["name"] for row in rows] == list(VARIANTS)
-    assert [len(row["rounds"] or []) for row in rows] == {0: [0] * 6, 3: [1, 1, 0, 0, 0, 0], 9: [1, 1, 1, 1, 2, 2]}[
+    assert [len(row["rounds"] or []) for row in rows] == {0: [0] * 7, 3: [1, 1, *[0] * 5], 9: [*[1] * 6, 2]}[
         measurements
     ]
     assert all("interrupted" in row["failed"] for row in rows if not row["rounds"])

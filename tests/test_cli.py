@@ -117,6 +117,7 @@ def pictures(tmp_path_factory) -> Path:
         ],
         ("--lr nan", "`lr` must be above 0; got nan."),
         ("--solver adam --lr 0", "`lr` must be above 0; got 0.0."),
+        ("--solver lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
         ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
         ("--lr inf", "`lr` must be "),
         ("--stop-objective inf", "`stop_objective` must be "),
@@ -256,7 +257,7 @@ def no_worker(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--only jaxleek", "`only` must be one of jaxleak, jaxleak-network-per-trial, jaxopt, plain-vmap,"),
+        ("--only jaxleek", "`only` must be one of jaxleak, jaxleak-lbfgs, jaxleak-network-per-trial, jaxopt,"),
         ("--only jaxopt jaxleek", "got 'jaxleek'. Did you mean 'jaxleak'?"),
         ("--only", "`only` must name at least one of pytorch-processes,"),
         ("--model lenett", "`model` must be one of lenet, resnet18; got 'lenett'. Did you mean 'lenet'?"),

@@ -152,7 +152,7 @@ def test_lbfgs_stalls_at_a_minimum(solver):
     assert bool(info.stalled)
 
 
-@pytest.mark.parametrize("kind", SOLVERS.values())
+@pytest.mark.parametrize("kind", [Adam, JaxoptLBFGS, TorchLBFGS])
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
 def test_the_step_size_must_be_positive(kind, value):
     with pytest.raises(InputError, match=r"^`lr` must be above 0"):

@@ -5,15 +5,16 @@ from typing import Any, Literal
 
 from jaxleak.errors import InputError, check_choice, check_positive
 
-OURS = ("jaxleak", "jaxleak-network-per-trial")
+OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs")
 PYTORCH = ("pytorch-processes", "pytorch-serial")
 DESCRIPTIONS = {
     "pytorch-processes": "the PyTorch loop, one process per core with one thread each, summed",
     "pytorch-serial": "the PyTorch loop in one process with PyTorch's own number of threads",
     "plain-vmap": "vmap of stock Flax and the two-loop recursion (or optax's Adam), all cores one device",
     "jaxopt": "vmap of jaxopt's L-BFGS with zoom line search (or OptaxSolver) on jaxleak's objective, one device",
-    "jaxleak": "jaxleak's engine, one network for all trials, as `jaxleak run` has it",
-    "jaxleak-network-per-trial": "jaxleak's engine, a network drawn for each trial, as `jaxleak run` has it",
+    "jaxleak": "jaxleak's engine, one network for all trials, torch's L-BFGS (or Adam)",
+    "jaxleak-network-per-trial": "jaxleak's engine, the same with a network drawn for each trial",
+    "jaxleak-lbfgs": "jaxleak's engine, one network for all trials, jaxleak's own L-BFGS",
 }
 VARIANTS = tuple(DESCRIPTIONS)
 MODELS = ("lenet", "resnet18")

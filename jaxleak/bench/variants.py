@@ -14,7 +14,7 @@ from jaxleak.attacks import DLG, Attack
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
-from jaxleak.solvers import Adam, TorchLBFGS
+from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
 from jaxleak.stats import Criteria
 from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim, make_victim
@@ -25,8 +25,10 @@ SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)  # as in `jaxleak run`
 LEARNING_RATE = 0.1  # Adam's
 
 
-def attack(settings: dict[str, Any]) -> Attack:
-    """DLG as `jaxleak run` has it, or DLG with Adam."""
+def attack(settings: dict[str, Any], variant: str) -> Attack:
+    """DLG with torch's L-BFGS, our own or Adam."""
+    if variant == "jaxleak-lbfgs":
+        return replace(DLG, solver=LBFGS(history=settings["history"]))
     if settings["solver"] == "adam":
         return replace(DLG, solver=Adam(lr=LEARNING_RATE), iterations=4800)
     return replace(DLG, solver=TorchLBFGS(history=settings["history"]))
@@ -47,11 +49,11 @@ def victim(settings: dict[str, Any], network: str) -> Victim:
     )
 
 
-def trial(settings: dict[str, Any], network: str) -> Trial:
-    """One trial as `jaxleak run` has it."""
+def trial(settings: dict[str, Any], variant: str = "jaxleak") -> Trial:
+    """One trial of one of `OURS`, as `jaxleak run` has it."""
     return Trial(
-        attack=attack(settings),
-        victim=victim(settings, network),
+        attack=attack(settings, variant),
+        victim=victim(settings, "per-trial" if variant == "jaxleak-network-per-trial" else "shared"),
         threshold=Criteria().objective,
         snapshots=SNAPSHOTS,
     )
@@ -116,7 +118,7 @@ def jaxopt_loop(settings: dict[str, Any]) -> Loop:
     import jaxopt
     import optax
 
-    attacked = trial(settings, "shared")
+    attacked = trial(settings)
     shared = attacked.shared()
     with jax.default_matmul_precision("highest"):
         problem = jax.jit(attacked.prepare)(shared, jax.tree.map(lambda leaf: leaf[0], jobs(settings)))

@@ -28,8 +28,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     if name == "machine":
         machine.measure(settings, about, link)
     elif name in OURS:
-        network = "per-trial" if name.endswith("per-trial") else "shared"
-        run_engine(settings, network, None if lanes == "auto" else lanes, task["phase"], about, link)
+        run_engine(settings, name, None if lanes == "auto" else lanes, task["phase"], about, link)
     else:
         run_loop(settings, name, lanes, about, link)
 
@@ -39,7 +38,7 @@ class _PauseError(Exception):
 
 
 def run_engine(
-    settings: dict[str, Any], network: str, lanes: int | None, phase: str, about: dict[str, Any], link: Link
+    settings: dict[str, Any], name: str, lanes: int | None, phase: str, about: dict[str, Any], link: Link
 ) -> None:
     """The engine as `jaxleak run` uses it, on queues that do not end: only steps of running trials count.
 
@@ -53,7 +52,7 @@ def run_engine(
     from jaxleak.engine import Engine
     from jaxleak.metrics import image_metrics
 
-    trial = variants.trial(settings, network)
+    trial = variants.trial(settings, name)
     engine = Engine(PhaseProgram(trial=trial, phase=phase) if phase else trial, trial.shared(), lanes=lanes)
     stats, meter = engine.stats, Meter(link, ENGINE_WARM)
     began = time.perf_counter()
@@ -73,7 +72,7 @@ def run_engine(
         if full and meter.tick(stats.steps_useful, stats.steps_total):
             raise _PauseError
 
-    number, fill = 0, settings["history"] if settings["solver"] == "lbfgs" else 1
+    number, fill = 0, getattr(trial.attack.solver, "history", 1)
     while True:
         before = stats.steps_total
         with contextlib.suppress(_PauseError):

@@ -2,12 +2,18 @@
 
 from jaxleak.solvers.first_order import Adam
 from jaxleak.solvers.jaxopt_lbfgs import JaxoptLBFGS
+from jaxleak.solvers.lbfgs import LBFGS
 from jaxleak.solvers.protocol import Info, Solver
 from jaxleak.solvers.torch_lbfgs import TorchLBFGS
 
-SOLVERS: dict[str, type] = {"torch-lbfgs": TorchLBFGS, "jaxopt-lbfgs": JaxoptLBFGS, "adam": Adam}
+SOLVERS: dict[str, type] = {
+    "lbfgs": LBFGS,
+    "torch-lbfgs": TorchLBFGS,
+    "jaxopt-lbfgs": JaxoptLBFGS,
+    "adam": Adam,
+}
 
-__all__ = ["SOLVERS", "Adam", "Info", "JaxoptLBFGS", "Solver", "TorchLBFGS", "solver_name"]
+__all__ = ["LBFGS", "SOLVERS", "Adam", "Info", "JaxoptLBFGS", "Solver", "TorchLBFGS", "solver_name"]
 
 
 def solver_name(solver: Solver) -> str:

@@ -82,6 +82,7 @@ def direction(
     r = history.sy + jnp.diag(jnp.where(valid, 0, 1).astype(history.sy.dtype))
     u = solve_triangular(r, s_g, lower=False)
     inner = jnp.diag(history.sy) * u + gamma * (history.yy @ u) - gamma * y_g
+    inner = jnp.where(valid, inner, 0)  # what a dropped history left in the Gram matrices
     v = solve_triangular(r, inner, trans="T", lower=False)
     coefficients = jnp.stack([v, -gamma * u])
     slots = (jnp.arange(m) - history.start) % m

@@ -1,0 +1,132 @@
+"""L-BFGS whose steps are tested: one evaluation accepts a step, or rejects it and teaches the next, shorter one."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jaxleak import vectors
+from jaxleak.errors import check_positive
+from jaxleak.solvers.compact import History, advance, empty_history
+from jaxleak.solvers.protocol import Info, ValueAndGradient
+
+DECREASE = 1e-4  # Armijo's c1, as in Nocedal & Wright
+SHRINK = 0.5  # a step is at most this times the rejected one before it
+REJECTIONS = 6  # in a row, after which the history is dropped
+
+
+class LBFGSState(NamedTuple):
+    x: Float[Array, "n"]  # evaluated next
+    best: Float[Array, "n"]  # the last accepted candidate
+    value: Float[Array, ""]  # the objective at `best`
+    gradient: Float[Array, "n"]  # and its gradient
+    slope: Float[Array, ""]  # gradient . (x - best): to first order, what the step gains
+    history: History
+    gamma: Float[Array, ""]  # scale of the initial inverse Hessian
+    rejections: Int[Array, ""]  # since the last accepted step
+    evaluations: Int[Array, ""]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LBFGS:
+    """L-BFGS with Armijo's test and a limit on the length of a step, one evaluation per step.
+
+    A candidate x + p is accepted if f(x + p) <= f(x) + c1 g.p (c1 = 1e-4); p is the quasi-Newton step -H g, cut to the
+    largest length allowed. A rejected candidate, too, tells the curvature between it and x: its pair enters the
+    history, and the next step is the new -H g, at most half as long as the rejected one. So every evaluation counts,
+    and no lane waits for another's line search. After six rejections in a row, and when -H g does not go down, the
+    history is dropped and the step is -gamma g. A candidate whose objective or gradient is not finite is rejected, so
+    that a trial is always where it was best.
+
+    Nothing depends on the objective's scale: the first step is -g / |g|_1, a pair is kept if s.y > eps |s| |y|, and the
+    solver stalls only when the gain to be expected is within rounding of the objective (eps of the number type).
+
+    One iteration is `inner_steps` evaluations, whatever came of them, so that a budget in iterations is one in
+    evaluations, comparable with torch's outer steps. The candidate at its end is the best so far.
+
+    Source: Nocedal & Wright 2006, algorithms 3.1 and 7.5, equation 7.20 for gamma; limited length: chapter 4.
+    Differs: pairs of rejected candidates; no curvature (Wolfe) condition, pairs without curvature are left out instead;
+    direction from the compact form.
+
+    Attributes:
+        history: pairs kept.
+        max_step: largest root mean square change of the candidate in one step, in its units (pixels in [0, 1]).
+        inner_steps: evaluations per iteration.
+    """
+
+    history: int = 100
+    max_step: float = 0.05
+    inner_steps: int = 20
+
+    def __post_init__(self):
+        check_positive("max_step", self.max_step)
+        for name in ("history", "inner_steps"):
+            check_positive(name, getattr(self, name), integer=True)
+
+    def init(self, fun: ValueAndGradient, x: Float[Array, "n"]) -> LBFGSState:
+        del fun  # nothing is evaluated before the first step
+        zero, none = jnp.zeros((), x.dtype), jnp.zeros((), jnp.int32)
+        return LBFGSState(
+            x=x,
+            best=x,
+            value=zero,
+            gradient=jnp.zeros_like(x),
+            slope=zero,
+            history=empty_history(self.history, x.size, x.dtype),
+            gamma=zero,
+            rejections=none,
+            evaluations=none,
+        )
+
+    def step(self, fun: ValueAndGradient, state: LBFGSState) -> tuple[LBFGSState, Info]:
+        value, gradient = fun(state.x)
+        opening = state.evaluations == 0
+        rounding = jnp.finfo(state.x.dtype).eps
+
+        # 1. Accept or reject (Nocedal & Wright, equation 3.4). A step that was rounded away is no step.
+        s = state.x - state.best
+        pair = vectors.pair(gradient, state.gradient, s)
+        length = jnp.sqrt(pair.ss)
+        finite = jnp.isfinite(value) & jnp.isfinite(pair.gradient_sum)
+        lower = finite & (length > 0) & (value <= state.value + DECREASE * state.slope)
+        accept = opening | lower
+        best, g = (jnp.where(accept, new, old) for new, old in ((state.x, state.best), (gradient, state.gradient)))
+        best_value = jnp.where(accept, value, state.value)
+        rejections = jnp.where(accept, 0, state.rejections + 1)
+
+        # 2. The pair, if it has curvature, its scale (equation 7.20), and the direction at the best candidate.
+        curved = finite & ~opening & (pair.ys > rounding * length * jnp.sqrt(pair.yy))
+        measured = pair.ys / jnp.where(curved, pair.yy, 1)
+        gamma = jnp.where(opening, 1 / pair.gradient_sum, jnp.where(curved, measured, state.gamma))
+        history, newton = advance(state.history, s, pair.y, g, curved, gamma)
+
+        # 3. The step, no longer than allowed; down the gradient where the history misleads.
+        longest = jnp.where(accept, self.max_step * jnp.sqrt(1.0 * s.size), SHRINK * length)
+        newton_2, newton_g, g_2 = vectors.products(newton, g)
+        factor, slope = _shortened(jnp.sqrt(newton_2), newton_g, longest)
+        negligible = -rounding * jnp.abs(best_value)
+        misled = ~(slope < negligible) | (rejections >= REJECTIONS)
+        steep, steep_slope = _shortened(gamma * jnp.sqrt(g_2), -gamma * g_2, longest)
+        slope = jnp.where(misled, steep_slope, slope)
+        step = jnp.where(misled, -(steep * gamma) * g, factor * newton)
+        stalled = jnp.isfinite(best_value) & ~(slope < negligible)
+        new_state = LBFGSState(
+            x=jnp.where(stalled, best, best + step),
+            best=best,
+            value=best_value,
+            gradient=g,
+            slope=slope,
+            history=history._replace(count=jnp.where(misled, 0, history.count)),
+            gamma=gamma,
+            rejections=jnp.where(misled, 0, rejections),
+            evaluations=state.evaluations + 1,
+        )
+        boundary = state.evaluations % self.inner_steps == 0
+        return new_state, Info(best, best_value, boundary, jnp.ones((), jnp.int32), stalled)
+
+
+def _shortened(length, slope, longest):
+    """The factor that makes a step of this length no longer than `longest`, and the directional derivative then."""
+    factor = jnp.where(length > longest, longest / jnp.where(length > longest, length, 1), 1)
+    return factor, factor * slope

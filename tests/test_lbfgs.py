@@ -1,0 +1,146 @@
+"""`LBFGS`: descent, the answers of scipy, independence of the objective's scale, recovery; the battery has the rest."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.optimize import least_squares
+
+from jaxleak.errors import InputError
+from jaxleak.solvers import LBFGS
+
+QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+
+
+def rosenbrock(x):
+    return jnp.array([10 * (x[1] - x[0] ** 2), 1 - x[0]])
+
+
+def powell_singular(x):
+    a, b, c, d = x
+    return jnp.array([a + 10 * b, 5**0.5 * (c - d), (b - 2 * c) ** 2, 10**0.5 * (a - d) ** 2])
+
+
+def wood(x):
+    a, b, c, d = x
+    return jnp.array([10 * (b - a**2), 1 - a, 90**0.5 * (d - c**2), 1 - c, 10**0.5 * (b + d - 2), (b - d) / 10**0.5])
+
+
+def helical_valley(x):
+    a, b, c = x
+    turn = jnp.arctan2(b, a) / (2 * jnp.pi)
+    return jnp.array([10 * (c - 10 * turn), 10 * (jnp.sqrt(a**2 + b**2) - 1), c])
+
+
+def beale(x):
+    return jnp.array([1.5, 2.25, 2.625]) - x[0] * (1 - x[1] ** jnp.array([1, 2, 3]))
+
+
+# More, Garbow & Hillstrom 1981, with their starts; all have residual zero.
+PROBLEMS: dict[str, Any] = {
+    "rosenbrock": (rosenbrock, [-1.2, 1.0]),
+    "powell singular": (powell_singular, [3.0, -1.0, 0.0, 1.0]),
+    "wood": (wood, [-3.0, -1.0, -3.0, -1.0]),
+    "helical valley": (helical_valley, [-1.0, 0.0, 0.0]),
+    "beale": (beale, [1.0, 1.0]),
+}
+
+
+def squares(residuals, scale=1.0):
+    return jax.value_and_grad(lambda x: scale * jnp.sum(jnp.square(residuals(x))))
+
+
+def solve(fun, start, steps, solver=LBFGS(max_step=1.0)):  # noqa: B008
+    """All states and infos of so many steps."""
+
+    def scan(start):
+        def one(state, _):
+            state, info = solver.step(fun, state)
+            return state, (state, info)
+
+        return jax.lax.scan(one, solver.init(fun, start), length=steps)[1]
+
+    return jax.jit(scan, compiler_options=QUICK)(jnp.asarray(start))
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_the_standard_problems_have_scipys_answers(name):
+    residuals, start = PROBLEMS[name]
+    wanted = least_squares(residuals, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, method="lm")
+    _, infos = solve(squares(residuals), start, 400)
+    assert infos.value[-1] < 1e-12
+    # Powell's Jacobian is singular at the solution: x follows only as the fourth root of the objective.
+    np.testing.assert_allclose(infos.x[-1], wanted.x, atol=1e-2 if name == "powell singular" else 1e-5)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_accepted_step_goes_down(name):
+    residuals, start = PROBLEMS[name]
+    states, infos = solve(squares(residuals), start, 200)
+    moved = np.any(np.diff(infos.x, axis=0) != 0, axis=1)
+    change = np.diff(infos.value)
+    assert np.all(change[moved] < 0)
+    assert np.all(change[~moved] == 0)
+    assert 0 < np.count_nonzero(~moved[:40]) < 40  # some are rejected, most are not
+    assert np.all(states.slope[infos.value > 1e-20] < 0)
+    length = np.linalg.norm(states.x - states.best, axis=1) / np.sqrt(len(start))
+    assert np.max(length) <= 1.0 + 1e-12
+
+
+@pytest.mark.parametrize("scale", [2.0**-27, 2.0**27])
+@pytest.mark.parametrize("name", ["rosenbrock", "wood"])
+def test_the_path_does_not_depend_on_the_objectives_scale(name, scale):
+    """Powers of two, nearly 1e-8 and 1e8: products are rounded alike, so the paths are equal almost in every bit."""
+    residuals, start = PROBLEMS[name]
+    _, plain = solve(squares(residuals), start, 150)
+    _, scaled = solve(squares(residuals, scale), start, 150)
+    np.testing.assert_allclose(scaled.x, plain.x, rtol=1e-9, atol=1e-12)
+    np.testing.assert_array_equal(scaled.stalled, plain.stalled)
+
+
+def test_what_is_not_finite_is_rejected():
+    """sum (log x)^2: steps below zero give NaN."""
+
+    def fun(x):
+        return jax.value_and_grad(lambda x: jnp.sum(jnp.square(jnp.log(x))))(x)
+
+    states, infos = solve(fun, [6.0, 0.3, 9.0], 80, LBFGS(max_step=100.0))
+    assert np.any(np.any(np.asarray(states.x) <= 0, axis=1))  # it was tried
+    assert np.all(np.isfinite(infos.value))
+    assert np.all(np.isfinite(infos.x))
+    assert np.all(np.diff(infos.value) <= 0)
+    np.testing.assert_allclose(infos.x[-1], 1.0, atol=1e-6)
+
+
+def test_a_start_that_is_not_finite_is_reported():
+    _, infos = solve(squares(rosenbrock), [np.nan, 1.0], 5)
+    assert np.all(np.isnan(infos.value))
+    assert not np.any(infos.stalled)
+
+
+def test_a_lane_does_not_feel_the_others():
+    fun = squares(wood)
+    starts = jnp.array([[-3.0, -1.0, -3.0, -1.0], [2.0, 0.5, np.inf, 1.0], [0.1, 3.0, -1.0, 2.0]])
+    solver = LBFGS(max_step=1.0)
+
+    def scan(start):
+        return jax.lax.scan(lambda s, _: solver.step(fun, s), solver.init(fun, start), length=60)[1]
+
+    together = jax.jit(jax.vmap(scan), compiler_options=QUICK)(starts)
+    for lane in (0, 2):
+        alone = jax.jit(jax.vmap(scan), compiler_options=QUICK)(starts[lane : lane + 1])
+        np.testing.assert_allclose(together.value[lane], alone.value[0], rtol=1e-6, atol=1e-20)
+
+
+def test_an_iteration_is_so_many_evaluations():
+    _, infos = solve(squares(wood), [-3.0, -1.0, -3.0, -1.0], 21, LBFGS(inner_steps=7))
+    np.testing.assert_array_equal(np.flatnonzero(infos.boundary), [0, 7, 14])
+    assert np.all(infos.evaluations == 1)
+
+
+@pytest.mark.parametrize("name", ["max_step", "history", "inner_steps"])
+def test_settings_must_be_positive(name):
+    with pytest.raises(InputError, match=f"`{name}`"):
+        LBFGS(**{name: 0})
