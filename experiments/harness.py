@@ -4,11 +4,14 @@ import argparse
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jaxleak
 
+# The papers' attacks: `jaxleak.DLG` and `jaxleak.IDLG` have a solver of our own.
+DLG, IDLG = (replace(attack, solver=jaxleak.TorchLBFGS()) for attack in (jaxleak.DLG, jaxleak.IDLG))
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 

@@ -54,8 +54,8 @@ def device(summary: dict) -> str:
     return summary["environment"]["device"]
 
 
-def table1(network: str) -> Line:
-    summary = stored(f"kan2022_table1/{network}.json")
+def table1(name: str) -> Line:
+    summary = stored(f"kan2022_table1/{name}.json")
     ours, where = NOT_RUN, ""
     if isinstance(summary, dict):
         group = overall(summary, "dlg")
@@ -68,11 +68,12 @@ def table1(network: str) -> Line:
                 f"(n = {group['iterations_n']}), mean per image {min(means):.0f} to {max(means):.0f}"
             )
         where = device(summary)
+    told = "per-trial, our solver `lbfgs`" if name == "lbfgs" else name
     return Line(
-        f"Kan et al. 2022, table 1: DLG, LeNet, CIFAR-100, network {network}",
-        f"python -m experiments.kan2022_table1 --only {network}",
+        f"Kan et al. 2022, table 1: DLG, LeNet, CIFAR-100, network {told}",
+        f"python -m experiments.kan2022_table1 --only {name}",
         "rate 0.68, per image .58 to .78; iterations 94.14, per image 77 to 126 (up to 1,200 iterations)",
-        f"{PYTORCH_SOURCE}; mean 77 iterations" if network == "per-image" else "–",
+        f"{PYTORCH_SOURCE}; mean 77 iterations" if name == "per-image" else "–",
         ours,
         where,
     )
@@ -110,8 +111,9 @@ def nullspace() -> Line:
     )
 
 
-def fidelity(dataset: str, attack: str) -> Line:
-    summary = stored(f"idlg_fidelity/{dataset}.json")
+def fidelity(dataset: str, attack: str, solver: str = "") -> Line:
+    name = f"{dataset}-{solver}" if solver else dataset
+    summary = stored(f"idlg_fidelity/{name}.json")
     label, loose, tight = FIDELITY[dataset, attack]
     ours, where = NOT_RUN, ""
     if isinstance(summary, dict):
@@ -127,9 +129,10 @@ def fidelity(dataset: str, attack: str) -> Line:
         below = group["mse_below"]
         ours = f"label {share(group['label_accuracy'])}; {share(below['0.01'])}; {share(below['0.001'])}; n = {n}"
         where = device(summary)
+    told = f", our solver `{solver}`" if solver else ""
     return Line(
-        f"iDLG 2020, {attack} on {dataset}: label accuracy; MSE < .01; MSE < .001, in %",
-        f"python -m experiments.idlg_fidelity --only {dataset}",
+        f"iDLG 2020, {attack} on {dataset}{told}: label accuracy; MSE < .01; MSE < .001, in %",
+        f"python -m experiments.idlg_fidelity --only {name}",
         f"label {label}; {loose}; {tight}; n = 1,000",
         "–",
         ours,
@@ -158,6 +161,13 @@ def parity(attack: str) -> Line:
     return Line(f"PyTorch parity, {attack}: solved, iterations to 1e-4", command, "–", theirs, ours, where)
 
 
+VARIANTS = {
+    "jaxleak": "network shared",
+    "jaxleak-network-per-trial": "network per-trial",
+    "jaxleak-lbfgs": "network shared, our solver `lbfgs`",
+}
+
+
 def throughput(model: str) -> Line:
     report = stored(f"throughput/{model}.json")
     theirs = ours = NOT_RUN
@@ -168,9 +178,8 @@ def throughput(model: str) -> Line:
         theirs = "; ".join(f"{rates[name]:,.0f} evaluations/s ({how})" for name, how in told.items() if rates.get(name))
         parts = []
         for name, ratios in report["ratios"].items():
-            network = "per-trial" if name.endswith("per-trial") else "shared"
             times = ", ".join(f"{ratio:.1f} times {other}" for other, ratio in ratios.items())
-            parts.append(f"network {network}: {rates[name]:,.0f} evaluations/s, {times}")
+            parts.append(f"{VARIANTS[name]}: {rates[name]:,.0f} evaluations/s, {times}")
         settings = report["settings"]
         ours = f"{'; '.join(parts)} (medians of {settings['rounds']} interleaved rounds)"
         what += "" if model == "lenet" else f", width {settings['width']}"
@@ -182,9 +191,10 @@ def throughput(model: str) -> Line:
 LINES: list[Callable[[], Line]] = [
     lambda: table1("per-trial"),
     lambda: table1("per-image"),
+    lambda: table1("lbfgs"),
     figures,
     nullspace,
-    *[lambda key=key: fidelity(*key) for key in FIDELITY],
+    *[lambda key=key, solver=solver: fidelity(*key, solver) for key in FIDELITY for solver in ("", "lbfgs")],
     lambda: parity("dlg"),
     lambda: parity("idlg"),
     lambda: throughput("lenet"),

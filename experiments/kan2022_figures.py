@@ -6,7 +6,7 @@ Draws the recoveries over the iterations, the curves of objective and MSE, and t
 """
 
 import jaxleak
-from experiments.harness import arguments, results_folder, run_all
+from experiments.harness import DLG, IDLG, arguments, results_folder, run_all
 
 
 def main() -> None:
@@ -14,7 +14,7 @@ def main() -> None:
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
     sweep = jaxleak.Sweep(
         victim=jaxleak.make_victim("lenet", data, [20319], network="per-trial"),
-        attacks=(jaxleak.DLG, jaxleak.IDLG),
+        attacks=(DLG, IDLG),
         seeds=options.seeds,
         snapshots=(0, 10, 20, 30, 40, 60, 80, 100, 150),
     )

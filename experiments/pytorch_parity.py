@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxleak
-from experiments.harness import arguments, results_folder, run_all, write_json
+from experiments.harness import DLG, IDLG, arguments, results_folder, run_all, write_json
 
 SOLVED_MSE = 0.01  # the reference folder's criterion, beside an objective below 1e-4
 
@@ -54,7 +54,7 @@ def build_sweep(data: jaxleak.Dataset, folder: Path, images: list[int], starts: 
         weights_name="torch reference",
         num_classes=data.num_classes,
     )
-    return jaxleak.Sweep(victim=victim, attacks=(jaxleak.DLG, jaxleak.IDLG), seeds=seeds, starts=starts, snapshots=())
+    return jaxleak.Sweep(victim=victim, attacks=(DLG, IDLG), seeds=seeds, starts=starts, snapshots=())
 
 
 def compare(attack: str, torch_rows: list[dict], our_rows: list[dict]) -> dict:

@@ -52,8 +52,8 @@ class RunCommand:
     """From which the networks are drawn."""
     weights: Path | None = None
     """Instead of drawing: a safetensors file in torch's names and layout (with --network shared)."""
-    solver: str = "torch-lbfgs"
-    """torch-lbfgs (the papers'), lbfgs (steps are tested), jaxopt-lbfgs, adam."""
+    solver: str = "lbfgs"
+    """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, adam; of the attacks that name none."""
     lr: float | None = None
     """The solver's learning rate (default: 1 for L-BFGS, 0.1 for adam)."""
     history: int = 100
@@ -126,11 +126,11 @@ class BenchCommand:
     """Write the numbers to this JSON file."""
 
 
-def build_solver(command: RunCommand):
-    """The solver that the flags describe."""
+def build_solver(command: RunCommand, name: str):
+    """The solver of that name that the flags describe."""
     from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, TorchLBFGS
 
-    kind = SOLVERS[check_choice("solver", command.solver, SOLVERS)]
+    kind = SOLVERS[check_choice("solver", name, SOLVERS)]
     if kind is LBFGS:
         if command.lr is not None:
             raise InputError("`lr` must not be given with the solver lbfgs, which finds its step sizes; leave it out.")
@@ -145,7 +145,7 @@ def build_solver(command: RunCommand):
 
 def build_sweep(command: RunCommand):
     """Everything `jaxleak run` needs, checked before any long work."""
-    from jaxleak.attacks import get_attack
+    from jaxleak.attacks import named_attack
     from jaxleak.data import load_dataset
     from jaxleak.models import MODELS
     from jaxleak.solvers import Adam
@@ -155,7 +155,7 @@ def build_sweep(command: RunCommand):
     from jaxleak.victim import NETWORKS, make_victim
 
     # Names and counts first: they are checked without touching data.
-    attacks = [get_attack(name) for name in command.attack]
+    attacks = [named_attack(name) for name in command.attack]
     check_choice("model", command.model, MODELS)
     check_choice("network", command.network, NETWORKS)
     for name in ("seeds", "num_images", "iterations", "history"):
@@ -166,11 +166,14 @@ def build_sweep(command: RunCommand):
         check_positive("lanes", command.lanes, integer=True)
     if command.images is not None and command.num_images is not None:
         raise InputError("`images` and `num_images` exclude each other; give one of them.")
-    solver = build_solver(command)
-    iterations = command.iterations or (4800 if isinstance(solver, Adam) else 300)
     attacks = tuple(
-        replace(attack, solver=solver, iterations=iterations, stop_objective=command.stop_objective)
-        for attack in attacks
+        replace(
+            attack,
+            solver=solver,
+            iterations=command.iterations or (4800 if isinstance(solver, Adam) else 300),
+            stop_objective=command.stop_objective,
+        )
+        for attack, solver in [(attack, build_solver(command, name or command.solver)) for attack, name in attacks]
     )
     criteria = Criteria(
         objective=command.success_objective,

@@ -96,6 +96,9 @@ def pictures(tmp_path_factory) -> Path:
         ("--model lenett", "resnet34, resnet50; got 'lenett'. Did you mean 'lenet'?"),
         ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
+        ("--attack dlg:torch-lbgfs", "`solver` must be one of adam, jaxopt-lbfgs, lbfgs, torch-lbfgs; got 'torch-lbg"),
+        ("--attack dgl:lbfgs", "`attack` must be one of dlg, idlg; got 'dgl'."),
+        ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
         ("--solver jaxopt-lbfgs --line-search zom", "Did you mean 'zoom'?"),
         ("--line-search zom", "Did you mean 'zoom'?"),
@@ -112,14 +115,16 @@ def pictures(tmp_path_factory) -> Path:
         # counts and numbers
         *[
             (f"--{name} {value}", f"`{name.replace('-', '_')}` must be above 0; got {value}")
-            for name in ("seeds", "num-images", "lanes", "iterations", "history", "lr")
+            for name in ("seeds", "num-images", "lanes", "iterations", "history")
             for value in (0, -3)
         ],
-        ("--lr nan", "`lr` must be above 0; got nan."),
+        ("--solver torch-lbfgs --lr 0", "`lr` must be above 0; got 0"),
+        ("--attack dlg:torch-lbfgs --lr nan", "`lr` must be above 0; got nan."),
         ("--solver adam --lr 0", "`lr` must be above 0; got 0.0."),
         ("--solver lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
         ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
-        ("--lr inf", "`lr` must be "),
+        ("--attack dlg dlg:torch-lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
+        ("--solver torch-lbfgs --lr inf", "`lr` must be "),
         ("--stop-objective inf", "`stop_objective` must be "),
         # In float32 jax reads 32 bits of a seed: 2**32 is 0 again, and -1 another one than in float64.
         *[

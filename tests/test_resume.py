@@ -57,7 +57,7 @@ def small_run(tmp_path_factory) -> list[str]:
     np.savez(path, images=pixels, labels=np.arange(4) % 3)
     # One lane a device: what is left of a run is computed by the same program as the whole.
     return [
-        *("run", "--attack", "idlg", "--dataset", str(path), "--images", "3", "1", "--seeds", "5", "--x64"),
+        *("run", "--attack", "idlg:torch-lbfgs", "--dataset", str(path), "--images", "3", "1", "--seeds", "5", "--x64"),
         *("--iterations", "10", "--history", "20", "--lanes", "2", "--no-figures"),
         *("--success-objective", "0.01", "--success-error", "0.5"),
     ]
@@ -192,7 +192,7 @@ def kill_at_random_moments(arguments: list[str], folder: Path, kills: int, pause
 def test_forty_trials_killed_five_times_at_random_moments(tmp_path):
     """LeNet on photographs of 32 by 32 pixels, in float64."""
     arguments = [
-        *("run", "--attack", "dlg", "--dataset", "photos", "--images", "6", "12", "--seeds", "20", "--x64"),
+        *("run", "--attack", "dlg:torch-lbfgs", "--dataset", "photos", "--images", "6", "12", "--seeds", "20", "--x64"),
         *("--iterations", "60", "--success-objective", "0.1", "--lanes", "2", "--no-figures"),
     ]
     run, whole = kill_at_random_moments(arguments, tmp_path, kills=5, pause=0)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks import DLG, IDLG, Attack
+from jaxleak import attacks
+from jaxleak.attacks import Attack
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
 from jaxleak.solvers import Adam, JaxoptLBFGS, TorchLBFGS
@@ -18,6 +19,7 @@ from jaxleak.victim import Victim
 from tests.oracles.cases import LenetCase, lenet_cases
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+DLG, IDLG = (replace(preset, solver=TorchLBFGS()) for preset in (attacks.DLG, attacks.IDLG))  # as published
 ATTACKS = {"dlg": DLG, "idlg": IDLG}
 GRAY8 = lenet_cases()[-1]
 
