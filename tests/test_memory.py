@@ -32,13 +32,13 @@ print(engine.stats.lanes, peak, programs[0].bytes_per_lane)
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
 @pytest.mark.parametrize("network", ["shared", "per-trial"])
 def test_bytes_per_lane_are_what_a_lane_takes(network):
-    """Peak memory of two processes with 64 and 192 lanes of LeNet in float32, 100 pairs of history."""
+    """Peak memory of two processes with 64 and 384 lanes of LeNet, float32, 100 pairs; compiling adds some 100 MB."""
     measured = []
-    for lanes in (64, 192):
+    for lanes in (64, 384):
         run = subprocess.run(
             [sys.executable, "-c", SCRIPT, str(lanes), network], capture_output=True, text=True, check=True, timeout=250
         )
         measured.append([int(word) for word in run.stdout.split()])
     (few, low, _), (many, high, predicted) = measured
-    assert (few, many) == (64, 192)
+    assert (few, many) == (64, 384)
     assert (high - low) / (many - few) == pytest.approx(predicted, rel=0.25)
