@@ -4,12 +4,17 @@ The paper gives a success rate of 0.68 (per image .58 to .78) and 94.14 iteratio
 126), and does not say whether the random network is drawn per image or per trial: both are run. Success is the
 paper's criterion, objective < 1e-4 and a right image; its image threshold is not stated, ours is a relative error
 below 0.2. At most 300 iterations (the paper: 1,200). The third run, not the paper's, has the same trials with jaxleak's
-own solver and the same number of evaluations.
+own solver and the same number of evaluations; `solvers.png` compares the two.
 
     python -m experiments.kan2022_table1 --data-dir DIR
 """
 
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as parquet
+from matplotlib.figure import Figure
 
 import jaxleak
 from experiments.harness import DLG, arguments, results_folder, run_all
@@ -34,8 +39,35 @@ def main() -> None:
     results = run_all("kan2022_table1", sweeps, options)
     from jaxleak.plots import success_by_image
 
+    folder = results_folder("kan2022_table1")
     for name, result in results.items():
-        success_by_image(result.summary, results_folder("kan2022_table1") / f"{name}.png")
+        success_by_image(result.summary, folder / f"{name}.png")
+    compared = {"lbfgs": folder / "lbfgs.parquet", "torch-lbfgs": folder / "per-trial.parquet"}
+    if all(path.exists() for path in compared.values()):
+        solved_by_budget(compared, 6000, folder / "solvers.png")
+
+
+def solved_by_budget(rows: dict[str, Path], budget: int, path: Path) -> None:
+    """Share of all trials solved within so many evaluations, with 95 % Wilson intervals."""
+    figure = Figure(figsize=(3.4, 2.5), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    evaluations = np.linspace(0, budget, 301)
+    for (name, file), colour in zip(rows.items(), ("#0072b2", "#d55e00"), strict=True):
+        trials = parquet.read_table(file, columns=["success", "threshold_evaluations"]).to_pylist()
+        needed = np.array([row["threshold_evaluations"] for row in trials if row["success"]])
+        solved = [int(np.sum(needed <= number)) for number in evaluations]
+        low, high = np.array([jaxleak.wilson(count, len(trials)) for count in solved]).T
+        axes.plot(evaluations, np.array(solved) / len(trials), color=colour, lw=1.2)
+        told = f"{name}: {solved[-1]} of {len(trials)}"
+        axes.text(budget, low[-1] - 0.02, told, color=colour, ha="right", va="top", fontsize=7)
+        axes.fill_between(evaluations, low, high, color=colour, alpha=0.2, lw=0)
+    axes.set_xlabel("objective evaluations of a trial", fontsize=8)
+    axes.set_ylabel("share of trials solved", fontsize=8)
+    axes.set_ylim(0, 1.02)
+    axes.set_xlim(0, budget)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)
 
 
 if __name__ == "__main__":
