@@ -55,7 +55,7 @@ class RunCommand:
     solver: str = "lbfgs"
     """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, adam; of the attacks that name none."""
     lr: float | None = None
-    """The solver's learning rate (default: 1 for L-BFGS, 0.1 for adam)."""
+    """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); lbfgs has none."""
     history: int = 100
     """Pairs that L-BFGS keeps."""
     line_search: str = "zoom"

@@ -221,6 +221,11 @@ def test_initialisations():
     for leaf in jax.tree.leaves(uniform):
         assert np.abs(leaf).max() <= 0.5
         assert np.unique(leaf).size == leaf.size
+    plain_norms = drawn(weight_init="uniform-weights")
+    assert np.all(plain_norms["bn1"]["scale"] == 1)
+    assert np.all(plain_norms["bn1"]["bias"] == 0)
+    assert 0.49 < np.abs(plain_norms["conv1"]["kernel"]).max() <= 0.5
+    assert 0.45 < np.abs(plain_norms["head"]["kernel"]).max() <= 0.5
     kernel = torchs["layer1.0"]["conv2"]["kernel"]
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 16)), rel=5 / np.sqrt(2 * kernel.size))
     assert np.all(torchs["layer1.0"]["bn2"]["scale"] == 1)  # the last of the block too
@@ -251,11 +256,15 @@ def test_batch_norm_refuses_a_single_value_per_channel():
         jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
 
 
-def test_eval_mode_without_statistics_is_an_error():
+def test_eval_mode_without_statistics_has_those_of_a_new_network():
     model = build_model("resnet18", CLASSES, width=2, train=False)
-    params = some_variables(model, (8, 8, 3))["params"]
-    with pytest.raises(Exception, match="batch_stats"):
-        jax.eval_shape(model.apply, {"params": params}, jnp.zeros((1, 8, 8, 3)))
+    variables = some_variables(model, (8, 8, 3))
+    x = jax.random.normal(jax.random.key(1), (1, 8, 8, 3))
+    fresh = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full_like(leaf, path[-1].key == "var"), variables["batch_stats"]
+    )
+    wanted = model.apply({"params": variables["params"], "batch_stats": fresh}, x)
+    np.testing.assert_array_equal(model.apply({"params": variables["params"]}, x), wanted)
 
 
 # --- weights in and out ---

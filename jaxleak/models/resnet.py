@@ -16,7 +16,7 @@ from jaxleak.models.lenet import dlg_uniform
 EPSILON = 1e-5  # torch's, in BatchNorm and GroupNorm
 STEMS = ("cifar", "imagenet")
 NORMS = ("batch", "group")
-WEIGHT_INITS = ("uniform", "torch")
+WEIGHT_INITS = ("uniform", "uniform-weights", "torch")
 
 
 class BatchNorm(nn.Module):
@@ -24,7 +24,8 @@ class BatchNorm(nn.Module):
 
     Attributes:
         train: m and v are the mean and the biased variance of the batch at hand; else the running ones, variables
-            "mean" and "var" of the collection `batch_stats`.
+            "mean" and "var" of the collection `batch_stats`, or 0 and 1, those of a new network, where the model is
+            applied without that collection.
         scale_init, bias_init: initialisation of the two parameters.
 
     Differs: train mode keeps no running statistics, so that it needs no collection but `params`.
@@ -48,9 +49,13 @@ class BatchNorm(nn.Module):
             mean = jnp.mean(x, axis=(0, 1, 2))
             var = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
         else:
-            mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,)).value
-            var = self.variable("batch_stats", "var", jnp.ones, (channels,)).value
+            mean, var = (self._running(name, value, x) for name, value in (("mean", 0), ("var", 1)))
         return (x - mean) * (scale * lax.rsqrt(var + EPSILON)) + bias
+
+    def _running(self, name: str, new: float, x: Float[Array, "b h w c"]) -> Float[Array, "c"]:
+        if not (self.is_initializing() or self.has_variable("batch_stats", name)):
+            return jnp.full(x.shape[-1:], new, x.dtype)
+        return self.variable("batch_stats", name, jnp.full, x.shape[-1:], new, jnp.float32).value
 
 
 def max_pool(x: Float[Array, "b h w c"]) -> Float[Array, "b oh ow c"]:
@@ -137,8 +142,9 @@ class ResNet(nn.Module):
         norm: "batch" or "group" (GroupNorm of each image).
         groups: of GroupNorm; must divide `width`.
         train: BatchNorm takes the statistics of the batch at hand; else those of the collection `batch_stats`.
-        weight_init: "uniform" (DLG: all from U(-0.5, 0.5), scales and biases of norms too) or "torch" (torchvision:
-            convolutions N(0, 2 / fan-out), norms 1 and 0, head U(-1, 1) / sqrt(fan-in)).
+        weight_init: "uniform" (DLG: all from U(-0.5, 0.5), scales and biases of norms too), "uniform-weights"
+            (convolutions and head from U(-0.5, 0.5), norms 1 and 0) or "torch" (torchvision: convolutions
+            N(0, 2 / fan-out), norms 1 and 0, head U(-1, 1) / sqrt(fan-in)).
 
     Raises:
         InputError: a field has a value that is not allowed.
@@ -192,8 +198,8 @@ class ResNet(nn.Module):
         return self._head(jnp.mean(x, axis=(1, 2)))
 
     def _convolution(self) -> Callable:
-        published = self.weight_init == "uniform"
-        kernel_init = dlg_uniform if published else nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+        torchs = self.weight_init == "torch"
+        kernel_init = nn.initializers.variance_scaling(2.0, "fan_out", "normal") if torchs else dlg_uniform
         return partial(nn.Conv, use_bias=False, kernel_init=kernel_init, conv_general_dilated=fast_conv)
 
     def _normalisation(self) -> Callable:
@@ -208,7 +214,7 @@ class ResNet(nn.Module):
             bound = x.shape[-1] ** -0.5
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        init = dlg_uniform if self.weight_init == "uniform" else torch_uniform
+        init = torch_uniform if self.weight_init == "torch" else dlg_uniform
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="head")(x)
 
     def head_input_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
