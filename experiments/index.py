@@ -161,6 +161,28 @@ def parity(attack: str) -> Line:
     return Line(f"PyTorch parity, {attack}: solved, iterations to 1e-4", command, "–", theirs, ours, where)
 
 
+def resnet18_eval() -> Line:
+    told, run = stored("resnet18_eval/summary.json"), stored("resnet18_eval/lbfgs.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict) and isinstance(run, dict):
+        parts = []
+        for name, found in told.items():
+            low, high = found["ci95"]
+            parts.append(
+                f"`{name}`: above 30 dB {found['above_30_dB']}/{found['trials']} [{low:.2f}, {high:.2f}], "
+                f"median {found['psnr_quantiles']['0.5']:.1f} dB"
+            )
+        ours, where = "; ".join(parts), device(run)
+    return Line(
+        "ResNet-18, width 16, sigmoid, BatchNorm in eval mode, label known: 2,000 evaluations",
+        "python -m experiments.resnet18_eval",
+        "cannot be inverted (Kan et al. 2022)",
+        "–",
+        ours,
+        where,
+    )
+
+
 VARIANTS = {
     "jaxleak": "network shared",
     "jaxleak-network-per-trial": "network per-trial",
@@ -195,6 +217,7 @@ LINES: list[Callable[[], Line]] = [
     figures,
     nullspace,
     *[lambda key=key, solver=solver: fidelity(*key, solver) for key in FIDELITY for solver in ("", "lbfgs")],
+    resnet18_eval,
     lambda: parity("dlg"),
     lambda: parity("idlg"),
     lambda: throughput("lenet"),

@@ -25,6 +25,7 @@ from jaxleak.victim import Victim
 
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
 FLUSH_SECONDS = 10.0
+MOST_TRIALS = 10_000_000  # of one sweep: its queue lies in memory
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -57,6 +58,11 @@ class Sweep:
         names = [attack.name for attack in self.attacks]
         if len(set(names)) < len(names):
             raise InputError(f"`attack` names must be distinct; got {', '.join(names)}.")
+        if self.total > MOST_TRIALS:
+            raise InputError(
+                f"`seeds` times images times attacks must be at most {MOST_TRIALS:,}; got {self.total:,}. "
+                "Use fewer seeds, and further runs with another start_seed."
+            )
         if any(iteration < 0 for iteration in self.snapshots):
             raise InputError(f"`snapshots` must be iterations, 0 or above; got {list(self.snapshots)}.")
         needed = {"image"} | {"label" for attack in self.attacks if attack.label == "joint"}

@@ -118,6 +118,7 @@ def pictures(tmp_path_factory) -> Path:
             for name in ("seeds", "num-images", "lanes", "iterations", "history")
             for value in (0, -3)
         ],
+        ("--seeds 5000000000", "`seeds` times images times attacks must be at most 10,000,000; got 40,000,000,000."),
         ("--solver torch-lbfgs --lr 0", "`lr` must be above 0; got 0"),
         ("--attack dlg:torch-lbfgs --lr nan", "`lr` must be above 0; got nan."),
         ("--solver adam --lr 0", "`lr` must be above 0; got 0.0."),
