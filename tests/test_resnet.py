@@ -267,6 +267,15 @@ def test_eval_mode_without_statistics_has_those_of_a_new_network():
     np.testing.assert_array_equal(model.apply({"params": variables["params"]}, x), wanted)
 
 
+def test_images_may_be_normalised_by_the_network():
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    plain = build_model("resnet18", CLASSES, width=2, train=False)
+    variables = some_variables(plain, (8, 8, 3))
+    x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
+    got = plain.clone(mean=mean, std=std).apply(variables, x)
+    np.testing.assert_allclose(got, plain.apply(variables, (x - np.array(mean)) / np.array(std)), rtol=1e-9)
+
+
 # --- weights in and out ---
 
 SHAPE = (16, 16, 3)

@@ -145,6 +145,7 @@ class ResNet(nn.Module):
         weight_init: "uniform" (DLG: all from U(-0.5, 0.5), scales and biases of norms too), "uniform-weights"
             (convolutions and head from U(-0.5, 0.5), norms 1 and 0) or "torch" (torchvision: convolutions
             N(0, 2 / fan-out), norms 1 and 0, head U(-1, 1) / sqrt(fan-in)).
+        mean, std: of each channel of the images; the network's input is (x - mean) / std. None where empty.
 
     Raises:
         InputError: a field has a value that is not allowed.
@@ -160,6 +161,8 @@ class ResNet(nn.Module):
     groups: int = 32
     train: bool = True
     weight_init: str = "uniform"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     # Every other module has torchvision's name.
     torch_names = (("head", "fc"),)
@@ -178,6 +181,10 @@ class ResNet(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Class logits [b, k] of images [b, h, w, c]."""
         conv, norm = self._convolution(), self._normalisation()
+        if self.mean:
+            x = x - jnp.asarray(self.mean, x.dtype)
+        if self.std:
+            x = x / jnp.asarray(self.std, x.dtype)
         if self.stem == "cifar":
             x = conv(self.width, (3, 3), padding=1, name="conv1")(x)
         else:
