@@ -10,6 +10,7 @@ trial, no stop at an objective; a trial counts as solved above 30 dB (PSNR).
     python -m experiments.resnet18_eval --data-dir DIR
 """
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -38,8 +39,10 @@ def main() -> None:
         for name, attack in ATTACKS.items()
     }
     results = run_all("resnet18_eval", sweeps, options)
-    told = {name: quality(result.rows) for name, result in results.items()}
-    write_json(results_folder("resnet18_eval") / "summary.json", told)
+    file = results_folder("resnet18_eval") / "summary.json"
+    told = json.loads(file.read_text()) if file.exists() else {}  # of runs left out with --only
+    told |= {name: quality(result.rows) for name, result in results.items()}
+    write_json(file, told)
     print(told)
 
 
