@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,10 @@ def run_all(
     experiment: str, sweeps: Mapping[str, jaxleak.Sweep], options: argparse.Namespace
 ) -> dict[str, jaxleak.Result]:
     """Run or resume each sweep in `RUNS/EXPERIMENT/NAME`, and copy its rows and summary to the results folder."""
+    unknown = set(options.only or ()) - sweeps.keys()
+    if unknown:
+        print(f"`only` must be among {', '.join(sweeps)}; got {', '.join(sorted(unknown))}.", file=sys.stderr)
+        raise SystemExit(2)
     results = {}
     for name, sweep in sweeps.items():
         if options.only and name not in options.only:

@@ -8,7 +8,7 @@ from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.objectives import OBJECTIVES
-from jaxleak.solvers import LBFGS, SOLVERS, Solver, solver_name
+from jaxleak.solvers import LBFGS, SOLVERS, Adam, Solver, solver_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,12 @@ def get_attack(attack: str | Attack) -> Attack:
     if isinstance(attack, Attack):
         return attack
     preset, solver = named_attack(attack)
-    return preset if solver is None else replace(preset, solver=SOLVERS[solver]())
+    return preset if solver is None else with_solver(preset, SOLVERS[solver]())
+
+
+def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -> Attack:
+    """The attack with another solver; without `iterations`, 4,800 steps of Adam or 300 iterations of any other."""
+    return replace(attack, solver=solver, iterations=iterations or (4800 if isinstance(solver, Adam) else 300))
 
 
 def named_attack(name: str) -> tuple[Attack, str | None]:

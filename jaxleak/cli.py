@@ -145,10 +145,9 @@ def build_solver(command: RunCommand, name: str):
 
 def build_sweep(command: RunCommand):
     """Everything `jaxleak run` needs, checked before any long work."""
-    from jaxleak.attacks import named_attack
+    from jaxleak.attacks import named_attack, with_solver
     from jaxleak.data import load_dataset
     from jaxleak.models import MODELS
-    from jaxleak.solvers import Adam
     from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
     from jaxleak.stats import Criteria
     from jaxleak.sweep import Sweep
@@ -168,12 +167,10 @@ def build_sweep(command: RunCommand):
         raise InputError("`images` and `num_images` exclude each other; give one of them.")
     attacks = tuple(
         replace(
-            attack,
-            solver=solver,
-            iterations=command.iterations or (4800 if isinstance(solver, Adam) else 300),
+            with_solver(attack, build_solver(command, solver or command.solver), command.iterations),
             stop_objective=command.stop_objective,
         )
-        for attack, solver in [(attack, build_solver(command, name or command.solver)) for attack, name in attacks]
+        for attack, solver in attacks
     )
     criteria = Criteria(
         objective=command.success_objective,

@@ -16,7 +16,20 @@ import pytest
 from rich.console import Console
 
 import jaxleak.sweep as module
-from jaxleak import DLG, IDLG, Adam, InputError, JaxoptLBFGS, Sweep, TorchLBFGS, attack, load_dataset, make_victim
+from jaxleak import (
+    DLG,
+    IDLG,
+    LBFGS,
+    Adam,
+    InputError,
+    JaxoptLBFGS,
+    Sweep,
+    TorchLBFGS,
+    attack,
+    load_dataset,
+    make_victim,
+)
+from jaxleak.attacks import get_attack
 from jaxleak.models.lenet import dlg_uniform
 from jaxleak.objectives import squared_norm
 from jaxleak.parts import ROW_COLUMNS
@@ -28,8 +41,8 @@ from jaxleak.victim import Victim
 SHAPE = (8, 8, 1)
 CLASSES = 3
 # Few evaluations, so that what rounding does to L-BFGS stays small.
-LBFGS = TorchLBFGS(history=10, inner_steps=6)
-QUICK_DLG, QUICK_IDLG = (replace(preset, solver=LBFGS, iterations=2) for preset in (DLG, IDLG))
+SHORT_LBFGS = TorchLBFGS(history=10, inner_steps=6)
+QUICK_DLG, QUICK_IDLG = (replace(preset, solver=SHORT_LBFGS, iterations=2) for preset in (DLG, IDLG))
 QUICKEST = replace(IDLG, solver=Adam(), iterations=3)
 
 
@@ -294,7 +307,9 @@ def test_an_update_of_zero_is_no_error(data):
     assert result.summary["complete"]
 
 
-@pytest.mark.parametrize("solver", [Adam(), LBFGS, JaxoptLBFGS(line_search="fixed", lr=0.1, inner_steps=2)], ids=str)
+@pytest.mark.parametrize(
+    "solver", [Adam(), SHORT_LBFGS, JaxoptLBFGS(line_search="fixed", lr=0.1, inner_steps=2)], ids=str
+)
 def test_every_solver_runs(data, solver):
     result = attack(
         make_victim(Tiny(CLASSES), data, [4], network="shared"),
@@ -326,7 +341,7 @@ def test_networks(data, network):
 def test_lenet_on_photos():
     """The main job, cut short."""
     victim = make_victim("lenet", load_dataset("photos"), [6, 12], network="shared")
-    result = attack(victim, replace(IDLG, solver=LBFGS, iterations=1), seeds=1, snapshots=(0, 1), quiet=True)
+    result = attack(victim, replace(IDLG, solver=SHORT_LBFGS, iterations=1), seeds=1, snapshots=(0, 1), quiet=True)
     assert [row["image"] for row in sorted(result.rows, key=lambda row: row["trial"])] == [6, 12]
     assert all(row["label_correct"] for row in result.rows)
     assert result.reconstructions()["candidate"].shape == (2, 32, 32, 3)
@@ -560,3 +575,12 @@ def test_unknown_attack_names_the_closest(data):
 def test_idlg_needs_a_head(data):
     with pytest.raises(InputError, match=r"^`label` idlg needs a layer named 'head'; the model has first, last\."):
         attack(make_victim(Tiny(CLASSES, head="last"), data, [4]), QUICKEST, seeds=1, quiet=True)
+
+
+def test_a_name_may_say_the_solver():
+    assert get_attack("dlg").solver == LBFGS()
+    published = get_attack("dlg:torch-lbfgs")
+    assert (published.name, published.solver, published.iterations) == ("dlg:torch-lbfgs", TorchLBFGS(), 300)
+    assert get_attack("idlg:adam").iterations == 4800
+    with pytest.raises(InputError, match=r"^`solver` must be one of .*Did you mean 'torch-lbfgs'"):
+        get_attack("dlg:torch-lbfg")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxleak.attacks import DLG, Attack
+from jaxleak.attacks import DLG, Attack, with_solver
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
@@ -30,7 +30,7 @@ def attack(settings: dict[str, Any], variant: str) -> Attack:
     if variant == "jaxleak-lbfgs":
         return replace(DLG, solver=LBFGS(history=settings["history"]))
     if settings["solver"] == "adam":
-        return replace(DLG, solver=Adam(lr=LEARNING_RATE), iterations=4800)
+        return with_solver(DLG, Adam(lr=LEARNING_RATE))
     return replace(DLG, solver=TorchLBFGS(history=settings["history"]))
 
 

@@ -1,7 +1,7 @@
 """The three products of a convolution as JAX primitives: any derivative, any nesting of `vmap`, any platform.
 
 On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`). Images of a few
-channels are flat vectors here: XLA takes four times as long to add arrays with a last axis of 3.
+channels are flat vectors here: XLA took 18 us to add two arrays [4, 32, 32, 3], and 2.5 us where they were flat.
 """
 
 import jax
