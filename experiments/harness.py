@@ -4,7 +4,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,23 @@ def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Name
     return parsed
 
 
+def chosen_runs(names: Iterable[str], options: argparse.Namespace) -> list[str]:
+    """Those named by `--only`, or all; a name that is none of them ends the program with one line and code 2."""
+    names = list(names)
+    unknown = set(options.only or ()) - set(names)
+    if unknown:
+        print(f"`only` must be among {', '.join(names)}; got {', '.join(sorted(unknown))}.", file=sys.stderr)
+        raise SystemExit(2)
+    return [name for name in names if not options.only or name in options.only]
+
+
 def run_all(
     experiment: str, sweeps: Mapping[str, jaxleak.Sweep], options: argparse.Namespace
 ) -> dict[str, jaxleak.Result]:
     """Run or resume each sweep in `RUNS/EXPERIMENT/NAME`, and copy its rows and summary to the results folder."""
-    unknown = set(options.only or ()) - sweeps.keys()
-    if unknown:
-        print(f"`only` must be among {', '.join(sweeps)}; got {', '.join(sorted(unknown))}.", file=sys.stderr)
-        raise SystemExit(2)
     results = {}
-    for name, sweep in sweeps.items():
-        if options.only and name not in options.only:
-            continue
+    for name in chosen_runs(sweeps, options):
+        sweep = sweeps[name]
         result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
         folder = results_folder(experiment)
         result.run.write_rows(folder / f"{name}.parquet")

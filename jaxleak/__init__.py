@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.models import build_model, load_weights, save_weights
-    from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
+    from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, OptaxLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
     from jaxleak.sweep import Result, Sweep, attack, run_sweep
@@ -22,7 +22,7 @@ _HOMES = {
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "models": ("build_model", "load_weights", "save_weights"),
-    "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "TorchLBFGS"),
+    "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "OptaxLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
     "store": ("Run",),
     "sweep": ("Result", "Sweep", "attack", "run_sweep"),
@@ -41,6 +41,7 @@ __all__ = [
     "Dataset",
     "InputError",
     "JaxoptLBFGS",
+    "OptaxLBFGS",
     "Result",
     "Run",
     "Sweep",

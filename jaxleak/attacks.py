@@ -22,6 +22,8 @@ class Attack:
         objective: distance between the candidate's gradient and the shared one.
         solver: how it is minimised.
         iterations: budget, in the solver's iterations.
+        max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
+            A step that costs several may end above it.
         stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
     """
 
@@ -31,6 +33,7 @@ class Attack:
     objective: str = "l2"
     solver: Solver = field(default_factory=LBFGS)
     iterations: int = 300
+    max_evaluations: int | None = None
     stop_objective: float = 1e-6
 
     def __post_init__(self):
@@ -38,6 +41,8 @@ class Attack:
         check_choice("init", self.init, INITS)
         check_choice("objective", self.objective, OBJECTIVES)
         check_positive("iterations", self.iterations, integer=True)
+        if self.max_evaluations is not None:
+            check_positive("max_evaluations", self.max_evaluations, integer=True)
         if not self.stop_objective >= 0:
             raise InputError(f"`stop_objective` must be 0 or above; got {self.stop_objective!r}.")
         if math.isinf(self.stop_objective):

@@ -53,7 +53,8 @@ class RunCommand:
     weights: Path | None = None
     """Instead of drawing: a safetensors file in torch's names and layout (with --network shared)."""
     solver: str = "lbfgs"
-    """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, adam; of the attacks that name none."""
+    """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, optax-lbfgs, adam; of the attacks that name
+    none."""
     lr: float | None = None
     """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); lbfgs has none."""
     history: int = 100
@@ -62,6 +63,8 @@ class RunCommand:
     """Of jaxopt-lbfgs: fixed, zoom, hager-zhang."""
     iterations: int | None = None
     """Budget of a trial: outer steps of at most 20 evaluations for L-BFGS (default 300), steps for adam (4800)."""
+    max_evaluations: int | None = None
+    """A trial also ends once it has spent this many evaluations (default: no such limit)."""
     stop_objective: float = 1e-6
     """A trial ends when its objective is below this at the end of an iteration."""
     success_objective: float = 1e-4
@@ -128,13 +131,15 @@ class BenchCommand:
 
 def build_solver(command: RunCommand, name: str):
     """The solver of that name that the flags describe."""
-    from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, TorchLBFGS
+    from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, OptaxLBFGS, TorchLBFGS
 
     kind = SOLVERS[check_choice("solver", name, SOLVERS)]
-    if kind is LBFGS:
+    if kind in (LBFGS, OptaxLBFGS):
         if command.lr is not None:
-            raise InputError("`lr` must not be given with the solver lbfgs, which finds its step sizes; leave it out.")
-        return LBFGS(history=command.history)
+            raise InputError(
+                f"`lr` must not be given with the solver {name}, which finds its step sizes; leave it out."
+            )
+        return kind(history=command.history)
     rate: dict[str, Any] = {} if command.lr is None else {"lr": command.lr}
     if kind is Adam:
         return Adam(**rate)
@@ -157,7 +162,7 @@ def build_sweep(command: RunCommand):
     attacks = [named_attack(name) for name in command.attack]
     check_choice("model", command.model, MODELS)
     check_choice("network", command.network, NETWORKS)
-    for name in ("seeds", "num_images", "iterations", "history"):
+    for name in ("seeds", "num_images", "iterations", "max_evaluations", "history"):
         if getattr(command, name) is not None:
             check_positive(name, getattr(command, name), integer=True)
     check_choice("line_search", command.line_search, LINE_SEARCHES)
@@ -169,6 +174,7 @@ def build_sweep(command: RunCommand):
         replace(
             with_solver(attack, build_solver(command, solver or command.solver), command.iterations),
             stop_objective=command.stop_objective,
+            max_evaluations=command.max_evaluations,
         )
         for attack, solver in attacks
     )

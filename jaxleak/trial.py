@@ -219,12 +219,14 @@ class Trial:
         boundary_iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
         reached = info.boundary & (info.value < self.attack.stop_objective)
         spent = info.boundary & (boundary_iterations >= self.attack.iterations)
+        if self.attack.max_evaluations is not None:
+            spent |= evaluations >= self.attack.max_evaluations
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],
             [ENDING["non-finite"], ENDING["objective"], ENDING["stalled"], ENDING["iteration-limit"]],
             RUNNING,
         )
-        # A trial that stalls or breaks inside an iteration ends that iteration, at the candidate just evaluated.
+        # A trial that ends inside an iteration ends that iteration too, at the candidate just evaluated.
         ends = ending != RUNNING
         iterations = boundary_iterations + (ends & ~info.boundary)
         noted = running & (info.boundary | ends)

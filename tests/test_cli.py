@@ -96,7 +96,10 @@ def pictures(tmp_path_factory) -> Path:
         ("--model lenett", "resnet34, resnet50; got 'lenett'. Did you mean 'lenet'?"),
         ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
-        ("--attack dlg:torch-lbgfs", "`solver` must be one of adam, jaxopt-lbfgs, lbfgs, torch-lbfgs; got 'torch-lbg"),
+        (
+            "--attack dlg:torch-lbgfs",
+            "`solver` must be one of adam, jaxopt-lbfgs, lbfgs, optax-lbfgs, torch-lbfgs; got",
+        ),
         ("--attack dgl:lbfgs", "`attack` must be one of dlg, idlg; got 'dgl'."),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
@@ -115,7 +118,7 @@ def pictures(tmp_path_factory) -> Path:
         # counts and numbers
         *[
             (f"--{name} {value}", f"`{name.replace('-', '_')}` must be above 0; got {value}")
-            for name in ("seeds", "num-images", "lanes", "iterations", "history")
+            for name in ("seeds", "num-images", "lanes", "iterations", "max-evaluations", "history")
             for value in (0, -3)
         ],
         ("--seeds 5000000000", "`seeds` times images times attacks must be at most 10,000,000; got 40,000,000,000."),
@@ -123,6 +126,7 @@ def pictures(tmp_path_factory) -> Path:
         ("--attack dlg:torch-lbfgs --lr nan", "`lr` must be above 0; got nan."),
         ("--solver adam --lr 0", "`lr` must be above 0; got 0.0."),
         ("--solver lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
+        ("--solver optax-lbfgs --lr 1", "`lr` must not be given with the solver optax-lbfgs"),
         ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
         ("--attack dlg dlg:torch-lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
         ("--solver torch-lbfgs --lr inf", "`lr` must be "),

@@ -43,6 +43,22 @@ def small() -> tuple[LenetCase, LeNet]:
 # --- the network ---
 
 
+@pytest.mark.parametrize("weight_init", ["uniform", "torch"])
+def test_initialisations(weight_init):
+    """DLG's bound is 0.5 everywhere, torch's 1 / sqrt(fan in)."""
+    model = LeNet(num_classes=10, weight_init=weight_init)
+    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    for name, fan_in in (("conv1", 75), ("conv2", 300), ("conv3", 300), ("head", 192)):
+        bound = 0.5 if weight_init == "uniform" else fan_in**-0.5
+        assert 0.97 * bound < np.abs(params[name]["kernel"]).max() <= bound
+        assert 0.5 * bound < np.abs(params[name]["bias"]).max() <= bound
+
+
+def test_unknown_initialisation_names_the_closest():
+    with pytest.raises(InputError, match=r"^`weight_init` must be one of torch, uniform; got 'torhc'. Did you mean"):
+        LeNet(num_classes=10, weight_init="torhc")
+
+
 @pytest.mark.parametrize("case", lenet_cases(), ids=str)
 def test_forward_equals_torch(case):
     model = LeNet(num_classes=case.num_classes)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxleak.errors import InputError
-from jaxleak.solvers import SOLVERS, Adam, Info, JaxoptLBFGS, TorchLBFGS, solver_name
+from jaxleak.solvers import SOLVERS, Adam, Info, JaxoptLBFGS, OptaxLBFGS, TorchLBFGS, solver_name
 from tests.oracles.cases import SolverCase, solver_cases
 from tests.oracles.two_loop import dense_inverse_hessian, two_loop_direction
 
@@ -122,8 +122,12 @@ def test_a_stalled_solver_stays_where_it_is(run):
 
 def test_evaluations_are_counted(solver, run):
     reported = int(np.sum(run.infos.evaluations))
-    # jaxopt evaluates ahead: a step reports what led to the value it returns, and the last update's come with the next.
-    ahead = int(run.state.inner.num_fun_eval) - reported if isinstance(solver, JaxoptLBFGS) else 0
+    # Two evaluate ahead: a step reports what led to the value it returns, and the last update's come with the next.
+    ahead = 0
+    if isinstance(solver, JaxoptLBFGS):
+        ahead = int(run.state.inner.num_fun_eval) - reported
+    elif isinstance(solver, OptaxLBFGS):
+        ahead = int(run.state.evaluations)
     assert run.counted == reported + ahead
     assert np.all(np.asarray(run.infos.evaluations) >= 0)
 
@@ -159,7 +163,7 @@ def test_the_step_size_must_be_positive(kind, value):
         kind(lr=value)
 
 
-@pytest.mark.parametrize("kind", [TorchLBFGS, JaxoptLBFGS])
+@pytest.mark.parametrize("kind", [TorchLBFGS, JaxoptLBFGS, OptaxLBFGS])
 @pytest.mark.parametrize("name", ["history", "inner_steps"])
 @pytest.mark.parametrize("value", [0, -1, 2.5])
 def test_counts_must_be_positive_whole_numbers(kind, name, value):
@@ -173,7 +177,8 @@ def test_unknown_line_search_names_the_closest():
 
 
 @pytest.mark.parametrize(
-    ("solver", "period"), [(TorchLBFGS(inner_steps=4), 4), (JaxoptLBFGS(inner_steps=3), 3), (Adam(), 1)]
+    ("solver", "period"),
+    [(TorchLBFGS(inner_steps=4), 4), (JaxoptLBFGS(inner_steps=3), 3), (OptaxLBFGS(inner_steps=2), 2), (Adam(), 1)],
 )
 def test_iterations_begin_every_so_many_steps(solver, period):
     def scan(start):

@@ -30,7 +30,7 @@ from jaxleak import (
     make_victim,
 )
 from jaxleak.attacks import get_attack
-from jaxleak.models.lenet import dlg_uniform
+from jaxleak.models.weight_init import dlg_uniform
 from jaxleak.objectives import squared_norm
 from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import STATUSES, Criteria, wilson

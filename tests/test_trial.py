@@ -326,6 +326,16 @@ def test_iterations_are_the_solvers(solver, evaluations):
     assert ran.outcome.objective < ran.outcome.objective_trace[0]
 
 
+@pytest.mark.parametrize(("most", "iterations"), [(1, 0), (33, 2), (41, 2), (1000, 3)])
+def test_a_trial_ends_when_its_evaluations_are_spent(most, iterations):
+    """41 evaluations end iteration 2; the 33rd lies inside it, so that iteration ends there."""
+    attack = small_attack(iterations=3, max_evaluations=most)
+    ran = run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8)))
+    assert ending(ran.outcome) == "iteration-limit"
+    assert (int(ran.outcome.iterations), int(ran.outcome.evaluations)) == (iterations, min(most, 61))
+    assert np.isfinite(ran.outcome.objective_trace[: iterations + 1]).all()
+
+
 # --- where trials start ---
 
 

@@ -4,14 +4,13 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
 from jaxleak.conv import fast_conv
 from jaxleak.errors import InputError, check_choice, check_positive
-from jaxleak.models.lenet import dlg_uniform
+from jaxleak.models.weight_init import dlg_uniform, torch_uniform
 
 EPSILON = 1e-5  # torch's, in BatchNorm and GroupNorm
 STEMS = ("cifar", "imagenet")
@@ -217,11 +216,7 @@ class ResNet(nn.Module):
         return partial(nn.GroupNorm, num_groups=self.groups, epsilon=EPSILON, use_fast_variance=False, **inits)
 
     def _head(self, x: Float[Array, "b f"]) -> Float[Array, "b k"]:
-        def torch_uniform(key, shape, dtype=float):
-            bound = x.shape[-1] ** -0.5
-            return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-        init = torch_uniform if self.weight_init == "torch" else dlg_uniform
+        init = torch_uniform(x.shape[-1]) if self.weight_init == "torch" else dlg_uniform
         return nn.Dense(self.num_classes, kernel_init=init, bias_init=init, name="head")(x)
 
     def head_input_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -3,6 +3,7 @@
 from jaxleak.solvers.first_order import Adam
 from jaxleak.solvers.jaxopt_lbfgs import JaxoptLBFGS
 from jaxleak.solvers.lbfgs import LBFGS
+from jaxleak.solvers.optax_lbfgs import OptaxLBFGS
 from jaxleak.solvers.protocol import Info, Solver
 from jaxleak.solvers.torch_lbfgs import TorchLBFGS
 
@@ -10,10 +11,11 @@ SOLVERS: dict[str, type] = {
     "lbfgs": LBFGS,
     "torch-lbfgs": TorchLBFGS,
     "jaxopt-lbfgs": JaxoptLBFGS,
+    "optax-lbfgs": OptaxLBFGS,
     "adam": Adam,
 }
 
-__all__ = ["LBFGS", "SOLVERS", "Adam", "Info", "JaxoptLBFGS", "Solver", "TorchLBFGS", "solver_name"]
+__all__ = ["LBFGS", "SOLVERS", "Adam", "Info", "JaxoptLBFGS", "OptaxLBFGS", "Solver", "TorchLBFGS", "solver_name"]
 
 
 def solver_name(solver: Solver) -> str:
