@@ -7,7 +7,7 @@ from typing import Any
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
-from jaxleak.objectives import OBJECTIVES
+from jaxleak.objectives import OBJECTIVES, SCALES
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, Solver, solver_name
 
 
@@ -17,9 +17,16 @@ class Attack:
 
     Attributes:
         name: what rows and tables call it.
-        label: "joint" optimises label logits beside the image; "idlg" reads the label from the head's gradient.
+        label: "joint" optimises label logits beside the image; "idlg" reads the label from the head's weight gradient,
+            "bias" from that of its bias.
         init: distribution of the start.
         objective: distance between the candidate's gradient and the shared one.
+        scale: what the distance is measured in: "none" as published, "relative" to the shared gradient, or "per-tensor"
+            (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
+            the scale.
+        features: weight of a term that pulls the head's input to the one that the update gives away, the two's
+            relative squared distance times the squared norm of the update (of the scaled one, if scaled). Threat model:
+            the update is one image's plain gradient of cross-entropy, and the head is dense with a bias. 0: no term.
         solver: how it is minimised.
         iterations: budget, in the solver's iterations.
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
@@ -31,6 +38,8 @@ class Attack:
     label: str = "joint"
     init: str = "normal"
     objective: str = "l2"
+    scale: str = "none"
+    features: float = 0.0
     solver: Solver = field(default_factory=LBFGS)
     iterations: int = 300
     max_evaluations: int | None = None
@@ -40,17 +49,23 @@ class Attack:
         check_choice("label", self.label, LABEL_STRATEGIES)
         check_choice("init", self.init, INITS)
         check_choice("objective", self.objective, OBJECTIVES)
+        check_choice("scale", self.scale, SCALES)
+        _check_not_negative("features", self.features)
         check_positive("iterations", self.iterations, integer=True)
         if self.max_evaluations is not None:
             check_positive("max_evaluations", self.max_evaluations, integer=True)
-        if not self.stop_objective >= 0:
-            raise InputError(f"`stop_objective` must be 0 or above; got {self.stop_objective!r}.")
-        if math.isinf(self.stop_objective):
-            raise InputError(f"`stop_objective` must be finite; got {self.stop_objective!r}.")
+        _check_not_negative("stop_objective", self.stop_objective)
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data, the solver with its name."""
         return {**asdict(self), "solver": {"name": solver_name(self.solver), **asdict(self.solver)}}  # pyright: ignore[reportArgumentType]
+
+
+def _check_not_negative(argument: str, value: float) -> None:
+    if not value >= 0:
+        raise InputError(f"`{argument}` must be 0 or above; got {value!r}.")
+    if math.isinf(value):
+        raise InputError(f"`{argument}` must be finite; got {value!r}.")
 
 
 # 300 iterations (of 20 evaluations) as in both reference implementations, whose solver is `TorchLBFGS`.

@@ -55,6 +55,10 @@ class RunCommand:
     solver: str = "lbfgs"
     """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, optax-lbfgs, adam; of the attacks that name
     none."""
+    scale: str = "none"
+    """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
+    features: float = 0.0
+    """Weight of matching the head's input, which one image's gradient gives away (adds +features to the names)."""
     lr: float | None = None
     """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); lbfgs has none."""
     history: int = 100
@@ -175,6 +179,9 @@ def build_sweep(command: RunCommand):
             with_solver(attack, build_solver(command, solver or command.solver), command.iterations),
             stop_objective=command.stop_objective,
             max_evaluations=command.max_evaluations,
+            scale=command.scale,
+            features=command.features,
+            name=f"{attack.name}+features" if command.features else attack.name,
         )
         for attack, solver in attacks
     )

@@ -9,6 +9,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.dense import Outer, outer_distance
+from jaxleak.errors import InputError
 from jaxleak.vectors import squared_distance
 
 
@@ -111,3 +112,58 @@ def squared_l2(gradient: PyTree, update: PyTree) -> Float[Array, ""]:
 
 
 OBJECTIVES = {"l2": squared_l2}
+SCALES = ("none", "relative", "per-tensor")
+
+
+def scale_factors(update: PyTree, scale: str) -> PyTree:
+    """One factor f_t per tensor: the scaled objective compares f_t times the candidate's gradient with f_t times u_t.
+
+    Args:
+        update: what the client shared, tensors u_t, t = 1..T.
+        scale: "none": f_t = 1, as published, and () is returned. "relative": f_t = 1 / |u|, so that the squared L2
+            distance is divided by the update's squared norm. "per-tensor": f_t = 1 / (sqrt(T) |u_t|), the mean over
+            tensors of their relative squared errors, which counts layers whose gradients are small as much as others.
+            A tensor without gradient is left as it is.
+    """
+    if scale == "none":
+        return ()
+    if scale == "relative":
+        norm = _norm_unless_zero(jax.tree.leaves(update))
+        return jax.tree.map(lambda _: 1 / norm, update)
+    root = len(jax.tree.leaves(update)) ** 0.5
+    return jax.tree.map(lambda leaf: 1 / (root * _norm_unless_zero([leaf])), update)
+
+
+def _norm_unless_zero(leaves: list[Array]) -> Float[Array, ""]:
+    """Euclidean norm over all of them, 1 where it is 0; squares neither under- nor overflow."""
+    largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf)) for leaf in leaves]))
+    safe = jnp.where(largest > 0, largest, 1)
+    norm = safe * jnp.sqrt(squared_norm([leaf / safe for leaf in leaves]))
+    return jnp.where(largest > 0, norm, 1)
+
+
+def scaled(gradient: PyTree, factors: PyTree) -> PyTree:
+    """Every tensor times its factor from `scale_factors`; leaves may be `Outer`."""
+    if factors == ():
+        return gradient
+
+    def multiply(leaf, factor):
+        return leaf._replace(right=factor * leaf.right) if isinstance(leaf, Outer) else factor * leaf
+
+    return jax.tree.map(multiply, gradient, factors, is_leaf=lambda leaf: isinstance(leaf, Outer))
+
+
+def feature_distance(gradient: PyTree, features: Float[Array, "i"]) -> Float[Array, ""]:
+    """Relative squared distance |h - h*|^2 / |h*|^2 of the candidate's head input h from h*, the client's.
+
+    Args:
+        gradient: of the candidate, by `factored_gradient`.
+        features: h*, as `labels.head_input` finds it.
+
+    Raises:
+        InputError: the head is not a dense layer that is applied once, to one vector.
+    """
+    kernel = gradient["head"]["kernel"]
+    if not isinstance(kernel, Outer):
+        raise InputError("`features` needs a head that is a dense layer, applied once; leave it 0 for this model.")
+    return squared_norm(kernel.left - features) / _norm_unless_zero([features]) ** 2

@@ -10,8 +10,8 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxleak.attacks import Attack
 from jaxleak.inits import INITS
-from jaxleak.labels import idlg_label
-from jaxleak.objectives import OBJECTIVES, factored_gradient, squared_norm
+from jaxleak.labels import LABEL_STRATEGIES, head_input
+from jaxleak.objectives import OBJECTIVES, factored_gradient, feature_distance, scale_factors, scaled, squared_norm
 from jaxleak.seldom import update_if
 from jaxleak.stats import ENDINGS
 from jaxleak.victim import Victim, draw_params, shared_update
@@ -47,9 +47,12 @@ class Problem(NamedTuple):
     """What stays the same while one trial runs."""
 
     params: PyTree  # this trial's network, or () when all share one
-    update: PyTree  # the shared gradient
+    update: PyTree  # the shared gradient, scaled
+    factors: PyTree  # by which its tensors are scaled, or ()
+    norm2: Float[Array, ""]  # its squared norm, not scaled
+    features: PyTree  # the head's input that it gives away, or ()
     truth: Float[Array, "b h w c"]  # for the metrics only: the attack never reads it
-    label: Int[Array, "b"]  # the label the attacker works with, under "idlg"
+    label: Int[Array, "b"]  # the label the attacker works with, unless "joint"
 
 
 class Record(NamedTuple):
@@ -143,13 +146,23 @@ class Trial:
         )
 
     def prepare(self, shared: Shared, job: Job) -> Problem:
-        """This trial's network, shared update and, under "idlg", the label read from it."""
+        """This trial's network, its shared update, and what is read from that."""
         truth = shared.images[job.slot][None]
         label = shared.labels[job.slot][None]
         params, own = self._network(shared, job)
         update = shared_update(self.victim.model, params, truth, label, self.victim.num_classes)
-        found = idlg_label(update)[None] if self.attack.label == "idlg" else jnp.zeros_like(label)
-        return Problem(params=params if own else (), update=update, truth=truth, label=found)
+        read = LABEL_STRATEGIES[self.attack.label]
+        found = jnp.zeros_like(label) if read is None else read(update)[None]
+        factors = scale_factors(update, self.attack.scale)
+        return Problem(
+            params=params if own else (),
+            update=scaled(update, factors),
+            factors=factors,
+            norm2=squared_norm(update),
+            features=head_input(update) if self.attack.features else (),
+            truth=truth,
+            label=found,
+        )
 
     def _network(self, shared: Shared, job: Job) -> tuple[PyTree, bool]:
         """The weights, and whether they are this trial's own."""
@@ -173,20 +186,44 @@ class Trial:
         return {name: draw(keys[name], shape) for name, shape in self._candidate_shapes.items()}
 
     def objective(self, shared: Shared, problem: Problem):
-        """Value and gradient of the objective at a flat candidate."""
-        params = problem.params if problem.params != () else shared.params
-        distance = OBJECTIVES[self.attack.objective]
+        """Value and gradient of what the solver minimises, at a flat candidate."""
+        attack, distance = self.attack, OBJECTIVES[self.attack.objective]
 
         def value(flat):
-            candidate = self._unflatten(flat)
-            if self.attack.label == "joint":
-                target = jax.nn.softmax(candidate["label"], axis=-1)
-            else:
-                target = jax.nn.one_hot(problem.label, self.victim.num_classes, dtype=flat.dtype)
-            gradient = factored_gradient(self.victim.model, params, candidate["image"], target)
-            return distance(gradient, problem.update)
+            gradient = self._gradient(shared, problem, flat)
+            total = distance(scaled(gradient, problem.factors), problem.update)
+            if attack.features:
+                unit = problem.norm2 if attack.scale == "none" else 1.0
+                total += attack.features * unit * feature_distance(gradient, problem.features)
+            return total
 
         return jax.value_and_grad(value)
+
+    def _gradient(self, shared: Shared, problem: Problem, flat: Float[Array, "n"]) -> PyTree:
+        """The gradient a client with this candidate would share, dense kernels as `Outer`."""
+        candidate = self._unflatten(flat)
+        if self.attack.label == "joint":
+            target = jax.nn.softmax(candidate["label"], axis=-1)
+        else:
+            target = jax.nn.one_hot(problem.label, self.victim.num_classes, dtype=flat.dtype)
+        params = problem.params if problem.params != () else shared.params
+        return factored_gradient(self.victim.model, params, candidate["image"], target)
+
+    def _published(self, wanted, shared: Shared, problem: Problem, x, value) -> Float[Array, ""]:
+        """The objective as published at the candidate `x`, where the solver's is `value`; undefined unless `wanted`.
+
+        It has to be computed anew only where tensors are scaled differently, or other terms are added.
+        """
+        if not self.attack.features and self.attack.scale in ("none", "relative"):
+            factor = 1.0 if problem.factors == () else jax.tree.leaves(problem.factors)[0]
+            return value / (factor * factor)
+
+        def compute(_, news):
+            shared, problem, x = news
+            update = scaled(problem.update, jax.tree.map(lambda factor: 1 / factor, problem.factors))
+            return OBJECTIVES[self.attack.objective](self._gradient(shared, problem, x), update)
+
+        return update_if(wanted, compute, value, (shared, problem, x))
 
     def init(self, shared: Shared, problem: Problem, job: Job) -> TrialState:
         """The state before the first evaluation."""
@@ -217,10 +254,12 @@ class Trial:
         evaluations = state.evaluations + jnp.where(running, info.evaluations, 0)
         finite = jnp.isfinite(info.value) & jnp.all(jnp.isfinite(info.x))
         boundary_iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
-        reached = info.boundary & (info.value < self.attack.stop_objective)
         spent = info.boundary & (boundary_iterations >= self.attack.iterations)
         if self.attack.max_evaluations is not None:
             spent |= evaluations >= self.attack.max_evaluations
+        noted = running & (info.boundary | ~finite | info.stalled | spent)
+        value = self._published(noted, shared, problem, info.x, info.value)
+        reached = info.boundary & (value < self.attack.stop_objective)
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],
             [ENDING["non-finite"], ENDING["objective"], ENDING["stalled"], ENDING["iteration-limit"]],
@@ -229,8 +268,7 @@ class Trial:
         # A trial that ends inside an iteration ends that iteration too, at the candidate just evaluated.
         ends = ending != RUNNING
         iterations = boundary_iterations + (ends & ~info.boundary)
-        noted = running & (info.boundary | ends)
-        first = noted & (info.value < self.threshold) & (state.threshold_iterations < 0)
+        first = noted & (value < self.threshold) & (state.threshold_iterations < 0)
 
         row = jnp.where(noted, iterations, self.attack.iterations + 1)  # out of range: dropped
         return TrialState(
@@ -240,7 +278,7 @@ class Trial:
             iterations=jnp.where(running, iterations, state.iterations).astype(jnp.int32),
             threshold_iterations=jnp.where(first, iterations, state.threshold_iterations).astype(jnp.int32),
             threshold_evaluations=jnp.where(first, evaluations, state.threshold_evaluations).astype(jnp.int32),
-            record=update_if(noted, self._note, state.record, (problem.truth, info.x, info.value, row)),
+            record=update_if(noted, self._note, state.record, (problem.truth, info.x, value, row)),
         )
 
     def _note(self, record: Record, noted) -> Record:
@@ -277,7 +315,7 @@ class Trial:
             evaluations=state.evaluations,
             iterations=state.iterations,
             objective=record.value,
-            update_norm2=squared_norm(problem.update),
+            update_norm2=problem.norm2,
             threshold_iterations=state.threshold_iterations,
             threshold_evaluations=state.threshold_evaluations,
             label_found=jnp.argmax(candidate["label"], axis=-1) if joint else problem.label,

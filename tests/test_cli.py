@@ -130,6 +130,8 @@ def pictures(tmp_path_factory) -> Path:
         ("--solver jaxopt-lbfgs --lr -1", "`lr` must be above 0; got -1.0."),
         ("--attack dlg dlg:torch-lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
         ("--solver torch-lbfgs --lr inf", "`lr` must be "),
+        ("--scale relatve", "`scale` must be one of none, per-tensor, relative; got 'relatve'. Did you mean"),
+        ("--features -1", "`features` must be 0 or above; got -1.0."),
         ("--stop-objective inf", "`stop_objective` must be "),
         # In float32 jax reads 32 bits of a seed: 2**32 is 0 again, and -1 another one than in float64.
         *[

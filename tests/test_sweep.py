@@ -573,7 +573,9 @@ def test_unknown_attack_names_the_closest(data):
 
 
 def test_idlg_needs_a_head(data):
-    with pytest.raises(InputError, match=r"^`label` idlg needs a layer named 'head'; the model has first, last\."):
+    with pytest.raises(
+        InputError, match=r"^`label` other than joint.* a layer named 'head'; the model has first, last\."
+    ):
         attack(make_victim(Tiny(CLASSES, head="last"), data, [4]), QUICKEST, seeds=1, quiet=True)
 
 

@@ -10,9 +10,10 @@ import pytest
 
 from jaxleak import attacks
 from jaxleak.attacks import Attack
+from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
-from jaxleak.solvers import Adam, JaxoptLBFGS, TorchLBFGS
+from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
 from jaxleak.stats import ENDINGS
 from jaxleak.trial import Job, Outcome, Trial
 from jaxleak.victim import Victim
@@ -334,6 +335,63 @@ def test_a_trial_ends_when_its_evaluations_are_spent(most, iterations):
     assert ending(ran.outcome) == "iteration-limit"
     assert (int(ran.outcome.iterations), int(ran.outcome.evaluations)) == (iterations, min(most, 61))
     assert np.isfinite(ran.outcome.objective_trace[: iterations + 1]).all()
+
+
+# --- scales and features ---
+
+
+def scaled_run(**changes) -> Ran:
+    attack = small_attack(solver=LBFGS(inner_steps=10), iterations=3, stop_objective=0.0, **changes)
+    return run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8)))
+
+
+@pytest.fixture(scope="module")
+def plain_run() -> Ran:
+    return scaled_run()
+
+
+@pytest.mark.parametrize("changes", [{"scale": "relative"}, {"scale": "per-tensor"}, {"features": 2.0}], ids=str)
+def test_what_is_reported_is_the_published_objective(changes):
+    """Whatever is minimised: at the last candidate, computed anew, and along the trace."""
+    ran = scaled_run(**changes)
+    trial, shared = ran.trial, ran.trial.shared()
+    problem = trial.prepare(shared, job())
+    plain = Trial(attack=small_attack(), victim=trial.victim, threshold=1e-4)
+    value, _ = plain.objective(shared, plain.prepare(shared, job()))(jnp.ravel(ran.outcome.candidate))
+    assert float(ran.outcome.objective) == pytest.approx(float(value), rel=1e-9)
+    minimised, _ = trial.objective(shared, problem)(jnp.ravel(ran.outcome.candidate))
+    assert abs(float(minimised) / float(value) - 1) > 0.01
+    trace = ran.outcome.objective_trace
+    assert trace[3] == ran.outcome.objective
+    assert np.all(np.diff(trace) < 0)
+
+
+def test_the_path_does_not_depend_on_the_scale(plain_run):
+    relative = scaled_run(scale="relative")
+    np.testing.assert_allclose(relative.outcome.objective_trace, plain_run.outcome.objective_trace, rtol=1e-6)
+    assert relative_error(relative.outcome.candidate, plain_run.outcome.candidate) < 1e-6
+
+
+@pytest.mark.parametrize(("threshold", "stop"), [(1e9, 0.0), (0.0, 1e9)])
+def test_thresholds_mean_the_published_objective(plain_run, threshold, stop):
+    """The first objective is above 1; per tensor it is a number of another size."""
+    first = float(plain_run.outcome.objective_trace[0])
+    attack = small_attack(solver=LBFGS(inner_steps=5), scale="per-tensor", stop_objective=min(stop, 1.001 * first))
+    trial = Trial(
+        attack=attack, victim=victim_of(GRAY8), threshold=min(threshold, 1.001 * first), starts=starts_of(GRAY8)
+    )
+    outcome = run_trial(trial).outcome
+    if stop:
+        assert (ending(outcome), int(outcome.evaluations)) == ("objective", 1)
+    else:
+        assert int(outcome.threshold_evaluations) == 1
+
+
+def test_scales_and_features_are_checked():
+    with pytest.raises(InputError, match=r"^`scale` must be one of none, per-tensor, relative; got 'relatve'. Did you"):
+        small_attack(scale="relatve")
+    with pytest.raises(InputError, match=r"^`features` must be 0 or above; got -1"):
+        small_attack(features=-1)
 
 
 # --- where trials start ---
