@@ -186,6 +186,47 @@ def solvers(activation: str) -> Line:
     )
 
 
+def failures() -> Line:
+    told = stored("failures/summary.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        again = told["again"]
+        ended = [one["ended"] for one in again]
+        right = sum(one["status"] == "converged" for one in ended)
+        rules = [told["tanh"][name] for name in told["tanh"]]
+        both = {
+            r: [sum(rule[r][key] for rule in rules) for key in ("labels_right", "solved", "trials")] for r in rules[0]
+        }
+        ours = (
+            f"run to the end: {right} of {len(again)} right, relative error "
+            f"at most {max(one['relative_error'] for one in ended):.2f} (at the stop "
+            f"{min(one['stopped']['relative_error'] for one in again):.2f} to "
+            f"{max(one['stopped']['relative_error'] for one in again):.2f}; [pictures](results/failures)). "
+            f"tanh: label right and solved: iDLG's rule {both['idlg'][0]} and {both['idlg'][1]}, head's bias "
+            f"{both['bias'][0]} and {both['bias'][1]} of {both['bias'][2]}"
+        )
+        where = told["environment"]["device"]
+    return Line("Why trials of `lbfgs` fail", "python -m experiments.failures", "–", "–", ours, where)
+
+
+def precision() -> Line:
+    told = stored("precision/summary.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        parts = []
+        for dataset in ("mnist", "cifar100", "lfw"):
+            cells = [told[f"{dataset}-{stage}"] for stage in ("float32", "float64", "finish")]
+            ends = " / ".join(f"{cell['objective'][1]:.0e}, {cell['psnr'][1]:.0f} dB" for cell in cells)
+            cost = " / ".join(f"{cell['evaluations'][1]:,.0f}" for cell in cells)
+            parts.append(f"{dataset} {ends} after {cost} evaluations")
+        ours = f"medians of float32 / float64 / float64 from float32's end: {'; '.join(parts)} (n = "
+        ours += f"{told['mnist-float32']['trials']} each; [figure](results/precision/precision.png))"
+        where = told["environment"]["device"]
+    return Line(
+        "Precision: objective and PSNR reached, iDLG, `lbfgs`", "python -m experiments.precision", "–", "–", ours, where
+    )
+
+
 def resnet18_eval() -> Line:
     told, run = stored("resnet18_eval/summary.json"), stored("resnet18_eval/lbfgs.json")
     ours, where = NOT_RUN, ""
@@ -244,6 +285,8 @@ LINES: list[Callable[[], Line]] = [
     *[lambda key=key, solver=solver: fidelity(*key, solver) for key in FIDELITY for solver in ("", "lbfgs")],
     resnet18_eval,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
+    failures,
+    precision,
     lambda: parity("dlg"),
     lambda: parity("idlg"),
     lambda: throughput("lenet"),
