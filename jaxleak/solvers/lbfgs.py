@@ -13,18 +13,23 @@ from jaxleak.solvers.protocol import Info, ValueAndGradient
 
 DECREASE = 1e-4  # Armijo's c1, as in Nocedal & Wright
 SHRINK = 0.5  # a step is at most this times the rejected one before it
-REJECTIONS = 6  # in a row, after which the history is dropped
+REJECTIONS = 6  # in a row, at which the candidate is taken all the same if it is not far up, or the history is dropped
+HIGHEST = 2.0  # times the objective before it: how far up that may be
+PATIENCE = 50  # such steps up without a new lowest objective, after which the solver stalls
 
 
 class LBFGSState(NamedTuple):
     x: Float[Array, "n"]  # evaluated next
-    best: Float[Array, "n"]  # the last accepted candidate
-    value: Float[Array, ""]  # the objective at `best`
+    base: Float[Array, "n"]  # the last accepted candidate
+    value: Float[Array, ""]  # the objective at `base`
     gradient: Float[Array, "n"]  # and its gradient
-    slope: Float[Array, ""]  # gradient . (x - best): to first order, what the step gains
+    slope: Float[Array, ""]  # gradient . (x - base): to first order, what the step gains
+    lowest: Float[Array, "n"]  # the candidate with the lowest objective
+    lowest_value: Float[Array, ""]
     history: History
     gamma: Float[Array, ""]  # scale of the initial inverse Hessian
     rejections: Int[Array, ""]  # since the last accepted step
+    climbs: Int[Array, ""]  # steps up since the lowest objective
     evaluations: Int[Array, ""]
 
 
@@ -35,19 +40,26 @@ class LBFGS:
     A candidate x + p is accepted if f(x + p) <= f(x) + c1 g.p (c1 = 1e-4); p is the quasi-Newton step -H g, cut to the
     largest length allowed. A rejected candidate, too, tells the curvature between it and x: its pair enters the
     history, and the next step is the new -H g, at most half as long as the rejected one. So every evaluation counts,
-    and no lane waits for another's line search. After six rejections in a row, and when -H g does not go down, the
-    history is dropped and the step is -gamma g. A candidate whose objective or gradient is not finite is rejected, so
-    that a trial is always where it was best.
+    and no lane waits for another's line search. When -H g does not go down, the history is dropped and the step is
+    -gamma g. A candidate whose objective or gradient is not finite is rejected.
+
+    The sixth candidate in a row that fails the test is taken all the same, unless its objective is more than twice that
+    of x (then the history is dropped). Near the end rounding hides what a step gains, and behind ReLUs the gradient of
+    the loss, and so the objective, jumps where a unit switches, however short the step. Measured on LeNet, against a
+    solver that stalls there (medians of 12 trials): the objective that float32 reaches is 300 times lower on MNIST and
+    4 times on CIFAR-100, and behind ReLUs 20 and 8 times. What is reported is always the candidate with the lowest
+    objective so far.
 
     Nothing depends on the objective's scale: the first step is -g / |g|_1, a pair is kept if s.y > eps |s| |y|, and the
-    solver stalls only when the gain to be expected is within rounding of the objective (eps of the number type).
+    solver stalls when the gain to be expected is within rounding of the objective (eps of the number type), or after
+    fifty steps up without a new lowest objective.
 
     One iteration is `inner_steps` evaluations, whatever came of them, so that a budget in iterations is one in
-    evaluations, comparable with torch's outer steps. The candidate at its end is the best so far.
+    evaluations, comparable with torch's outer steps.
 
     Source: Nocedal & Wright 2006, algorithms 3.1 and 7.5, equation 7.20 for gamma; limited length: chapter 4.
-    Differs: pairs of rejected candidates; no curvature (Wolfe) condition, pairs without curvature are left out instead;
-    direction from the compact form.
+    Differs: steps up; pairs of rejected candidates; no curvature (Wolfe) condition, pairs without curvature are left
+    out instead; direction from the compact form.
 
     Attributes:
         history: pairs kept.
@@ -69,13 +81,16 @@ class LBFGS:
         zero, none = jnp.zeros((), x.dtype), jnp.zeros((), jnp.int32)
         return LBFGSState(
             x=x,
-            best=x,
+            base=x,
             value=zero,
             gradient=jnp.zeros_like(x),
             slope=zero,
+            lowest=x,
+            lowest_value=zero,
             history=empty_history(self.history, x.size, x.dtype),
             gamma=zero,
             rejections=none,
+            climbs=none,
             evaluations=none,
         )
 
@@ -85,17 +100,22 @@ class LBFGS:
         rounding = jnp.finfo(state.x.dtype).eps
 
         # 1. Accept or reject (Nocedal & Wright, equation 3.4). A step that was rounded away is no step.
-        s = state.x - state.best
+        s = state.x - state.base
         pair = vectors.pair(gradient, state.gradient, s)
         length = jnp.sqrt(pair.ss)
         finite = jnp.isfinite(value) & jnp.isfinite(pair.gradient_sum)
         lower = finite & (length > 0) & (value <= state.value + DECREASE * state.slope)
-        accept = opening | lower
-        best, g = (jnp.where(accept, new, old) for new, old in ((state.x, state.best), (gradient, state.gradient)))
-        best_value = jnp.where(accept, value, state.value)
+        tried = finite & (length > 0) & (state.rejections + 1 >= REJECTIONS)
+        climb = ~opening & ~lower & tried & (value <= HIGHEST * state.value)
+        accept = opening | lower | climb
+        base, g = (jnp.where(accept, new, old) for new, old in ((state.x, state.base), (gradient, state.gradient)))
+        base_value = jnp.where(accept, value, state.value)
         rejections = jnp.where(accept, 0, state.rejections + 1)
+        record = opening | (finite & (value < state.lowest_value))
+        lowest, lowest_value = jnp.where(record, state.x, state.lowest), jnp.where(record, value, state.lowest_value)
+        climbs = jnp.where(record, 0, state.climbs + climb)
 
-        # 2. The pair, if it has curvature, its scale (equation 7.20), and the direction at the best candidate.
+        # 2. The pair, if it has curvature, its scale (equation 7.20), and the direction at the base.
         curved = finite & ~opening & (pair.ys > rounding * length * jnp.sqrt(pair.yy))
         measured = pair.ys / jnp.where(curved, pair.yy, 1)
         gamma = jnp.where(opening, 1 / pair.gradient_sum, jnp.where(curved, measured, state.gamma))
@@ -105,25 +125,28 @@ class LBFGS:
         longest = jnp.where(accept, self.max_step * jnp.sqrt(1.0 * s.size), SHRINK * length)
         newton_2, newton_g, g_2 = vectors.products(newton, g)
         factor, slope = _shortened(jnp.sqrt(newton_2), newton_g, longest)
-        negligible = -rounding * jnp.abs(best_value)
+        negligible = -rounding * jnp.abs(base_value)
         misled = ~(slope < negligible) | (rejections >= REJECTIONS)
         steep, steep_slope = _shortened(gamma * jnp.sqrt(g_2), -gamma * g_2, longest)
         slope = jnp.where(misled, steep_slope, slope)
         step = jnp.where(misled, -(steep * gamma) * g, factor * newton)
-        stalled = jnp.isfinite(best_value) & ~(slope < negligible)
+        stalled = jnp.isfinite(base_value) & (~(slope < negligible) | (climbs >= PATIENCE))
         new_state = LBFGSState(
-            x=jnp.where(stalled, best, best + step),
-            best=best,
-            value=best_value,
+            x=jnp.where(stalled, base, base + step),
+            base=base,
+            value=base_value,
             gradient=g,
             slope=slope,
+            lowest=lowest,
+            lowest_value=lowest_value,
             history=history._replace(count=jnp.where(misled, 0, history.count)),
             gamma=gamma,
             rejections=jnp.where(misled, 0, rejections),
+            climbs=climbs,
             evaluations=state.evaluations + 1,
         )
         boundary = state.evaluations % self.inner_steps == 0
-        return new_state, Info(best, best_value, boundary, jnp.ones((), jnp.int32), stalled)
+        return new_state, Info(lowest, lowest_value, boundary, jnp.ones((), jnp.int32), stalled)
 
 
 def _shortened(length, slope, longest):
