@@ -1,10 +1,10 @@
 """Why trials of `lbfgs` still fail on LeNet: the failures of two experiments, run again to their end, and looked at.
 
-The failed trials of `kan2022_table1` (run lbfgs) and of `idlg_fidelity` (runs *-lbfgs; failed: MSE not below 0.001) all
-have the right label and an objective below the published stop. Here the same trials, same networks and starts, are run
-twice: to the published stop, and until the solver stalls or 6,000 evaluations are spent. Drawn: truth, image at the
-stop, image at the end. And iDLG with tanh in place of sigmoids, where its rule for the label does not hold, beside the
-label read from the head's bias.
+The failed trials of `kan2022_table1` (run lbfgs; relative error not below 0.2) and of `idlg_fidelity` (runs *-lbfgs;
+MSE not below 0.001) are run twice, with the same networks and starts: to the published stop on the objective, and
+until the solver stalls or 6,000 evaluations are spent; right then is what would not have been a failure. Drawn: truth,
+image at the stop, image at the end. And iDLG with tanh in place of sigmoids, where its rule for the label does not
+hold, beside the label read from the head's bias.
 
     python -m experiments.failures --data-dir DIR
 """
@@ -46,28 +46,32 @@ def main() -> None:
     if len(results) < len(sweeps):
         return
     folder = results_folder("failures")
-    rows = [row for result in results.values() for row in result.rows]
+    rows = [{"run": name, **row} for name, result in results.items() for row in result.rows]
     parquet.write_table(arrow.Table.from_pylist(rows), folder / "rows.parquet")
     told, pictures = [], []
     for name, image, rows in by_image(failed):
         result = results[f"{name}-{image}"]
         for row in rows:
-            told.append({"source": name, **compare(result, row)})
+            told.append({"source": name, "right": right(name, pair(result, row)[1]), **compare(result, row)})
             pictures.append(images(result, row))
     labels = {name: label_rules(results[f"tanh-{name}"].rows) for name in DATASETS}
-    environment = next(iter(results.values())).run.environment
-    write_json(folder / "summary.json", {"again": told, "tanh": labels, "environment": environment})
+    write_json(folder / "summary.json", {"again": told, "tanh": labels, "environment": result.run.environment})
     draw(told, pictures, folder / "failures.png")
 
 
 def failures(name: str) -> list[dict]:
     """The stored rows of the trials that failed."""
     rows = parquet.read_table(RESULTS / f"{SOURCES[name][0]}.parquet").to_pylist()
-    return [row for row in rows if not row["success"] or (name != "table1" and row["mse"] >= MSE)]
+    return [row for row in rows if not right(name, row)]
+
+
+def right(name: str, row: dict) -> bool:
+    """By the source's own criterion."""
+    return row["success"] if name == "table1" else row["mse"] < MSE
 
 
 def by_image(failed: dict[str, list[dict]]):
-    """(source, image, its failed trials) of all of them."""
+    """Source, image and its failed trials."""
     for name, rows in failed.items():
         for image in dict.fromkeys(row["image"] for row in rows):
             yield name, image, [row for row in rows if row["image"] == image]
@@ -91,26 +95,23 @@ def again(name: str, image: int, rows: list[dict], options) -> jaxleak.Sweep:
 
 def pair(result: jaxleak.Result, row: dict) -> list[dict]:
     """The trial's rows: to the stop, and to the end."""
-    names = (row["attack"], f"{row['attack']}-to-the-end")
-    return [next(r for r in result.rows if (r["attack"], r["seed"]) == (name, row["seed"])) for name in names]
+    own = {one["attack"]: one for one in result.rows if one["seed"] == row["seed"]}
+    return [own[row["attack"]], own[f"{row['attack']}-to-the-end"]]
 
 
 def compare(result: jaxleak.Result, row: dict) -> dict:
-    """What the failed trial came to, at the stop and at the end."""
+    """What the failed trial came to."""
     stopped, ended = pair(result, row)
     norm2 = stopped["objective"] / stopped["relative_objective"]
     told = {"attack": row["attack"], "image": row["image"], "seed": row["seed"], "update_norm2": norm2}
-    for name, one in (("stopped", stopped), ("ended", ended)):
-        columns = ("status", "objective", "relative_objective", "relative_error", "mse", "evaluations", "label_correct")
-        told[name] = {column: one[column] for column in columns}
-    return told
+    columns = ("status", "objective", "relative_objective", "relative_error", "mse", "evaluations", "label_correct")
+    return told | {name: {c: one[c] for c in columns} for name, one in (("stopped", stopped), ("ended", ended))}
 
 
 def images(result: jaxleak.Result, row: dict) -> list[np.ndarray]:
     """Truth, image at the stop, image at the end."""
-    truth = np.asarray(result.run.truth()["pixels"][0])
     found = [result.reconstructions([one["trial"]])["candidate"][0] for one in pair(result, row)]
-    return [truth, *found]
+    return [np.asarray(result.run.truth()["pixels"][0]), *found]
 
 
 def label_rules(rows: list[dict]) -> dict:

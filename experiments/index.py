@@ -171,6 +171,11 @@ def solvers(activation: str) -> Line:
             rates = [
                 f"{attack} {sum(c['solved'] for c in own if c['attack'] == attack)}/"
                 f"{sum(c['trials'] for c in own if c['attack'] == attack)}"
+                + (
+                    f" (label right in {sum(c['labels_right'] for c in own if c['attack'] == attack)})"
+                    if activation == "tanh" and attack == "idlg"
+                    else ""
+                )
                 for attack in ("dlg", "idlg")
             ]
             parts.append(f"`{solver}` {', '.join(rates)}")
@@ -192,7 +197,7 @@ def failures() -> Line:
     if isinstance(told, dict):
         again = told["again"]
         ended = [one["ended"] for one in again]
-        right = sum(one["status"] == "converged" for one in ended)
+        right = sum(one["right"] for one in again)
         rules = [told["tanh"][name] for name in told["tanh"]]
         both = {
             r: [sum(rule[r][key] for rule in rules) for key in ("labels_right", "solved", "trials")] for r in rules[0]

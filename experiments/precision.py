@@ -1,6 +1,7 @@
 """Where float32 stops, and what float64 buys: iDLG with `lbfgs` on LeNet, MNIST, CIFAR-100 and LFW.
 
-Each image has a network of its own, drawn once and the same in both precisions. Three runs of each trial, none with a
+Each image has a network of its own, drawn once and the same in both precisions; the images of a data set share their
+start. Three runs of each trial, none with a
 stop on the objective but 1e-12: float32 until it stalls; float64 from the same N(0, 1) start; and float64 from where
 float32 stalled ("finish"). At most 12,000 evaluations each. The client's gradient is computed in the precision of the
 run, so a finish knows it to float64's digits; a gradient sent in float32 would not let it go below some 1e-12.

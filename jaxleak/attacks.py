@@ -25,12 +25,12 @@ class Attack:
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
             the scale.
         features: weight of a term that pulls the head's input to the one that the update gives away, the two's
-            relative squared distance times the squared norm of the update (of the scaled one, if scaled). Threat model:
+            relative squared distance times the squared norm of the update (times 1 under another scale). Threat model:
             the update is one image's plain gradient of cross-entropy, and the head is dense with a bias. 0: no term.
         solver: how it is minimised.
         iterations: budget, in the solver's iterations.
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
-            A step that costs several may end above it.
+            A step that costs several may end above it. (`TorchLBFGS.max_evaluations` is one iteration's.)
         stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
     """
 

@@ -56,9 +56,11 @@ class RunCommand:
     """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, optax-lbfgs, adam; of the attacks that name
     none."""
     scale: str = "none"
-    """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
+    """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor. Other than
+    none, it is added to the attacks' names."""
     features: float = 0.0
-    """Weight of matching the head's input, which one image's gradient gives away (adds +features to the names)."""
+    """Weight of matching the head's input, which one image's gradient gives away; above 0 it is added to the
+    attacks' names."""
     lr: float | None = None
     """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); lbfgs has none."""
     history: int = 100
@@ -152,6 +154,11 @@ def build_solver(command: RunCommand, name: str):
     return TorchLBFGS(history=command.history, **rate)
 
 
+def _variations(command: RunCommand) -> list[str]:
+    """What tells the run's attacks from the presets, for their names."""
+    return ([] if command.scale == "none" else [command.scale]) + (["features"] if command.features else [])
+
+
 def build_sweep(command: RunCommand):
     """Everything `jaxleak run` needs, checked before any long work."""
     from jaxleak.attacks import named_attack, with_solver
@@ -181,7 +188,7 @@ def build_sweep(command: RunCommand):
             max_evaluations=command.max_evaluations,
             scale=command.scale,
             features=command.features,
-            name=f"{attack.name}+features" if command.features else attack.name,
+            name="+".join([attack.name, *_variations(command)]),
         )
         for attack, solver in attacks
     )

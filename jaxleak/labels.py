@@ -54,10 +54,11 @@ def head_input(update: PyTree) -> Float[Array, "i"]:
 
     The head's bias gradient is d = softmax - one-hot, and its weight gradient the outer product of the input h with d,
     so h = W d / |d|^2. Where d is 0 (the network is as sure of the label as the number type allows) the update holds
-    nothing, and h is 0.
+    nothing, and h is 0. Both are divided by the largest |d_k| first: |d|^2 would underflow before d does.
 
     Source: Geiping et al. 2020 (Inverting Gradients), proposition 3.1.
     """
     kernel, slope = head_gradient(update, "kernel"), head_gradient(update, "bias")
-    norm2 = jnp.vdot(slope, slope)
-    return jnp.where(norm2 > 0, kernel @ slope / jnp.where(norm2 > 0, norm2, 1), 0)
+    largest = jnp.max(jnp.abs(slope))
+    unit = jnp.where(largest > 0, largest, 1)
+    return (kernel / unit) @ (slope / unit) / jnp.maximum(jnp.sum(jnp.square(slope / unit)), 1)

@@ -212,7 +212,8 @@ class Trial:
     def _published(self, wanted, shared: Shared, problem: Problem, x, value) -> Float[Array, ""]:
         """The objective as published at the candidate `x`, where the solver's is `value`; undefined unless `wanted`.
 
-        It has to be computed anew only where tensors are scaled differently, or other terms are added.
+        It has to be computed anew only where tensors are scaled differently, or other terms are added: at the end of
+        each iteration, or of each step where many lanes run (`seldom.FEW`). That is not counted as an evaluation.
         """
         if not self.attack.features and self.attack.scale in ("none", "relative"):
             factor = 1.0 if problem.factors == () else jax.tree.leaves(problem.factors)[0]

@@ -192,6 +192,15 @@ def test_the_heads_input_follows_from_its_gradient(behind_tanh):
     np.testing.assert_allclose(found, features, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("size", [1.0, 1e-19, 1e-30])
+def test_the_heads_input_follows_from_small_gradients_in_float32(size):
+    rng = np.random.default_rng(0)
+    features, slope = rng.uniform(0, 1, 50), size * rng.standard_normal(10)
+    update = {"head": {"kernel": np.outer(features, slope), "bias": slope}}
+    found = head_input(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), update))
+    np.testing.assert_allclose(found, features, rtol=1e-5)
+
+
 def test_an_empty_gradient_gives_no_input():
     zero = {"head": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
     np.testing.assert_array_equal(head_input(zero), np.zeros(2))

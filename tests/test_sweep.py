@@ -23,6 +23,7 @@ from jaxleak import (
     Adam,
     InputError,
     JaxoptLBFGS,
+    OptaxLBFGS,
     Sweep,
     TorchLBFGS,
     attack,
@@ -308,7 +309,9 @@ def test_an_update_of_zero_is_no_error(data):
 
 
 @pytest.mark.parametrize(
-    "solver", [Adam(), SHORT_LBFGS, JaxoptLBFGS(line_search="fixed", lr=0.1, inner_steps=2)], ids=str
+    "solver",
+    [Adam(), LBFGS(), OptaxLBFGS(inner_steps=2), SHORT_LBFGS, JaxoptLBFGS(line_search="fixed", lr=0.1, inner_steps=2)],
+    ids=str,
 )
 def test_every_solver_runs(data, solver):
     result = attack(

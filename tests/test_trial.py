@@ -11,8 +11,10 @@ import pytest
 from jaxleak import attacks
 from jaxleak.attacks import Attack
 from jaxleak.errors import InputError
+from jaxleak.labels import head_input
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
+from jaxleak.objectives import loss_gradient, squared_norm
 from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
 from jaxleak.stats import ENDINGS
 from jaxleak.trial import Job, Outcome, Trial
@@ -372,19 +374,46 @@ def test_the_path_does_not_depend_on_the_scale(plain_run):
     assert relative_error(relative.outcome.candidate, plain_run.outcome.candidate) < 1e-6
 
 
-@pytest.mark.parametrize(("threshold", "stop"), [(1e9, 0.0), (0.0, 1e9)])
-def test_thresholds_mean_the_published_objective(plain_run, threshold, stop):
-    """The first objective is above 1; per tensor it is a number of another size."""
-    first = float(plain_run.outcome.objective_trace[0])
-    attack = small_attack(solver=LBFGS(inner_steps=5), scale="per-tensor", stop_objective=min(stop, 1.001 * first))
-    trial = Trial(
-        attack=attack, victim=victim_of(GRAY8), threshold=min(threshold, 1.001 * first), starts=starts_of(GRAY8)
+@pytest.mark.parametrize("features", [0.0, 3.0])
+@pytest.mark.parametrize("scale", ["none", "relative", "per-tensor"])
+def test_what_is_minimised_is_its_formula(scale, features):
+    """At a candidate and at the truth, from the gradients themselves."""
+    trial = Trial(attack=small_attack(scale=scale, features=features), victim=victim_of(GRAY8), threshold=1e-4)
+    shared = trial.shared()
+    problem = trial.prepare(shared, job())
+    target = jax.nn.one_hot(jnp.array([GRAY8.label]), GRAY8.num_classes)
+    client, update = (
+        loss_gradient(trial.victim.model, shared.params, jnp.asarray(image), target)
+        for image in (GRAY8.candidate_image, GRAY8.image)
     )
-    outcome = run_trial(trial).outcome
-    if stop:
-        assert (ending(outcome), int(outcome.evaluations)) == ("objective", 1)
-    else:
-        assert int(outcome.threshold_evaluations) == 1
+    errors = [float(squared_norm(leaf)) for leaf in jax.tree.leaves(jax.tree.map(jnp.subtract, client, update))]
+    norms = [float(squared_norm(leaf)) for leaf in jax.tree.leaves(update)]
+    distance = {
+        "none": sum(errors),
+        "relative": sum(errors) / sum(norms),
+        "per-tensor": np.mean(np.divide(errors, norms)),
+    }[scale]
+    truth = head_input(update)
+    term = features * float(squared_norm(head_input(client) - truth) / squared_norm(truth))
+    objective = trial.objective(shared, problem)
+    value, _ = objective(jnp.ravel(jnp.asarray(GRAY8.candidate_image)))
+    assert float(value) == pytest.approx(distance + term * (sum(norms) if scale == "none" else 1), rel=1e-9)
+    at_truth, slope = objective(jnp.ravel(jnp.asarray(GRAY8.image)))
+    assert float(at_truth) < 1e-20
+    assert np.abs(slope).max() < 1e-9
+
+
+@pytest.mark.parametrize(("factor", "met"), [(1.001, True), (0.999, False)])
+def test_thresholds_mean_the_published_objective(plain_run, factor, met):
+    """Just above the published objective at the start, and just below; the one per tensor is below either."""
+    limit = factor * float(plain_run.outcome.objective_trace[0])
+    attack = small_attack(solver=LBFGS(inner_steps=5), scale="per-tensor", stop_objective=limit)
+    trial = Trial(attack=attack, victim=victim_of(GRAY8), threshold=limit, starts=starts_of(GRAY8))
+    outcome, shared = run_trial(trial).outcome, trial.shared()
+    minimised, _ = trial.objective(shared, trial.prepare(shared, job()))(jnp.ravel(jnp.asarray(GRAY8.candidate_image)))
+    assert minimised < 0.9 * limit
+    assert (int(outcome.evaluations) == 1) == met
+    assert (int(outcome.threshold_evaluations) == 1) == met
 
 
 def test_scales_and_features_are_checked():

@@ -19,7 +19,7 @@ class OptaxState(NamedTuple):
     inner: Any
     updates: Int[Array, ""]
     evaluations: Int[Array, ""]  # that led to `value` and are not reported yet
-    stalled: Bool[Array, ""]  # a line search did not move: none after it will
+    stalled: Bool[Array, ""]  # a line search did not move
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class OptaxLBFGS:
 
     One iteration is `inner_steps` updates, so that iteration counts compare with torch's outer steps. A step reports
     the candidate before its update. The evaluations of one update run in a loop inside the step, so that vectorised
-    lanes wait for the slowest.
+    lanes wait for the slowest. Differs: an update that does not move ends the trial as stalled.
 
     Attributes:
         history: pairs kept (optax's default: 10).
