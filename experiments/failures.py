@@ -136,7 +136,7 @@ def draw(told: list[dict], pictures: list[list[np.ndarray]], path) -> None:
             axes.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(error, fontsize=6, pad=2)
             axes.set(xticks=[], yticks=[])
-        panels[0, column].set_title(f"{told[i]['update_norm2']:.2g}", fontsize=6, pad=2)
+        panels[0, column].set_title(f"{float(format(told[i]['update_norm2'], '.2g')):g}", fontsize=6, pad=2)
     for axes, name in zip(panels[:, 0], ("truth", "at the stop", "at the end"), strict=True):
         axes.set_ylabel(name, fontsize=6)
     figure.text(

@@ -8,7 +8,7 @@ objective below 1e-5 (MNIST: 1e-6, since images can still be wrong at 1e-5; on t
 the image's relative error below 0.2, from the first iteration that ended below; an iteration is one update for solvers
 with a line search.
 
-    python -m experiments.solvers --data-dir DIR [--only torch-lbfgs lbfgs]
+    python -m experiments.solvers --data-dir DIR [--only torch-lbfgs lbfgs] [--models sigmoid]
 """
 
 import itertools
@@ -50,11 +50,11 @@ COLUMNS += ["evaluations", "threshold_evaluations", "label_correct", "git_revisi
 
 
 def main() -> None:
-    options = arguments(__doc__, n={"type": int, "default": 40})
-    folder = results_folder("solvers")
+    kinds_of = {"nargs": "*", "default": [*MODELS], "choices": [*MODELS]}
+    options, folder = arguments(__doc__, n={"type": int, "default": 40}, models=kinds_of), results_folder("solvers")
     for solver in chosen_runs(SOLVERS, options):
         rows, engines = [], []
-        for activation, dataset in itertools.product(MODELS, DATASETS):
+        for activation, dataset in itertools.product(options.models, DATASETS):
             result = run(solver, activation, dataset, options)
             rows += [{**row, "activation": activation} for row in result.rows]
             engines.append({"dataset": dataset, "activation": activation, **result.summary["engine"]})
