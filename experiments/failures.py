@@ -45,17 +45,18 @@ def main() -> None:
     }
     if len(results) < len(sweeps):
         return
-    folder = results_folder("failures")
     rows = [{"run": name, **row} for name, result in results.items() for row in result.rows]
+    folder = results_folder("failures")
     parquet.write_table(arrow.Table.from_pylist(rows), folder / "rows.parquet")
     told, pictures = [], []
-    for name, image, rows in by_image(failed):
+    for name, image, own in by_image(failed):
         result = results[f"{name}-{image}"]
-        for row in rows:
+        for row in own:
             told.append({"source": name, "right": right(name, pair(result, row)[1]), **compare(result, row)})
             pictures.append(images(result, row))
     labels = {name: label_rules(results[f"tanh-{name}"].rows) for name in DATASETS}
-    write_json(folder / "summary.json", {"again": told, "tanh": labels, "environment": result.run.environment})
+    summary = {"n": len(rows), "again": told, "tanh": labels, "environment": result.run.environment}
+    write_json(folder / "summary.json", summary)
     draw(told, pictures, folder / "failures.png")
 
 
@@ -128,14 +129,13 @@ def draw(told: list[dict], pictures: list[list[np.ndarray]], path) -> None:
     """One column for each trial, those with the smallest gradients first; DLG's only."""
     order = sorted((i for i, one in enumerate(told) if one["attack"] == "dlg"), key=lambda i: told[i]["update_norm2"])
     figure = Figure(figsize=(7.2, 2.3), dpi=200)
-    panels = figure.subplots(3, len(order), squeeze=False)
+    panels = figure.subplots(3, len(order), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     figure.subplots_adjust(left=0.075, right=0.995, top=0.87, bottom=0.01, wspace=0.08, hspace=0.35)
     for column, i in enumerate(order):
         errors = ["", *(f"{told[i][name]['relative_error']:.2f}" for name in ("stopped", "ended"))]
         for axes, image, error in zip(panels[:, column], pictures[i], errors, strict=True):
             axes.imshow(np.clip(image, 0, 1).squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(error, fontsize=6, pad=2)
-            axes.set(xticks=[], yticks=[])
         panels[0, column].set_title(f"{float(format(told[i]['update_norm2'], '.2g')):g}", fontsize=6, pad=2)
     for axes, name in zip(panels[:, 0], ("truth", "at the stop", "at the end"), strict=True):
         axes.set_ylabel(name, fontsize=6)

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jaxleak
 from experiments.harness import HERE, RESULTS
 
 NOT_RUN = "not run"
@@ -161,6 +162,14 @@ def parity(attack: str) -> Line:
     return Line(f"PyTorch parity, {attack}: solved, iterations to 1e-4", command, "–", theirs, ours, where)
 
 
+def pooled(attack: str, cells: list[dict]) -> str:
+    """Solved trials over the data sets, and right labels where they are not all."""
+    solved, trials, labels = (sum(cell[key] for cell in cells) for key in ("solved", "trials", "labels_right"))
+    low, high = jaxleak.wilson(solved, trials)
+    told = f"{attack} {solved}/{trials} [{low:.2f}, {high:.2f}]"
+    return f"{told}, label right in {labels}" if attack == "idlg" and labels < trials else told
+
+
 def solvers(activation: str) -> Line:
     told = stored("solvers/summary.json")
     ours, where = NOT_RUN, ""
@@ -168,17 +177,8 @@ def solvers(activation: str) -> Line:
         parts = []
         for solver in dict.fromkeys(cell["solver"] for cell in told):
             own = [cell for cell in told if (cell["solver"], cell["activation"]) == (solver, activation)]
-            rates = [
-                f"{attack} {sum(c['solved'] for c in own if c['attack'] == attack)}/"
-                f"{sum(c['trials'] for c in own if c['attack'] == attack)}"
-                + (
-                    f" (label right in {sum(c['labels_right'] for c in own if c['attack'] == attack)})"
-                    if activation == "tanh" and attack == "idlg"
-                    else ""
-                )
-                for attack in ("dlg", "idlg")
-            ]
-            parts.append(f"`{solver}` {', '.join(rates)}")
+            rates = [pooled(attack, [cell for cell in own if cell["attack"] == attack]) for attack in ("dlg", "idlg")]
+            parts.append(f"`{solver}` {', '.join(rates) if own else NOT_RUN}")
         ours = "; ".join(parts) + " ([curves](results/solvers))"
         where = told[0]["device"]
     return Line(

@@ -52,7 +52,7 @@ def main() -> None:
     folder = results_folder("precision")
     parquet.write_table(arrow.Table.from_pylist(rows).select(COLUMNS), folder / "rows.parquet")
     environment = results[0].run.environment
-    write_json(folder / "summary.json", {**summary(rows, rates), "environment": environment})
+    write_json(folder / "summary.json", {"n": len(rows), **summary(rows, rates), "environment": environment})
     draw(rows, folder / "precision.png")
 
 

@@ -12,7 +12,7 @@ import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
-from experiments import harness, index, kan2022_nullspace, pytorch_parity
+from experiments import harness, index, kan2022_nullspace, pytorch_parity, solvers
 from jaxleak import plots
 from jaxleak.stats import wilson
 
@@ -94,7 +94,12 @@ def test_figures_are_small(path):
 @pytest.mark.parametrize("path", [path for path in RESULTS if path.suffix == ".parquet"], ids=name_of)
 def test_rows_are_those_of_their_summary(path):
     summary_path = path.with_suffix(".json")
-    if not summary_path.exists():  # rows that are not trials
+    if path.parent.name == "solvers":
+        summary = json.loads((path.parent / "summary.json").read_text())
+        cells = solvers.cells(path.stem, parquet.read_table(path).to_pylist())
+        assert json.loads(json.dumps(cells)) == [cell for cell in summary if cell["solver"] == path.stem]
+        return
+    if not summary_path.exists():  # rows of another kind
         summary = json.loads((path.parent / "summary.json").read_text())
         assert parquet.read_metadata(path).num_rows == summary["n"]
         return
