@@ -28,7 +28,7 @@ COLUMNS += ["evaluations", "seconds", "dtype", "device", "git_revision"]
 
 
 def main() -> None:
-    options = arguments(__doc__, n={"type": int, "default": 20})
+    options = arguments(__doc__, n={"type": int, "default": 10})
     rows, rates = [], {}
     stalled: list[np.ndarray] = []  # candidates, by image
     for name, split in DATASETS.items():

@@ -1,10 +1,9 @@
 """Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy."""
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import check_choice, check_not_negative, check_positive
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.objectives import OBJECTIVES, SCALES
@@ -50,22 +49,15 @@ class Attack:
         check_choice("init", self.init, INITS)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("scale", self.scale, SCALES)
-        _check_not_negative("features", self.features)
+        check_not_negative("features", self.features)
         check_positive("iterations", self.iterations, integer=True)
         if self.max_evaluations is not None:
             check_positive("max_evaluations", self.max_evaluations, integer=True)
-        _check_not_negative("stop_objective", self.stop_objective)
+        check_not_negative("stop_objective", self.stop_objective)
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data, the solver with its name."""
         return {**asdict(self), "solver": {"name": solver_name(self.solver), **asdict(self.solver)}}  # pyright: ignore[reportArgumentType]
-
-
-def _check_not_negative(argument: str, value: float) -> None:
-    if not value >= 0:
-        raise InputError(f"`{argument}` must be 0 or above; got {value!r}.")
-    if math.isinf(value):
-        raise InputError(f"`{argument}` must be finite; got {value!r}.")
 
 
 # 300 iterations (of 20 evaluations) as in both reference implementations, whose solver is `TorchLBFGS`.

@@ -29,7 +29,7 @@ class RunCommand:
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient)."""
     model: str = "lenet"
-    """The victim's model: lenet (DLG's)."""
+    """The victim's model: lenet (DLG's), resnet18 to resnet152 (CIFAR form)."""
     dataset: str = "photos"
     """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz."""
     data_dir: Path | None = None
@@ -62,7 +62,7 @@ class RunCommand:
     """Weight of matching the head's input, which one image's gradient gives away; above 0 it is added to the
     attacks' names."""
     lr: float | None = None
-    """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); lbfgs has none."""
+    """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); the others have none."""
     history: int = 100
     """Pairs that L-BFGS keeps."""
     line_search: str = "zoom"

@@ -37,6 +37,18 @@ def check_positive(argument: str, value: float, *, integer: bool = False) -> Non
         raise InputError(f"`{argument}` must be finite; got {value!r}.")
 
 
+def check_not_negative(argument: str, value: float) -> None:
+    """Raise unless `value` is zero or above, and finite.
+
+    Raises:
+        InputError: `value` is negative, infinite, or not a number.
+    """
+    if not value >= 0:
+        raise InputError(f"`{argument}` must be 0 or above; got {value!r}.")
+    if math.isinf(value):
+        raise InputError(f"`{argument}` must be finite; got {value!r}.")
+
+
 def check_seed(argument: str, value: int) -> None:
     """Raise unless `value` is a seed that jax tells from every other one: without float64 it reads 32 bits.
 

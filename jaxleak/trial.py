@@ -266,7 +266,7 @@ class Trial:
             [ENDING["non-finite"], ENDING["objective"], ENDING["stalled"], ENDING["iteration-limit"]],
             RUNNING,
         )
-        # A trial that ends inside an iteration ends that iteration too, at the candidate just evaluated.
+        # A trial that ends inside an iteration ends that iteration too, at the candidate it reports.
         ends = ending != RUNNING
         iterations = boundary_iterations + (ends & ~info.boundary)
         first = noted & (value < self.threshold) & (state.threshold_iterations < 0)
