@@ -3,29 +3,43 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from jaxleak.errors import check_choice, check_not_negative, check_positive
-from jaxleak.inits import INITS
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
+from jaxleak.inits import check_init
 from jaxleak.labels import LABEL_STRATEGIES
-from jaxleak.objectives import OBJECTIVES, SCALES
-from jaxleak.solvers import LBFGS, SOLVERS, Adam, Solver, solver_name
+from jaxleak.objectives import OBJECTIVES, SCALES, parse_layer
+from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
+
+WEIGHTS = ("features", "label_term", "tv", "norm", "statistics", "consistency")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """How the attacker rebuilds an image from an update.
+    """How the attacker rebuilds images from an update.
 
     Attributes:
         name: what rows and tables call it.
-        label: "joint" optimises label logits beside the image; "idlg" reads the label from the head's weight gradient,
-            "bias" from that of its bias.
-        init: distribution of the start.
+        label: where the labels come from: "joint" optimises label logits beside the images, "known" has them, every
+            other of `labels.LABEL_STRATEGIES` reads them from the update.
+        init: the start of the images (`inits.INITS`); label logits start from N(0, 1).
         objective: distance between the candidate's gradient and the shared one.
         scale: what the distance is measured in: "none" as published, "relative" to the shared gradient, or "per-tensor"
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
             the scale.
+        layers: the layers that are compared, "conv1" or with a weight "conv1:4"; () compares all.
         features: weight of a term that pulls the head's input to the one that the update gives away, the two's
-            relative squared distance times the squared norm of the update (times 1 under another scale). Threat model:
-            the update is one image's plain gradient of cross-entropy, and the head is dense with a bias. 0: no term.
+            relative squared distance times the squared norm of the update (times 1 under another scale, and beside the
+            cosine). Threat model: the update is one image's plain gradient of cross-entropy, and the head is dense with
+            a bias. 0: no term.
+        label_term: CPL's alpha, the weight of (prediction - label)^2 on softmax outputs (`objectives.label_distance`).
+        tv: weight of the total variation (`priors.total_variation`).
+        norm: weight of the candidate's norm (`priors.norm_prior`).
+        statistics: weight of the distance of BatchNorm's statistics (`objectives.statistics_distance`). Threat model:
+            the client shares those of its batch.
+        group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
+        consistency: weight of the squared distance of each from their mean (`priors.consistency`).
+        box: whether candidates are kept within [0, 1]. Needs Adam.
+        dummies: images that are optimised; None: as many as the update holds.
+        knows_defence: whether the attacker is told that entries were set to zero, and leaves them out.
         solver: how it is minimised.
         iterations: budget, in the solver's iterations.
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
@@ -38,7 +52,17 @@ class Attack:
     init: str = "normal"
     objective: str = "l2"
     scale: str = "none"
+    layers: tuple[str, ...] = ()
     features: float = 0.0
+    label_term: float = 0.0
+    tv: float = 0.0
+    norm: float = 0.0
+    statistics: float = 0.0
+    group: int = 1
+    consistency: float = 0.0
+    box: bool = False
+    dummies: int | None = None
+    knows_defence: bool = False
     solver: Solver = field(default_factory=LBFGS)
     iterations: int = 300
     max_evaluations: int | None = None
@@ -46,25 +70,101 @@ class Attack:
 
     def __post_init__(self):
         check_choice("label", self.label, LABEL_STRATEGIES)
-        check_choice("init", self.init, INITS)
+        check_init(self.init)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("scale", self.scale, SCALES)
-        check_not_negative("features", self.features)
-        check_positive("iterations", self.iterations, integer=True)
-        if self.max_evaluations is not None:
-            check_positive("max_evaluations", self.max_evaluations, integer=True)
+        for layer in self.layers:
+            parse_layer(layer)
+        for name in WEIGHTS:
+            check_not_negative(name, getattr(self, name))
+        for name in ("iterations", "group"):
+            check_positive(name, getattr(self, name), integer=True)
+        for name in ("max_evaluations", "dummies"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), integer=True)
         check_not_negative("stop_objective", self.stop_objective)
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        if not isinstance(self.solver, Adam):
+            for name, given in (("box", self.box), ("group", self.group > 1)):
+                if given:
+                    raise InputError(
+                        f"`{name}` needs the solver adam: it is not a step of {solver_name(self.solver)}. "
+                        f"Leave `{name}` out, or use adam."
+                    )
+        if self.consistency and self.group == 1:
+            raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
+        if (self.init == "analytic") != isinstance(self.solver, NoSolver):
+            raise InputError(
+                "`start` analytic is the image itself and goes with the solver none, and the other way round; "
+                "use the attack analytic, or another start and solver."
+            )
+
+    @property
+    def published_as_it_is(self) -> bool:
+        """Whether the solver minimises a multiple of the published objective and nothing else."""
+        return self.scale in ("none", "relative") and not any(getattr(self, name) for name in WEIGHTS)
+
+    @property
+    def needs_check(self) -> bool:
+        """Whether only tracing shows that it fits a victim."""
+        plain = Attack(name=self.name)
+        return any(getattr(self, name) != getattr(plain, name) for name in ("layers", *WEIGHTS)) or self.init not in (
+            "normal",
+            "uniform",
+        )
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data, the solver with its name."""
-        return {**asdict(self), "solver": {"name": solver_name(self.solver), **asdict(self.solver)}}  # pyright: ignore[reportArgumentType]
+        solver: dict[str, Any] = asdict(self.solver)  # pyright: ignore[reportArgumentType]
+        return {**asdict(self), "layers": list(self.layers), "solver": {"name": solver_name(self.solver), **solver}}
 
 
-# 300 iterations (of 20 evaluations) as in both reference implementations, whose solver is `TorchLBFGS`.
+# 300 iterations (of 20 evaluations) as in the reference implementations, whose solver is `TorchLBFGS`.
 # Source: Zhu, Liu & Han 2019 (DLG); Zhao, Mopuri & Bilen 2020 (iDLG), whose code stops both below 1e-6.
 DLG = Attack(name="dlg")
 IDLG = replace(DLG, name="idlg", label="idlg")
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (DLG, IDLG)}
+# Source: Wei et al. 2020 and its code: iDLG's label, a tile of 16 repeated, alpha 0.
+CPL = replace(IDLG, name="cpl", init="pattern-16")
+# Source: Geiping et al. 2020, section 6 and `inversefed`: 4,800 steps, total variation 1e-4 for CIFAR-10.
+IG = Attack(
+    name="ig",
+    label="idlg",
+    objective="cosine",
+    tv=1e-4,
+    box=True,
+    solver=Adam(sign="hard", schedule="step"),
+    iterations=4800,
+    stop_objective=0,
+)
+# Source: breaching's preset "modern". Differs: no feature term.
+MODERN = replace(
+    IG,
+    name="modern",
+    label="counts",
+    init="pattern-4",
+    tv=0.2,
+    solver=Adam(sign="soft", schedule="cosine", warmup=50),
+    iterations=24_000,
+)
+# Source: Yin et al. 2021 (GradInversion), weights as in breaching's preset, all divided by that of the L2 term, 1e-4.
+GRADINVERSION = Attack(
+    name="gradinversion",
+    label="row-minima",
+    tv=1.0,
+    norm=1e-2,
+    statistics=1e3,
+    group=4,
+    consistency=1e2,
+    box=True,
+    solver=Adam(schedule="cosine", langevin=0.01),
+    iterations=20_000,
+    stop_objective=0,
+)
+# Source: Phong et al. 2017; Geiping et al. 2020, proposition 3.1.
+ANALYTIC = Attack(name="analytic", label="bias", init="analytic", solver=NoSolver(), iterations=1)
+ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, GRADINVERSION, ANALYTIC)}
 
 
 def get_attack(attack: str | Attack) -> Attack:
@@ -80,8 +180,15 @@ def get_attack(attack: str | Attack) -> Attack:
 
 
 def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -> Attack:
-    """The attack with another solver; without `iterations`, 4,800 steps of Adam or 300 iterations of any other."""
-    return replace(attack, solver=solver, iterations=iterations or (4800 if isinstance(solver, Adam) else 300))
+    """The attack with another solver, without what only Adam can do where it is not Adam.
+
+    Without `iterations`, those of the preset for a solver of the same kind, else 4,800 steps of Adam or 300 iterations.
+    """
+    if iterations is None:
+        same = isinstance(solver, Adam) == isinstance(attack.solver, Adam)
+        iterations = attack.iterations if same else 4800 if isinstance(solver, Adam) else 300
+    only_adam: dict[str, Any] = {} if isinstance(solver, Adam) else {"box": False, "group": 1, "consistency": 0.0}
+    return replace(attack, solver=solver, iterations=iterations, **only_adam)
 
 
 def named_attack(name: str) -> tuple[Attack, str | None]:

@@ -22,6 +22,8 @@ from jaxleak.errors import InputError, check_choice, check_positive
 DATASETS: dict[str, int] = {"photos": 32, "cifar100": 32, "mnist": 28, "lfw": 32}
 FOLDER_SIZE = 32
 
+BATCH_LABELS = ("any", "distinct", "same")
+LABEL_BLOCK = 256  # images whose labels are read at once
 # Positions in the data source -> pixels [n, h, w, c], uint8 or float in [0, 1], and labels [n].
 Reader = Callable[[Sequence[int]], tuple[np.ndarray, np.ndarray]]
 
@@ -86,6 +88,45 @@ class Dataset:
             raise InputError(f"`image_seed` must be 0 or more; got {seed!r}.")
         drawn = np.random.default_rng(seed).permutation(np.sort(self.index))[:count]
         return [int(index) for index in drawn]
+
+    def random_batches(self, count: int, batch: int, seed: int, labels: str = "any") -> list[int]:
+        """Indices of `count` batches of `batch` images each, batch after batch, no image twice.
+
+        Args:
+            count: batches.
+            batch: images in each.
+            seed: from which they are drawn.
+            labels: of the images of a batch: "any", all "distinct", or all the "same".
+
+        Raises:
+            InputError: too few images for that, or an unknown choice.
+        """
+        check_choice("batch_labels", labels, BATCH_LABELS)
+        check_positive("num_images", count, integer=True)
+        if labels == "any" or batch == 1:
+            return self.random_indices(count * batch, seed)
+        open_batches: list[list[tuple[int, int]]] = []
+        whole: list[int] = []
+        order = self.random_indices(len(self), seed)
+        for start in range(0, len(order), LABEL_BLOCK):
+            block = order[start : start + LABEL_BLOCK]
+            for index, label in zip(block, self.images(block)[1].tolist(), strict=True):
+                # The first batch under way that takes it, or a new one.
+                for members in open_batches:
+                    if (label in [other for _, other in members]) == (labels == "same"):
+                        members.append((index, label))
+                        break
+                else:
+                    open_batches.append(members := [(index, label)])
+                if len(members) == batch:
+                    open_batches.remove(members)
+                    whole += [member for member, _ in members]
+                    if len(whole) == count * batch:
+                        return whole
+        raise InputError(
+            f"`batch` asks for {count} batches of {batch} images with {labels} labels; {self._label} has "
+            f"{len(whole) // batch}. Use fewer or smaller batches, or --batch-labels any."
+        )
 
     @property
     def _label(self) -> str:

@@ -31,6 +31,9 @@ ROW_COLUMNS = {
     "label_found": "int64", "label_correct": "bool", "mse": "double", "mse_clipped": "double",
     "psnr": "double", "ssim": "double", "relative_error": "double", "max_abs": "double",
     "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
+    "start": "string", "label_strategy": "string", "objective_kind": "string", "batch": "int64", "dummies": "int64",
+    "labels_right": "int64", "images_recovered": "int64", "defence": "string", "client_steps": "int64",
+    "trained_steps": "int64", "victim_loss": "double", "update_norm2": "double",
     "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
 }  # fmt: skip
 NULLABLE = {"threshold_iterations", "threshold_evaluations"}

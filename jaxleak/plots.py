@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
-from jaxleak.stats import Criteria, Row, summarise, wilson
+from jaxleak.stats import Criteria, Row, expected_trials, summarise, wilson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -684,6 +684,6 @@ def _directory(path: str | Path) -> Path:
 def _expected(run: "Run", done: int) -> int:
     """Trials of the complete run, attacks x images x seeds; those there are, where the settings do not say."""
     try:
-        return len(run.settings["attacks"]) * len(run.settings["victim"]["images"]) * int(run.settings["seeds"])
+        return expected_trials(run.settings)
     except (KeyError, TypeError):
         return done

@@ -23,8 +23,9 @@ class Criteria:
 
     Attributes:
         objective: a trial must end with its objective below this.
-        relative_error: and with `|x - x*| / |x*|` below this. A small objective alone is not success:
-            networks with tiny gradients reach any objective with a wrong image.
+        cosine: the same for attacks whose objective is 1 - cosine.
+        relative_error: and with `|x - x*| / |x*|` below this, every image of a batch. A small objective alone is not
+            success: networks with tiny gradients reach any objective with a wrong image.
         mse_thresholds: the family of unclipped MSE thresholds (images in [0, 1]) whose shares are reported.
             Source: the fidelity curves of Zhao et al. 2020 (iDLG).
         diverged_above: a failed trial whose largest |pixel| exceeds this counts as diverged.
@@ -34,12 +35,13 @@ class Criteria:
     """
 
     objective: float = 1e-4
+    cosine: float = 1e-2
     relative_error: float = 0.2
     mse_thresholds: tuple[float, ...] = (0.01, 0.005, 0.001, 0.0005, 0.0001)
     diverged_above: float = 100.0
 
     def __post_init__(self):
-        for name in ("objective", "relative_error", "diverged_above"):
+        for name in ("objective", "cosine", "relative_error", "diverged_above"):
             _check_threshold(name, getattr(self, name))
         if isinstance(self.mse_thresholds, (int, float, str)) or not self.mse_thresholds:
             raise InputError(
@@ -48,6 +50,10 @@ class Criteria:
         for value in self.mse_thresholds:
             _check_threshold("mse_thresholds", value)
         object.__setattr__(self, "mse_thresholds", tuple(self.mse_thresholds))  # a list, when read from JSON
+
+    def threshold(self, objective: str) -> float:
+        """What an attack's objective must be below, by its kind, a key of `objectives.OBJECTIVES`."""
+        return self.cosine if objective == "cosine" else self.objective
 
 
 def _check_threshold(argument: str, value: Any) -> None:
@@ -64,6 +70,7 @@ def classify(
     max_abs: float,
     reached_objective: bool,
     criteria: Criteria,
+    threshold: float | None = None,
 ) -> str:
     """The status of a trial that ended.
 
@@ -74,6 +81,7 @@ def classify(
         reached_objective: whether the loop saw an objective below the threshold. The final objective must
             be below it too: a trial that passed the threshold and then left again has not converged.
         criteria: the thresholds.
+        threshold: of the objective; None: `criteria.objective`.
 
     Returns:
         One of `STATUSES`. A trial that stopped on a looser objective than the criterion's, and so never
@@ -82,7 +90,7 @@ def classify(
     check_choice("ending", ending, ENDINGS)
     if ending == "non-finite" or not (math.isfinite(objective) and math.isfinite(max_abs)):
         return "non-finite"
-    if reached_objective and objective < criteria.objective:
+    if reached_objective and objective < (criteria.objective if threshold is None else threshold):
         return "converged" if relative_error < criteria.relative_error else "wrong-image"
     if max_abs > criteria.diverged_above:
         return "diverged"
@@ -132,6 +140,12 @@ def fisher(s1: int, n1: int, s2: int, n2: int) -> float:
 def _check_count(argument: str, successes: int, n: int) -> None:
     if not 0 <= successes <= n:
         raise InputError(f"`{argument}` must lie between 0 and the number of trials, {n}; got {successes!r}.")
+
+
+def expected_trials(settings: dict[str, Any]) -> int:
+    """Trials of the complete run with these settings (`Sweep.settings`)."""
+    victim = settings["victim"]
+    return len(settings["attacks"]) * (len(victim["images"]) // victim.get("batch", 1)) * int(settings["seeds"])
 
 
 def summarise(
@@ -226,7 +240,7 @@ def _lowest(rows: list[Row], column: str) -> dict[str, Any] | None:
     if not finite:
         return None
     best = min(finite, key=lambda row: (row[column], row["trial"]))
-    return {key: best[key] for key in ("trial", "objective", "mse", "success")}
+    return {key: best[key] for key in ("trial", "objective", "mse", "psnr", "success")}
 
 
 def _over_images(of_images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import hashlib
 import tempfile
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,16 +12,18 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxleak import cautions
 from jaxleak.attacks import Attack, get_attack
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.errors import InputError, check_positive, check_seed
-from jaxleak.metrics import image_metrics, max_abs, relative_error
+from jaxleak.labels import labels_right
+from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, unmosaic, worst_errors
 from jaxleak.progress import Progress
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, Criteria, classify, summarise
 from jaxleak.store import Run
-from jaxleak.trial import Job, Outcome, Trial
+from jaxleak.trial import Job, Outcome, Trial, check_attack
 from jaxleak.victim import Victim
 
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
@@ -35,7 +38,7 @@ class Sweep:
     Attributes:
         victim: who is attacked.
         attacks: with which attacks.
-        seeds: restarts per image and attack; trial seeds 0..seeds-1.
+        seeds: restarts per update and attack; trial seeds 0..seeds-1.
         start_seed: from which starts are drawn. A start depends on it, the image's index and the trial seed only.
         criteria: what counts as success.
         snapshots: iterations at which candidates are kept for pictures.
@@ -71,11 +74,24 @@ class Sweep:
         for name, start in (self.starts or {}).items():
             if len(start) < self.seeds:
                 raise InputError(f"`starts` holds {len(start)} rows of {name}; `seeds` asks for {self.seeds}.")
+        for attack in self.attacks:
+            check_attack(attack, self.victim)
 
     @property
     def total(self) -> int:
         """Trials of the whole sweep."""
-        return len(self.attacks) * len(self.victim.indices) * self.seeds
+        return len(self.attacks) * self.victim.updates * self.seeds
+
+    def trial(self, attack: Attack) -> Trial:
+        """One attack on the victim."""
+        return Trial(
+            attack=attack,
+            victim=self.victim,
+            threshold=self.criteria.threshold(attack.objective),
+            snapshots=self.snapshots,
+            starts=None if self.starts is None else dict(self.starts),
+            start_seed=self.start_seed,
+        )
 
     def settings(self) -> dict[str, Any]:
         """Everything a result depends on, as plain data."""
@@ -94,8 +110,8 @@ class Sweep:
         }
 
     def jobs(self, attack: int, done: set[int]) -> Job:
-        """The trials of one attack that are still to do, seed by seed over the images."""
-        images, count = np.asarray(self.victim.indices), len(self.victim.indices)
+        """The trials of one attack that are still to do, seed by seed over the updates."""
+        images, count = np.asarray(self.victim.indices)[:: self.victim.batch], self.victim.updates
         seed, slot = (axis.ravel() for axis in np.indices((self.seeds, count)))
         trial = (attack * count + slot) * self.seeds + seed
         todo = ~np.isin(trial, sorted(done))
@@ -135,8 +151,13 @@ class Result:
         return group["success_rate"], tuple(group["ci95"]), group["trials"]
 
     def reconstructions(self, trials: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all."""
-        return self.run.arrays(keys=["trial", "candidate"], trials=trials)
+        """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all.
+
+        Of batches, `candidate` is [n, b, h, w, c], in the order of the truth.
+        """
+        arrays = self.run.arrays(keys=["trial", "candidate"], trials=trials)
+        batch = self.run.settings["victim"]["batch"]
+        return arrays if batch == 1 else {**arrays, "candidate": unmosaic(arrays["candidate"], batch)}
 
     def table(self):
         """A rich table of the rates; `rich.print` shows it."""
@@ -197,11 +218,18 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     """
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
+    for attack in sweep.attacks:
+        if attack.needs_check:
+            sweep.trial(attack).check()
+    for caution in cautions.before(sweep.victim, sweep.attacks):
+        warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else Path(out or "")
     with Run.create_or_resume(path, sweep.settings(), environment()) as run:
         victim = sweep.victim
-        run.write_truth(np.asarray(victim.indices), np.asarray(victim.labels), np.asarray(victim.images))
+        first = slice(None, None, victim.batch)
+        pictures = mosaic(victim.images.reshape(victim.updates, victim.batch, *victim.images.shape[1:]))
+        run.write_truth(np.asarray(victim.indices)[first], np.asarray(victim.labels)[first], pictures)
         summary = _Session(sweep, run, quiet).run_all(lanes)
     return Result(Run.open(path), summary, temporary)
 
@@ -224,7 +252,14 @@ class _Session:
         self.engines: list[Engine] = []
         self.buffer: list[tuple[Finished, list[str]]] = []  # finished and judged, not written
         self.flushed = time.monotonic()
+        victim = sweep.victim
+        self.truths = np.asarray(victim.images).reshape(victim.updates, victim.batch, *victim.images.shape[1:])
+        self.labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
         self.constant = {
+            "batch": victim.batch,
+            "defence": victim.defence_name,
+            "client_steps": victim.client.total_steps(victim.batch) if victim.client.trains else 0,
+            "trained_steps": int(victim.trained_steps),
             "model": sweep.victim.model_name,
             "dataset": sweep.victim.dataset,
             "split": sweep.victim.split,
@@ -246,15 +281,7 @@ class _Session:
         return summary
 
     def run_attack(self, attack: Attack, jobs: Job, lanes: int | None) -> None:
-        sweep = self.sweep
-        trial = Trial(
-            attack=attack,
-            victim=sweep.victim,
-            threshold=sweep.criteria.objective,
-            snapshots=sweep.snapshots,
-            starts=None if sweep.starts is None else dict(sweep.starts),
-            start_seed=sweep.start_seed,
-        )
+        trial = self.sweep.trial(attack)
         engine = Engine(trial, trial.shared(), lanes=lanes)
         self.engines.append(engine)
         self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
@@ -270,64 +297,83 @@ class _Session:
 
     def take(self, attack: Attack, finished: Finished) -> None:
         """Judge trials that ended; their rows are made when they are written, many at once."""
-        statuses = self.statuses(finished)
+        statuses = self.statuses(attack, finished)
         self.buffer.append((finished, statuses))
         evaluations = int(np.sum(finished.outcomes.evaluations))
         self.progress.finished(len(statuses), statuses.count("converged"), evaluations)
         if time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush(attack)
 
-    def statuses(self, finished: Finished) -> list[str]:
+    def statuses(self, attack: Attack, finished: Finished) -> list[str]:
         outcome: Outcome = finished.outcomes
-        candidates, truths = outcome.candidate[:, 0], np.asarray(self.sweep.victim.images)[finished.jobs.slot]
+        threshold = self.sweep.criteria.threshold(attack.objective)
+        errors = worst_errors(outcome.candidate, self.truths[finished.jobs.slot])
         return [
             classify(
                 ending=ENDINGS[int(ending)],
                 objective=float(objective),
                 relative_error=float(error),
                 max_abs=float(largest),
-                reached_objective=bool(objective < self.sweep.criteria.objective),
+                reached_objective=bool(objective < threshold),
                 criteria=self.sweep.criteria,
+                threshold=threshold,
             )
             for ending, objective, error, largest in zip(
                 outcome.ending,
                 outcome.objective,
-                relative_error(candidates, truths),
-                max_abs(candidates),
+                errors,
+                np.abs(outcome.candidate).max(axis=(1, 2, 3, 4)),
                 strict=True,
             )
         ]
 
-    def rows(self, attack: Attack, finished: Finished, statuses: list[str]) -> list[dict[str, Any]]:
-        sweep, jobs = self.sweep, finished.jobs
+    def rows(
+        self, attack: Attack, finished: Finished, statuses: list[str], metrics: BatchMetrics
+    ) -> list[dict[str, Any]]:
+        jobs = finished.jobs
         outcome: Outcome = finished.outcomes
-        metrics = image_metrics(outcome.candidate[:, 0], np.asarray(sweep.victim.images)[jobs.slot])
-        with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
-            relative = np.divide(outcome.objective, outcome.update_norm2)
+        truths = self.labels[jobs.slot]
+        dummies = outcome.label_found.shape[1]
+        right = labels_right(outcome.label_found, truths[:, np.arange(dummies) % truths.shape[1]])
+        recovered = np.sum(metrics.errors < self.sweep.criteria.relative_error, axis=1)
+        relative = outcome.objective
+        if attack.objective == "l2":
+            with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
+                relative = np.divide(outcome.objective, outcome.update_norm2)
+        constant = {
+            "attack": attack.name,
+            "solver": solver_name(attack.solver),
+            "start": attack.init,
+            "label_strategy": attack.label,
+            "objective_kind": attack.objective,
+            "dummies": dummies,
+            **self.constant,
+        }
         rows = []
         for i, trial in enumerate(jobs.trial):
-            label, found = int(sweep.victim.labels[jobs.slot[i]]), int(outcome.label_found[i, 0])
             rows.append(
                 {
-                    "attack": attack.name,
-                    "solver": solver_name(attack.solver),
                     "image": int(jobs.image[i]),
-                    "label": label,
+                    "label": int(truths[i, 0]),
                     "trial": int(trial),
                     "seed": int(jobs.seed[i]),
                     "status": statuses[i],
                     "success": statuses[i] == "converged",
                     "objective": float(outcome.objective[i]),
                     "relative_objective": float(relative[i]),
+                    "update_norm2": float(outcome.update_norm2[i]),
+                    "victim_loss": float(outcome.loss[i]),
                     "evaluations": int(outcome.evaluations[i]),
                     "iterations": int(outcome.iterations[i]),
                     "threshold_iterations": _reached(outcome.threshold_iterations[i]),
                     "threshold_evaluations": _reached(outcome.threshold_evaluations[i]),
-                    "label_found": found,
-                    "label_correct": found == label,
+                    "label_found": int(outcome.label_found[i, max(metrics.slots[i, 0], 0)]),
+                    "label_correct": bool(right[i] == dummies),
+                    "labels_right": int(right[i]),
+                    "images_recovered": int(recovered[i]),
                     "seconds": float(finished.seconds[i]),
-                    **{name: float(values[i]) for name, values in metrics.items()},
-                    **self.constant,
+                    **{name: float(values[i]) for name, values in metrics.trials.items()},
+                    **constant,
                 }
             )
         return rows
@@ -340,24 +386,30 @@ class _Session:
             return
         finished: Finished = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for part, _ in buffer))
         outcome: Outcome = finished.outcomes
+        metrics = batch_metrics(outcome.candidate, self.truths[finished.jobs.slot])
         arrays = {
             "trial": finished.jobs.trial,
-            "candidate": outcome.candidate[:, 0].astype(np.float32),
+            "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
             "objective_trace": outcome.objective_trace.astype(np.float32),
             "mse_trace": outcome.mse_trace.astype(np.float32),
-            "snapshots": _quantise(outcome.snapshots[:, :, 0]),
+            "snapshots": _quantise(mosaic(ordered(outcome.snapshots, metrics.slots))),
         }
+        if self.sweep.victim.batch > 1:
+            arrays |= {"slots": metrics.slots, "labels_found": outcome.label_found, "errors": metrics.errors}
         statuses = [status for _, part in buffer for status in part]
-        self.run.append(self.rows(attack, finished, statuses), arrays)
+        self.run.append(self.rows(attack, finished, statuses, metrics), arrays)
 
     def summarise(self) -> dict[str, Any]:
-        return summarise(
-            self.run.rows(),
-            self.sweep.criteria,
-            expected=self.sweep.total,
+        sweep, rows = self.sweep, self.run.rows()
+        summary = summarise(
+            rows,
+            sweep.criteria,
+            expected=sweep.total,
             engine=self.engine_summary(),
             settings_hash=self.run.settings_hash,
         )
+        found = cautions.before(sweep.victim, sweep.attacks) + cautions.after(rows, sweep.criteria)
+        return {**summary, "warnings": found}
 
     def engine_summary(self) -> dict[str, float] | None:
         """Of this session; a session that had nothing to do keeps what the last one wrote."""

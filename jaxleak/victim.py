@@ -1,6 +1,6 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +10,30 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxleak.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.data import DATASETS, Dataset
-from jaxleak.errors import InputError, check_choice, check_seed
+from jaxleak.defences import Defence, check_defences, defence_text, defend
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import MODELS, build_model, load_weights
 from jaxleak.objectives import loss_gradient
+from jaxleak.training import train_network
 
 NETWORKS = ("shared", "per-image", "per-trial")
+DEFENCE_DRAWS = ("per-victim", "per-trial")
+TRAINED_ON = ("data", "own")
+# Mean and standard deviation of each channel over the training images, as they are in common use.
+NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = {
+    "none": None,
+    "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
+    "cifar10": ((0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)),
+    "mnist": ((0.1307,), (0.3081,)),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Victim:
-    """What is attacked: one update per image (one image each), from one or many networks.
+    """What is attacked: updates of one or several images each, from one or many networks.
 
     Attributes:
         model: a Linen module whose last dense layer is named "head".
@@ -29,10 +42,24 @@ class Victim:
         images: [i, h, w, c], in [0, 1].
         labels: [i], in 0..k-1.
         num_classes: k, the outputs of the head.
-        network: "shared" (one network), "per-image" (one per image) or "per-trial" (a fresh one for each trial).
+        network: "shared" (one network), "per-image" (one per update) or "per-trial" (a fresh one for each trial).
         network_seed: from which networks are drawn.
-        params: given weights: one set ("shared") or stacked over images ("per-image"); None draws them.
+        params: given weights: one set ("shared") or stacked over updates ("per-image"); None draws them.
         weights_name: where given weights came from.
+        batch: images per update: the first `batch` images make the first update, and so on. The attacker knows it.
+        client: what is computed from them: a gradient, or local steps.
+        defences: what is done to the update before it is shared, in this order.
+        defence_seed: from which their noise is drawn.
+        defence_draw: "per-victim": every restart meets the same noise; "per-trial": noise of its own, which makes the
+            best of several restarts better than an attacker's.
+        normalisation: mean and standard deviation of each channel that the network's input is brought to; None: pixels.
+        trained_steps: steps that the network was trained for before the update.
+        trained_on: "data" (random images of the data set; done by `make_victim`) or "own" (the update's own images, all
+            at once: a later stage of this client's training).
+        train_optimizer, train_lr: of that training.
+        training: its losses, where it is done already: `{"loss": [n, steps]}`.
+        surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
+            that name.
     """
 
     model: nn.Module
@@ -47,6 +74,18 @@ class Victim:
     network_seed: int = 0
     params: PyTree | None = None
     weights_name: str = "given"
+    batch: int = 1
+    client: Client = field(default_factory=Client)
+    defences: tuple[Defence, ...] = ()
+    defence_seed: int = 0
+    defence_draw: str = "per-victim"
+    normalisation: tuple[tuple[float, ...], tuple[float, ...]] | None = None
+    trained_steps: int = 0
+    trained_on: str = "data"
+    train_optimizer: str = "adam"
+    train_lr: float = 1e-3
+    training: dict[str, list] | None = None
+    surrogates: np.ndarray | None = None
 
     def __post_init__(self):
         check_choice("network", self.network, NETWORKS)
@@ -61,6 +100,90 @@ class Victim:
         repeated = sorted({index for index in self.indices if self.indices.count(index) > 1})
         if repeated:
             raise InputError(f"`images` must be distinct; {', '.join(map(str, repeated))} is named twice.")
+        self._check_threat_model()
+
+    def _check_threat_model(self) -> None:
+        check_positive("batch", self.batch, integer=True)
+        if len(self.indices) % self.batch:
+            raise InputError(
+                f"`images` must come in whole batches of {self.batch}; there are {len(self.indices)}. "
+                "Change --batch, --images or --num-images."
+            )
+        self.client.check(self.batch)
+        check_defences(self.defences)
+        check_seed("defence_seed", self.defence_seed)
+        check_choice("defence_draw", self.defence_draw, DEFENCE_DRAWS)
+        if self._clips_examples and (self.client.trains or self.client.clients > 1):
+            raise InputError(
+                "`defence` dp-sgd clips the gradients of single images and needs one client that shares a gradient; "
+                "leave out --client-steps, --client-epochs and --clients, or use clip and gaussian."
+            )
+        channels = self.images.shape[-1]
+        if self.normalisation is not None and any(len(part) not in (1, channels) for part in self.normalisation):
+            raise InputError(
+                f"`normalise` must fit images of {channels} channels; got {len(self.normalisation[0])} means. "
+                "Choose another, or none."
+            )
+        check_not_negative("trained_steps", self.trained_steps)
+        check_choice("trained_on", self.trained_on, TRAINED_ON)
+        check_choice("train_optimizer", self.train_optimizer, OPTIMIZERS)
+        check_positive("train_lr", self.train_lr)
+        if self.trained_steps and self.trained_on == "data" and self.params is None:
+            raise InputError(
+                "`trained_steps` on the data set needs weights that were trained; make the victim with `make_victim`, "
+                'or give trained_on="own".'
+            )
+
+    @property
+    def updates(self) -> int:
+        """How many updates are attacked."""
+        return len(self.indices) // self.batch
+
+    @property
+    def _clips_examples(self) -> bool:
+        return bool(self.defences) and self.defences[0].per_example
+
+    @property
+    def defence_name(self) -> str:
+        """The defences as on the command line, "none" without any."""
+        return " ".join(map(defence_text, self.defences)) or "none"
+
+    def to_input(self, pixels: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """Pixels in [0, 1] in the units of the network's input."""
+        if self.normalisation is None:
+            return pixels
+        mean, std = (jnp.asarray(part, pixels.dtype) for part in self.normalisation)
+        return (pixels - mean) / std
+
+    def to_pixels(self, x: Float[Array, "... c"]) -> Float[Array, "... c"]:
+        """The inverse of `to_input`."""
+        if self.normalisation is None:
+            return x
+        mean, std = (jnp.asarray(part, x.dtype) for part in self.normalisation)
+        return x * std + mean
+
+    def train(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
+        """The weights when the client shares: trained on its own images first, if that is asked for."""
+        if not self.trained_steps or self.trained_on != "own":
+            return params
+        optimizer = OPTIMIZERS[self.train_optimizer](self.train_lr)
+        return train(optimizer, int(self.trained_steps), None, self.model, params, x, target)[0]
+
+    def share(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], key) -> PyTree:
+        """The update, defended: what the attacker sees.
+
+        Args:
+            params: the network's weights.
+            x: the private images in the network's units.
+            target: their labels, one-hot.
+            key: from which defences draw.
+        """
+        if self._clips_examples:
+            each = jax.vmap(lambda x, target: loss_gradient(self.model, params, x[None], target[None]))(x, target)
+            first: Any = self.defences[0]
+            update = first.apply_examples(each, jax.random.fold_in(key, 0))
+            return defend(self.defences[1:], update, jax.random.fold_in(key, 1))
+        return defend(self.defences, client_update(self.client, self.model, params, x, target), key)
 
     def settings(self) -> dict[str, Any]:
         """What identifies the victim, as plain data: another victim has other settings."""
@@ -79,6 +202,16 @@ class Victim:
             "network": self.network,
             "network_seed": self.network_seed,
             "weights": None if self.params is None else f"{self.weights_name} sha256:{_digest(self.params)}",
+            "batch": self.batch,
+            "client": asdict(self.client),
+            "defences": self.defence_name,
+            "defence_seed": self.defence_seed,
+            "defence_draw": self.defence_draw,
+            "normalisation": None if self.normalisation is None else [list(part) for part in self.normalisation],
+            "trained_steps": self.trained_steps,
+            "trained_on": self.trained_on,
+            "train_optimizer": self.train_optimizer,
+            "train_lr": self.train_lr,
             **own,
         }
 
@@ -91,8 +224,10 @@ def make_victim(
     network: str = "per-trial",
     network_seed: int = 0,
     weights: str | Path | None = None,
+    normalise: str = "none",
+    **threat_model: Any,
 ) -> Victim:
-    """A victim with one private image per update.
+    """A victim whose private images are these of a data set.
 
     Args:
         model: name of a model, or a Linen module with `data.num_classes` outputs.
@@ -101,9 +236,12 @@ def make_victim(
         network: see `Victim`.
         network_seed: from which networks are drawn.
         weights: safetensors file in torch's names; needs network="shared".
+        normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised.
+        threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
+            trained_on="data" (as it is) the network is trained here, on the images of `data` that are not attacked.
 
     Raises:
-        InputError: unknown model, index out of range, weights that do not fit.
+        InputError: unknown model, index out of range, weights that do not fit, a threat model that makes no sense.
     """
     module = build_model(model, data.num_classes) if isinstance(model, str) else model
     params = None
@@ -112,7 +250,8 @@ def make_victim(
             raise InputError(f"`weights` are one network for all trials and need `network` shared; got {network!r}.")
         params = load_weights(weights, module, data.image_shape)
     pixels, labels = data.images(images)
-    return Victim(
+    steps = threat_model.pop("trained_steps", 0)
+    victim = Victim(
         model=module,
         model_name=model if isinstance(model, str) else type(model).__name__.lower(),
         dataset=data.name,
@@ -125,7 +264,50 @@ def make_victim(
         params=params,
         weights_name="given" if weights is None else Path(weights).name,
         num_classes=data.num_classes,
+        normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
+        **threat_model,
     )
+    check_not_negative("trained_steps", steps)
+    victim = replace(victim, surrogates=_surrogates(victim, data))
+    if steps and victim.trained_on == "data":
+        return _trained(victim, data, int(steps))
+    return replace(victim, trained_steps=int(steps))
+
+
+def _surrogates(victim: Victim, data: Dataset) -> np.ndarray | None:
+    """For each update, an image that is not attacked, drawn from its first image's index."""
+    private = set(victim.indices)
+    if len(data) <= len(private):
+        return None
+    others = np.setdiff1d(data.index, victim.indices)
+    chosen = [int(np.random.default_rng(first).choice(others)) for first in victim.indices[:: victim.batch]]
+    return data.images(chosen)[0]
+
+
+def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
+    """The victim with its networks trained, without its defences: they are for the update."""
+    if victim.network == "per-trial":
+        raise InputError(
+            "`trained_steps` on the data set trains every network; with `network` per-trial that is one for each trial. "
+            "Use --network shared or per-image, or --trained-on own."
+        )
+    plain = replace(victim, defences=(), client=Client(), batch=1)
+    root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]
+    h, w, c = victim.images.shape[1:]
+    networks = []
+    for number, key in enumerate(
+        [root] if victim.network == "shared" else [jax.random.fold_in(root, first) for first in firsts]
+    ):
+        begin = victim.params
+        if begin is None:
+            begin = draw_params(victim.model, key, (h, w, c))
+        begin = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), begin)
+        networks.append(train_network(plain, begin, data, steps=steps, seed=victim.network_seed + number))
+    params = networks[0].params
+    if victim.network == "per-image":
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.params for one in networks))
+    training = {"loss": [one.losses.tolist() for one in networks], "accuracy": [one.accuracy for one in networks]}
+    return replace(victim, params=params, trained_steps=steps, training=training, weights_name="trained")
 
 
 def _digest(params: PyTree) -> str:
@@ -142,10 +324,3 @@ def draw_params(model: nn.Module, key, image_shape: tuple[int, int, int]) -> PyT
     """A network drawn with the model's own initialisation, in the precision jax is set to."""
     params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
     return jax.tree.map(lambda leaf: leaf.astype(float), params)  # Linen draws float32
-
-
-def shared_update(
-    model: nn.Module, params: PyTree, x: Float[Array, "b h w c"], label: Int[Array, "b"], num_classes: int
-) -> PyTree:
-    """The gradient a client shares for its batch: mean cross-entropy with the true labels."""
-    return loss_gradient(model, params, x, jax.nn.one_hot(label, num_classes, dtype=x.dtype))

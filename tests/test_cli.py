@@ -89,7 +89,10 @@ def pictures(tmp_path_factory) -> Path:
     ("flags", "words"),
     [
         # unknown names
-        ("--attack dgl", "`attack` must be one of dlg, idlg; got 'dgl'. Did you mean 'dlg'?"),
+        (
+            "--attack dgl",
+            "`attack` must be one of analytic, cpl, dlg, gradinversion, idlg, ig, modern; got 'dgl'. Did you mean 'dlg'?",
+        ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
         ("--attack", "`attack` must name at least one"),
@@ -98,9 +101,12 @@ def pictures(tmp_path_factory) -> Path:
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
         (
             "--attack dlg:torch-lbgfs",
-            "`solver` must be one of adam, jaxopt-lbfgs, lbfgs, optax-lbfgs, torch-lbfgs; got",
+            "`solver` must be one of adam, jaxopt-lbfgs, lbfgs, none, optax-lbfgs, torch-lbfgs; got",
         ),
-        ("--attack dgl:lbfgs", "`attack` must be one of dlg, idlg; got 'dgl'."),
+        (
+            "--attack dgl:lbfgs",
+            "`attack` must be one of analytic, cpl, dlg, gradinversion, idlg, ig, modern; got 'dgl'.",
+        ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
         ("--solver jaxopt-lbfgs --line-search zom", "Did you mean 'zoom'?"),
@@ -269,7 +275,7 @@ def no_worker(monkeypatch):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--only jaxleek", "`only` must be one of jaxleak, jaxleak-lbfgs, jaxleak-network-per-trial, jaxopt,"),
+        ("--only jaxleek", "`only` must be one of jaxleak, jaxleak-cosine, jaxleak-lbfgs, jaxleak-network-per-trial, jaxopt,"),
         ("--only jaxopt jaxleek", "got 'jaxleek'. Did you mean 'jaxleak'?"),
         ("--only", "`only` must name at least one of pytorch-processes,"),
         ("--model lenett", "`model` must be one of lenet, resnet18; got 'lenett'. Did you mean 'lenet'?"),

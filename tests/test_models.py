@@ -1,5 +1,7 @@
-"""LeNet against torch's numbers, and weights through torch's names and layout."""
+"""LeNet and MLP against torch's numbers, and weights through torch's names and layout."""
 
+import importlib
+import itertools
 import json
 import struct
 
@@ -10,9 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxleak.errors import InputError
-from jaxleak.models import MODELS, LeNet, build_model, load_weights, save_weights
+from jaxleak.models import MLP, MODELS, LeNet, build_model, load_weights, save_weights
 from jaxleak.models.weights import from_torch, to_torch
-from tests.oracles.cases import LenetCase, lenet_case, lenet_cases
+from jaxleak.objectives import loss_gradient
+from tests.oracles.cases import LenetCase, lenet_case, lenet_cases, to_nchw
+from tests.oracles.require_torch import require_torch
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 SIZES = [(32, 32, 3, 100), (28, 28, 1, 10), (8, 8, 1, 10), (11, 9, 2, 5), (1, 1, 1, 2), (5, 6, 4, 3)]
@@ -120,12 +124,90 @@ def test_a_class_count_must_be_a_positive_whole_number(num_classes):
         build_model("lenet", num_classes)
 
 
+# --- the MLP ---
+
+
+def mlp_case(hidden: tuple[int, ...], shape=(5, 4, 3), seed: int = 0):
+    """An MLP with weights in torch's names and layout, and two images with labels."""
+    rng = np.random.default_rng(seed)
+    sizes = [int(np.prod(shape)), *hidden, 6]
+    state = {}
+    for i, (inputs, outputs) in enumerate(itertools.pairwise(sizes)):
+        state[f"{2 * i}.weight"] = rng.uniform(-0.5, 0.5, (outputs, inputs))
+        state[f"{2 * i}.bias"] = rng.uniform(-0.5, 0.5, outputs)
+    return MLP(num_classes=6, hidden=hidden), state, rng.random((2, *shape)), rng.integers(6, size=2)
+
+
+@pytest.mark.parametrize("hidden", [(), (8,), (9, 7)])
+def test_mlp_is_its_definition(hidden):
+    """sigmoid(W x + b) by layers, x flattened channel first as torch has it."""
+    model, state, images, _ = mlp_case(hidden)
+    h = to_nchw(images).reshape(2, -1)
+    for i in range(0, 2 * len(hidden), 2):
+        h = 1 / (1 + np.exp(-(h @ state[f"{i}.weight"].T + state[f"{i}.bias"])))
+    last = 2 * len(hidden)
+    wanted = h @ state[f"{last}.weight"].T + state[f"{last}.bias"]
+    params = from_torch(model, state, images.shape[1:])
+    assert set(params) == {*(f"dense{i + 1}" for i in range(len(hidden))), "head"}
+    assert relative_error(jax.jit(model.apply)({"params": params}, images), wanted) < 1e-12
+    back = to_torch(model, params, images.shape[1:])
+    assert set(back) == set(state)
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(back[name], tensor, err_msg=name)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("hidden", [(), (9, 7)])
+def test_mlp_gradient_equals_torch(hidden):
+    torch = require_torch()
+    lenet = importlib.import_module("tests.oracles.torch_lenet")
+    model, state, images, labels = mlp_case(hidden)
+    layers = []
+    for i in range(len(hidden) + 1):
+        outputs, inputs = state[f"{2 * i}.weight"].shape
+        layers += [torch.nn.Linear(inputs, outputs), torch.nn.Sigmoid()]
+    net = torch.nn.Sequential(*layers[:-1]).double()
+    net.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in state.items()})
+    x = torch.from_numpy(to_nchw(images)).flatten(1)
+    wanted = dict(zip(state, lenet.dlg_gradient(net, x, torch.from_numpy(labels)), strict=True))
+
+    params = from_torch(model, state, images.shape[1:])
+    target = jax.nn.one_hot(labels, 6)
+    gradient = jax.jit(lambda p: loss_gradient(model, p, jnp.asarray(images), target), compiler_options=QUICK)(params)
+    found = to_torch(model, gradient, images.shape[1:])
+    assert set(found) == set(wanted)
+    for name, tensor in wanted.items():
+        assert relative_error(found[name], tensor.numpy()) < 1e-12, name
+
+
+def test_mlp_initialisations():
+    for weight_init, bounds in (("uniform", (0.5, 0.5, 0.5)), ("torch", (60**-0.5, 40**-0.5, 30**-0.5))):
+        model = MLP(num_classes=50, hidden=(40, 30), weight_init=weight_init)
+        params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 5, 4, 3)))["params"]
+        for name, bound in zip(("dense1", "dense2", "head"), bounds, strict=True):
+            assert 0.97 * bound < np.abs(params[name]["kernel"]).max() <= bound
+            assert 0.5 * bound < np.abs(params[name]["bias"]).max() <= bound
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"weight_init": "torhc"}, r"^`weight_init` must be one of torch, uniform; got 'torhc'. Did you mean"),
+        ({"hidden": (8, 0)}, r"^`hidden` must be whole numbers above 0; got 8, 0\.$"),
+        ({"hidden": (2.5,)}, r"^`hidden` must be whole numbers above 0; got 2\.5\.$"),
+    ],
+)
+def test_mlp_fields_are_checked(fields, complaint):
+    with pytest.raises(InputError, match=complaint):
+        build_model("mlp", 10, **fields)
+
+
 # --- weights in and out ---
 
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_save_and_load_give_the_same_parameters(name, tmp_path):
-    model = build_model(name, 5, **({} if name == "lenet" else {"width": 1}))
+    model = build_model(name, 5, **({"width": 1} if name.startswith("resnet") else {}))
     rng = np.random.default_rng(0)
     template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 9, 6, 2)))["params"]
     params = jax.tree.map(lambda leaf: rng.uniform(size=leaf.shape), template)

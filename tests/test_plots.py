@@ -517,7 +517,7 @@ import matplotlib
 before = dict(matplotlib.rcParams)
 from jaxleak.stats import Criteria, summarise
 row = dict(attack="a", model="m", dataset="d", image=1, trial=0, success=True, status="converged", objective=0.0,
-           mse=0.0, threshold_iterations=1, threshold_evaluations=1, label_correct=True)
+           mse=0.0, psnr=99.0, threshold_iterations=1, threshold_evaluations=1, label_correct=True)
 jaxleak.plots.mse_shares(summarise([row], Criteria()))
 assert dict(matplotlib.rcParams) == before
 assert "matplotlib.pyplot" not in sys.modules

@@ -173,13 +173,13 @@ def row(trial, **changes):
     base = {
         "attack": "dlg", "model": "lenet", "dataset": "photos", "image": 3, "trial": trial,
         "status": "converged", "objective": 1e-5, "threshold_iterations": 10 + trial,
-        "threshold_evaluations": 100 + trial, "label_correct": True, "mse": 2e-4,
+        "threshold_evaluations": 100 + trial, "label_correct": True, "mse": 2e-4, "psnr": 37.0,
     } | changes  # fmt: skip
     return base | {"success": base["status"] == "converged"}
 
 
 def failed(trial, status="iteration-limit", **changes):
-    base = {"objective": 2.0, "threshold_iterations": None, "threshold_evaluations": None, "mse": 0.5}
+    base = {"objective": 2.0, "threshold_iterations": None, "threshold_evaluations": None, "mse": 0.5, "psnr": 3.0}
     return row(trial, status=status, **base | {"label_correct": False} | changes)
 
 
@@ -213,8 +213,8 @@ def test_summary_of_an_image():
         "converged": 2, "wrong-image": 1, "iteration-limit": 0, "stalled": 0, "diverged": 1, "non-finite": 1
     }  # fmt: skip
     assert group["mse_below"] == {"0.01": 0.4, "0.005": 0.2, "0.001": 0.2, "0.0005": 0.2, "0.0001": 0.0}
-    assert group["selected"] == {"trial": 7, "objective": 1e-9, "mse": 0.5, "success": False}
-    assert group["oracle"] == {"trial": 1, "objective": 1e-5, "mse": 2e-4, "success": True}
+    assert group["selected"] == {"trial": 7, "objective": 1e-9, "mse": 0.5, "psnr": 3.0, "success": False}
+    assert group["oracle"] == {"trial": 1, "objective": 1e-5, "mse": 2e-4, "psnr": 37.0, "success": True}
     assert group["within_k"] == pytest.approx({"1": 0.4, "2": 0.7, "4": 1.0})
 
 

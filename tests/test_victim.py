@@ -13,7 +13,7 @@ from jaxleak.data import Dataset, load_dataset
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet, build_model, save_weights
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.victim import NETWORKS, Victim, draw_params, make_victim, shared_update
+from jaxleak.victim import NETWORKS, Victim, draw_params, make_victim
 from tests.oracles.cases import lenet_cases
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -231,8 +231,20 @@ def test_update_equals_golden():
     case = lenet_cases()[-1]
     model = LeNet(num_classes=case.num_classes)
     params = from_torch(model, case.state_dict, case.image.shape[1:])
-    label = jnp.array([case.label])
-    share = jax.jit(lambda x: shared_update(model, params, x, label, case.num_classes), compiler_options=QUICK)
+    victim = Victim(
+        model=model,
+        model_name="lenet",
+        dataset="golden",
+        split="all",
+        indices=[0],
+        images=case.image,
+        labels=np.array([case.label]),
+        num_classes=case.num_classes,
+        network="shared",
+        params=params,
+    )
+    target = jax.nn.one_hot(jnp.array([case.label]), case.num_classes)
+    share = jax.jit(lambda x: victim.share(params, x, target, jax.random.key(0)), compiler_options=QUICK)
     update = to_torch(model, share(case.image), case.image.shape[1:])
     assert set(update) == set(case.update)
     for name, wanted in case.update.items():

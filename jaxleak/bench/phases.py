@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from jaxleak.bench.settings import PHASES
 from jaxleak.errors import check_choice
+from jaxleak.solvers import Adam
 from jaxleak.trial import Trial
 
 # Keeps a result needed without changing where the candidate goes: XLA does not know that it vanishes in rounding.
@@ -44,7 +45,10 @@ class PhaseProgram:
             return self.trial.step(shared, problem, state)
         solver, objective = state.solver, self.trial.objective(shared, problem)
         if self.phase == "solver":
-            return state._replace(solver=self.trial.attack.solver.step(_weighted_squares, solver)[0])
+            attack = self.trial.attack
+            # Adam's schedule needs the run's length; the box is left to the bookkeeping.
+            length: Any = {"horizon": attack.iterations} if isinstance(attack.solver, Adam) else {}
+            return state._replace(solver=attack.solver.step(_weighted_squares, solver, **length)[0])
         value, gradient = objective(solver.x)
         change = value if self.phase == "objective" else gradient
         return state._replace(solver=solver._replace(x=solver.x + NOTHING * change))

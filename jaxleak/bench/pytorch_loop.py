@@ -3,9 +3,11 @@
     python -m jaxleak.bench.pytorch_loop        (a worker: see jaxleak/bench/protocol.py)
 
 DLG on its LeNet with `torch.optim.LBFGS` (lr 1, 20 inner steps, history 100, no line search), or Adam on a ResNet-18;
-the gradient of the gradient by autograd. One call of the closure is one evaluation; nothing else is evaluated.
+Inverting Gradients on either. The gradient of the gradient by autograd. One call of the closure is one evaluation;
+nothing else is evaluated.
 
-Source: Zhu, Liu & Han 2019, algorithm 1 and reference implementation.
+Sources: Zhu, Liu & Han 2019, algorithm 1 and reference implementation; Geiping et al. 2020,
+`inversefed/reconstruction_algorithms.py`.
 """
 
 import os
@@ -17,6 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
+
+TV = 1e-4  # Inverting Gradients' weight of the total variation
+MILESTONES = (2.667, 1.6, 1.142)  # and where its learning rate falls to a tenth, as divisors of the number of steps
 
 
 class LeNet(nn.Module):
@@ -88,19 +93,32 @@ def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 class Problem:
-    """A network, a private image's gradient, and the objective."""
+    """A network, a private image's gradient, and the objectives."""
 
     def __init__(self, net: nn.Module, image: Tensor, label: Tensor):
-        self.net = net
+        self.net, self.label = net, label
         self.parameters = list(net.parameters())
         gradient = torch.autograd.grad(cross_entropy(net(image), label), self.parameters)
         self.update = [tensor.detach().clone() for tensor in gradient]
 
     def objective(self, image: Tensor, logits: Tensor) -> Tensor:
         """Squared differences between the candidate's gradient and the shared one, summed over all tensors."""
-        value = cross_entropy(self.net(image), torch.softmax(logits, dim=-1))
-        gradient = torch.autograd.grad(value, self.parameters, create_graph=True)
+        gradient = self._gradient(image, torch.softmax(logits, dim=-1))
         return sum(((ours - theirs) ** 2).sum() for ours, theirs in zip(gradient, self.update, strict=True))  # pyright: ignore[reportReturnType]
+
+    def cosine(self, image: Tensor) -> Tensor:
+        """Inverting Gradients', the label known: one minus the cosine of all tensors, and the total variation."""
+        gradient = self._gradient(image, self.label)
+        pairs = zip(gradient, self.update, strict=True)
+        product = torch.stack([(ours * theirs).sum() for ours, theirs in pairs]).sum()
+        norms = [torch.stack([tensor.pow(2).sum() for tensor in side]).sum().sqrt() for side in (gradient, self.update)]
+        across = (image[:, :, :, 1:] - image[:, :, :, :-1]).abs().mean()
+        down = (image[:, :, 1:] - image[:, :, :-1]).abs().mean()
+        return 1 - product / (norms[0] * norms[1]) + TV * (across + down)
+
+    def _gradient(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        value = cross_entropy(self.net(image), target)
+        return torch.autograd.grad(value, self.parameters, create_graph=True)
 
 
 class Restarts:
@@ -119,7 +137,26 @@ class Restarts:
     def run(self) -> Iterator[None]:
         """Yields after every `optimizer.step`, for ever."""
         while True:
-            yield from self.restart(torch.randn_like(self.image), torch.randn_like(self.logits))
+            if self.solver == "signed-adam":
+                yield from self.invert(torch.randn_like(self.image))
+            else:
+                yield from self.restart(torch.randn_like(self.image), torch.randn_like(self.logits))
+
+    def invert(self, image: Tensor) -> Iterator[None]:
+        """One restart of Inverting Gradients: Adam on the sign of the gradient, pixels cut to [0, 1]."""
+        self.image = image.detach().clone().requires_grad_()
+        optimizer = torch.optim.Adam([self.image], lr=0.1)
+        milestones = [int(self.limit // divisor) for divisor in MILESTONES]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
+        for _ in range(self.limit):
+            (gradient,) = torch.autograd.grad(self.problem.cosine(self.image), [self.image])
+            self.image.grad = gradient.sign()
+            optimizer.step()
+            schedule.step()
+            with torch.no_grad():
+                self.image.clamp_(0, 1)
+            self.evaluations, self.iterations = self.evaluations + 1, self.iterations + 1
+            yield
 
     def restart(self, image: Tensor, logits: Tensor) -> Iterator[None]:
         """One restart from the given start; it ends early below 1e-6, when not finite, and when it no longer moves."""
@@ -168,7 +205,7 @@ def work(task: dict[str, Any], link: Link) -> None:
         problem,
         image=torch.empty(1, 3, size, size),
         logits=torch.empty(1, classes),
-        solver=settings["solver"],
+        solver="signed-adam" if task["variant"] == "pytorch-cosine-processes" else settings["solver"],
         history=settings["history"],
         iterations=settings["iterations"],
     )

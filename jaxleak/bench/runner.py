@@ -139,10 +139,11 @@ class Bench:
         if not self.has_torch:
             raise WorkerError(NO_TORCH)
         gpu = self.machine.ready["platform"] != "cpu"
-        many = entry.name == "pytorch-processes"
+        many = entry.name.endswith("-processes")
         if gpu and many:
             raise WorkerError("there is one GPU and not one per core; pytorch-serial uses it")
-        task = {"threads": 1 if many else None, "device": "cuda" if gpu else "cpu", "settings": settings}
+        task: dict[str, Any] = {"variant": entry.name, "settings": settings}
+        task |= {"threads": 1 if many else None, "device": "cuda" if gpu else "cpu"}
         return TORCH_WORKER, [task] * (self.cores if many else 1)
 
     def _rounds(self, entries: list[Entry], rounds: int, seconds: float) -> None:

@@ -5,8 +5,9 @@ from typing import Any, Literal
 
 from jaxleak.errors import InputError, check_choice, check_positive
 
-OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs")
-PYTORCH = ("pytorch-processes", "pytorch-serial")
+OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs", "jaxleak-cosine")
+PYTORCH = ("pytorch-processes", "pytorch-serial", "pytorch-cosine-processes")
+COSINE = ("pytorch-cosine-processes", "jaxleak-cosine")  # another attack than the rest: compared with each other only
 DESCRIPTIONS = {
     "pytorch-processes": "the PyTorch loop, one process per core with one thread each, summed",
     "pytorch-serial": "the PyTorch loop in one process with PyTorch's own number of threads",
@@ -15,6 +16,8 @@ DESCRIPTIONS = {
     "jaxleak": "jaxleak's engine, one network for all trials, torch's L-BFGS (or Adam)",
     "jaxleak-network-per-trial": "jaxleak's engine, the same with a network drawn for each trial",
     "jaxleak-lbfgs": "jaxleak's engine, one network for all trials, jaxleak's own L-BFGS",
+    "pytorch-cosine-processes": "Inverting Gradients in PyTorch, one process per core with one thread each, summed",
+    "jaxleak-cosine": "jaxleak's engine, one network for all trials, the attack ig: cosine, total variation, signed Adam",
 }
 VARIANTS = tuple(DESCRIPTIONS)
 MODELS = ("lenet", "resnet18")

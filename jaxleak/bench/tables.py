@@ -72,8 +72,8 @@ def _ratios(report: dict[str, Any]) -> Table:
         table.add_column(other, justify="right")
     for ours, ratios in report["ratios"].items():
         spreads = report["ratios_spread"][ours]
-        cells = [f"{ratios[o]:.1f} ({spreads[o][0]:.1f} to {spreads[o][1]:.1f})" for o in others]
-        table.add_row(ours, *cells)
+        cells = {o: f"{ratios[o]:.1f} ({spreads[o][0]:.1f} to {spreads[o][1]:.1f})" for o in ratios}
+        table.add_row(ours, *(cells.get(other, "–") for other in others))
     return table
 
 
@@ -104,7 +104,7 @@ def _machine(report: dict[str, Any]) -> str:
     machine = report["machine"]
     work = machine["evaluation"] or {"flops": None, "bytes": None}
     return (
-        f"One evaluation and step needs {_number(work['flops'], '.1f', 1e-6)} MFLOP and "
+        f"One evaluation and step of DLG needs {_number(work['flops'], '.1f', 1e-6)} MFLOP and "
         f"{_number(work['bytes'], '.1f', 1e-6)} MB of the solver's memory. The machine: "
         f"{_number(machine['flops_per_second'], '.0f', 1e-9)} GFLOP/s in float32 matrix products, "
         f"{_number(machine['bytes_per_second'], '.1f', 1e-9)} GB/s in copies within main memory, "

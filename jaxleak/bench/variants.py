@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxleak.attacks import DLG, Attack, with_solver
+from jaxleak.attacks import DLG, IG, Attack, with_solver
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
@@ -26,7 +26,9 @@ LEARNING_RATE = 0.1  # Adam's
 
 
 def attack(settings: dict[str, Any], variant: str) -> Attack:
-    """DLG with torch's L-BFGS, our own or Adam."""
+    """DLG with torch's L-BFGS, our own or Adam; or Inverting Gradients."""
+    if variant == "jaxleak-cosine":
+        return IG
     if variant == "jaxleak-lbfgs":
         return replace(DLG, solver=LBFGS(history=settings["history"]))
     if settings["solver"] == "adam":
@@ -51,10 +53,11 @@ def victim(settings: dict[str, Any], network: str) -> Victim:
 
 def trial(settings: dict[str, Any], variant: str = "jaxleak") -> Trial:
     """One trial of one of `OURS`, as `jaxleak run` has it."""
+    attacked_by = attack(settings, variant)
     return Trial(
-        attack=attack(settings, variant),
+        attack=attacked_by,
         victim=victim(settings, "per-trial" if variant == "jaxleak-network-per-trial" else "shared"),
-        threshold=Criteria().objective,
+        threshold=Criteria().threshold(attacked_by.objective),
         snapshots=SNAPSHOTS,
     )
 

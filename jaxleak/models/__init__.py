@@ -6,12 +6,14 @@ import flax.linen as nn
 
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.models.lenet import LeNet
+from jaxleak.models.mlp import MLP
 from jaxleak.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
 from jaxleak.models.weights import load_variables, load_weights, save_weights
 
 # Called as MODELS[name](num_classes=..., **fields).
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
+    "mlp": MLP,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
@@ -20,6 +22,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 
 __all__ = [
+    "MLP",
     "MODELS",
     "LeNet",
     "ResNet",

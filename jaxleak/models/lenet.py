@@ -8,9 +8,7 @@ from jaxtyping import Array, Float
 from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import check_choice
-from jaxleak.models.weight_init import dlg_uniform, torch_uniform
-
-WEIGHT_INITS = ("uniform", "torch")
+from jaxleak.models.weight_init import WEIGHT_INITS, layer_init
 
 
 class LeNet(nn.Module):
@@ -42,7 +40,7 @@ class LeNet(nn.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """Class logits [b, k] of images [b, h, w, c] in [0, 1]."""
         for name, stride in (("conv1", 2), ("conv2", 2), ("conv3", 1)):
-            init = self._init(25 * x.shape[-1])
+            init = layer_init(self.weight_init, 25 * x.shape[-1])
             x = nn.Conv(
                 self.channels,
                 (5, 5),
@@ -55,7 +53,7 @@ class LeNet(nn.Module):
             )(x)
             x = self.activation(x)
         x = x.reshape(x.shape[0], -1)
-        init = self._init(x.shape[-1])
+        init = layer_init(self.weight_init, x.shape[-1])
         return nn.Dense(
             self.num_classes,
             kernel_init=init,
@@ -63,9 +61,6 @@ class LeNet(nn.Module):
             dot_general=blocked_dot_general,
             name="head",
         )(x)
-
-    def _init(self, fan_in: int) -> Callable:
-        return torch_uniform(fan_in) if self.weight_init == "torch" else dlg_uniform
 
     def head_input_shape(self, image_shape: tuple[int, int, int]) -> tuple[int, int, int]:
         """Height, width and channels that are flattened into the head's input (NHWC order)."""

@@ -1,6 +1,11 @@
 """From which distributions weights are drawn."""
 
+from collections.abc import Callable
+
 import jax
+
+# Of networks without norms: DLG's and torch's default.
+WEIGHT_INITS = ("uniform", "torch")
 
 
 def dlg_uniform(key, shape, dtype=float):
@@ -16,3 +21,8 @@ def torch_uniform(fan_in: int):
         return jax.random.uniform(key, shape, dtype, -bound, bound)
 
     return draw
+
+
+def layer_init(weight_init: str, fan_in: int) -> Callable:
+    """What draws the weights and the biases of a layer whose units have `fan_in` inputs: one of `WEIGHT_INITS`."""
+    return torch_uniform(fan_in) if weight_init == "torch" else dlg_uniform

@@ -34,7 +34,7 @@ def to_torch(
 
     Args:
         model: a model with `torch_names` (pairs of a Linen module's name and torch's, where they differ) and
-            `head_input_shape`.
+            `head_input_shape`, or, if another layer than the head reads what is flattened, `flattened`.
         params: its `params` collection.
         image_shape: height, width, channels of its input.
         batch_stats: its running statistics, if they are to be among the tensors.
@@ -77,9 +77,9 @@ def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple
     tensors = {}
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
-        if path == ("params", "head", "kernel"):
-            # Linen flattens NHWC, torch NCHW: the head's inputs come in another order.
-            h, w, c = model.head_input_shape(image_shape)
+        layer, (h, w, c) = _flattened(model, image_shape)
+        if path == ("params", layer, "kernel"):
+            # Linen flattens NHWC, torch NCHW: the layer's inputs come in another order.
             tensor = tensor.reshape(torch_shape[0], c, h, w)
         if tensor.ndim == 4:
             tensor = tensor.transpose(2, 3, 1, 0)
@@ -93,9 +93,17 @@ def _torch_name(model, path: tuple[str, ...]) -> str:
     return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES[path[-1]]])
 
 
+def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
+    """The dense layer that reads a flattened image or map of features, and that one's height, width and channels."""
+    return (
+        model.flattened(image_shape) if hasattr(model, "flattened") else ("head", model.head_input_shape(image_shape))
+    )
+
+
 def _torch_layout(model, path: tuple[str, ...], tensor: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    if path == ("params", "head", "kernel"):
-        tensor = tensor.reshape(*model.head_input_shape(image_shape), -1)
+    layer, shape = _flattened(model, image_shape)
+    if path == ("params", layer, "kernel"):
+        tensor = tensor.reshape(*shape, -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
     return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
 

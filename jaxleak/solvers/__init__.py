@@ -3,6 +3,7 @@
 from jaxleak.solvers.first_order import Adam
 from jaxleak.solvers.jaxopt_lbfgs import JaxoptLBFGS
 from jaxleak.solvers.lbfgs import LBFGS
+from jaxleak.solvers.none import NoSolver
 from jaxleak.solvers.optax_lbfgs import OptaxLBFGS
 from jaxleak.solvers.protocol import Info, Solver
 from jaxleak.solvers.torch_lbfgs import TorchLBFGS
@@ -13,9 +14,21 @@ SOLVERS: dict[str, type] = {
     "jaxopt-lbfgs": JaxoptLBFGS,
     "optax-lbfgs": OptaxLBFGS,
     "adam": Adam,
+    "none": NoSolver,
 }
 
-__all__ = ["LBFGS", "SOLVERS", "Adam", "Info", "JaxoptLBFGS", "OptaxLBFGS", "Solver", "TorchLBFGS", "solver_name"]
+__all__ = [
+    "LBFGS",
+    "SOLVERS",
+    "Adam",
+    "Info",
+    "JaxoptLBFGS",
+    "NoSolver",
+    "OptaxLBFGS",
+    "Solver",
+    "TorchLBFGS",
+    "solver_name",
+]
 
 
 def solver_name(solver: Solver) -> str:

@@ -1,0 +1,50 @@
+"""Warnings when an evaluation may mislead."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from jaxleak.attacks import Attack
+from jaxleak.inits import SAME_EVERY_TIME
+from jaxleak.stats import Row
+from jaxleak.victim import Victim
+
+RELATIVE = 1e-2  # of an objective met: above it, most of the update is not explained
+
+
+def before(victim: Victim, attacks: Sequence[Attack]) -> list[str]:
+    """What the settings alone give away."""
+    found = []
+    train_mode = getattr(victim.model, "train", False) and getattr(victim.model, "norm", "batch") == "batch"
+    if train_mode and (victim.client.batch or victim.batch // victim.client.clients) == 1:
+        found.append(
+            "BatchNorm in train mode sees one image at a time: its outputs no longer tell that image's brightness and "
+            "contrast, so a failure says little about larger batches."
+        )
+    if victim.defence_draw == "per-trial" and any(defence.random for defence in victim.defences):
+        found.append(
+            "the defence is drawn anew for each restart: an attacker sees one draw, so the best of several restarts "
+            "is better than his."
+        )
+    for attack in attacks:
+        same = attack.init in SAME_EVERY_TIME and attack.label != "joint" and victim.network != "per-trial"
+        if same and not getattr(attack.solver, "langevin", 0):
+            found.append(f"{attack.name}: start {attack.init} is the same for every seed, and so are its trials.")
+    return found
+
+
+def after(rows: Sequence[Row], criteria: Any) -> list[str]:
+    """What the rows show."""
+    found = []
+    for attack in dict.fromkeys(row["attack"] for row in rows):
+        own = [row for row in rows if row["attack"] == attack]
+        zero = sum(row["update_norm2"] == 0 for row in own)
+        if zero:
+            found.append(f"{attack}: the update is zero in {zero} of {len(own)} trials; there is nothing to match.")
+        small = [row for row in own if row["objective"] < criteria.objective and row["objective_kind"] == "l2"]
+        unexplained = sum(row["relative_objective"] > RELATIVE for row in small if row["update_norm2"] > 0)
+        if unexplained:
+            found.append(
+                f"{attack}: {unexplained} of {len(own)} trials met the objective with more than {RELATIVE:.0%} of the "
+                "update unexplained: it is small, and so is its distance from anything. Look at relative_objective."
+            )
+    return found

@@ -1,0 +1,93 @@
+"""Which dummy is which private image: slots matched to the truth, and batches as one picture."""
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jaxleak.metrics import image_metrics, relative_error
+
+# The cost of an image that is not finite, or further than this from the truth: it is matched last. Much larger costs
+# would leave no digits for the differences between the others.
+ABSENT = 1e6
+
+
+def match(dummies: Float[np.ndarray, "d h w c"], truths: Float[np.ndarray, "b h w c"]) -> Int[np.ndarray, "b"]:
+    """For each true image the dummy that stands for it, so that the sum of mean squared errors is smallest; -1: none.
+
+    Source: Hungarian algorithm, scipy's `linear_sum_assignment`.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    if len(dummies) == len(truths) == 1:
+        return np.zeros(1, np.int64)
+    flat, true = (np.asarray(images, float).reshape(len(images), -1) for images in (dummies, truths))
+    with np.errstate(over="ignore", invalid="ignore"):
+        costs = np.mean((true[:, None] - flat[None]) ** 2, axis=2)
+    rows, columns = linear_sum_assignment(np.where(costs < ABSENT, costs, ABSENT))
+    slots = np.full(len(truths), -1)
+    slots[rows] = columns
+    return slots
+
+
+def ordered(dummies: Float[np.ndarray, "n ... d h w c"], slots: Int[np.ndarray, "n b"]) -> np.ndarray:
+    """The dummies of each trial in the order of the truth, black where there is none [n, ..., b, h, w, c]."""
+    between = [1] * (dummies.ndim - 5)
+    places = slots.reshape(len(slots), *between, -1, 1, 1, 1)
+    return np.where(places >= 0, np.take_along_axis(dummies, np.maximum(places, 0), axis=-4), 0)
+
+
+class BatchMetrics(NamedTuple):
+    """How close the candidates of n trials are, p = min(d, b) of whose images are matched."""
+
+    slots: Int[np.ndarray, "n b"]  # see `match`
+    trials: dict[str, np.ndarray]  # one number per trial: means, but the largest `relative_error` and `max_abs`
+    errors: Float[np.ndarray, "n p"]  # relative error of each matched image
+
+
+def batch_metrics(candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.ndarray, "n b h w c"]) -> BatchMetrics:
+    """Slots and metrics of whole trials."""
+    slots, matched, places = _matched(candidates, truths)
+    each = {name: one.reshape(len(slots), -1) for name, one in image_metrics(matched, places).items()}
+    worst = ("relative_error", "max_abs")
+    whole = {name: np.max(one, axis=1) if name in worst else np.mean(one, axis=1) for name, one in each.items()}
+    return BatchMetrics(slots, whole, each["relative_error"])
+
+
+def worst_errors(
+    candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.ndarray, "n b h w c"]
+) -> Float[np.ndarray, "n"]:
+    """The largest relative error among the matched images of each trial."""
+    slots, matched, places = _matched(candidates, truths)
+    return np.max(relative_error(matched, places).reshape(len(slots), -1), axis=1)
+
+
+def _matched(candidates, truths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Slots, and the matched images of all trials with what they stand for."""
+    slots = np.stack([match(*pair) for pair in zip(candidates, truths, strict=True)])
+    trials, places = np.nonzero(slots >= 0)
+    return slots, candidates[trials, slots[trials, places]], truths[trials, places]
+
+
+def mosaic(images: Float[np.ndarray, "... b h w c"]) -> Float[np.ndarray, "... H W c"]:
+    """The images of a batch beside and below each other, as nearly square as may be; one image is itself."""
+    *lead, count, height, width, channels = images.shape
+    columns, rows = _layout(count)
+    missing = [(0, 0)] * len(lead) + [(0, columns * rows - count)] + [(0, 0)] * 3
+    whole = np.pad(images, missing).reshape(*lead, rows, columns, height, width, channels)
+    return np.moveaxis(whole, -3, -4).reshape(*lead, rows * height, columns * width, channels)
+
+
+def unmosaic(picture: Float[np.ndarray, "... H W c"], count: int) -> Any:
+    """The `count` images that `mosaic` put together [..., b, h, w, c]."""
+    columns, rows = _layout(count)
+    *lead, height, width, channels = picture.shape
+    whole = picture.reshape(*lead, rows, height // rows, columns, width // columns, channels)
+    images = np.moveaxis(whole, -4, -3).reshape(*lead, rows * columns, height // rows, width // columns, channels)
+    return images[..., :count, :, :, :]
+
+
+def _layout(count: int) -> tuple[int, int]:
+    columns = math.ceil(math.sqrt(count))
+    return columns, -(-count // columns)

@@ -1,0 +1,123 @@
+"""A short real training run: victims at a later stage, and what a defence costs in accuracy."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Float, PyTree
+
+from jaxleak.client import OPTIMIZERS
+from jaxleak.data import Dataset
+from jaxleak.errors import InputError, check_positive
+from jaxleak.objectives import cross_entropy
+
+BATCH = 64
+BLOCK = 500  # images whose outputs are computed at once
+HELD_OUT = 1000  # images, at most, on which accuracy is measured where there is no other split
+
+
+class Trainee(Protocol):
+    """What of a `Victim` its training needs."""
+
+    model: Any
+    num_classes: int
+    indices: list[int]
+    train_optimizer: str
+    train_lr: float
+
+    def to_input(self, pixels: Any) -> Any:
+        """Pixels in the network's units."""
+        ...
+
+    def share(self, params: PyTree, x: Any, target: Any, key: Any) -> PyTree:
+        """The update of these images, defended."""
+        ...
+
+
+class Trained(NamedTuple):
+    """A network and how it came about."""
+
+    params: PyTree
+    losses: Float[np.ndarray, "steps"]  # of each batch, before its step
+    accuracy: float  # on images that were not trained on
+
+
+def train_network(
+    victim: Trainee,
+    params: PyTree,
+    data: Dataset,
+    *,
+    steps: int,
+    batch: int = BATCH,
+    held_out: Dataset | None = None,
+    seed: int = 0,
+) -> Trained:
+    """Train `params` on random batches of `data`, the victim's own images left out.
+
+    Every step's gradient passes the victim's defences, as if one client shared it, before the optimiser sees it.
+
+    Args:
+        victim: model, normalisation, defences, `train_optimizer` and `train_lr`.
+        params: where to begin.
+        data: what to train on.
+        steps: of the optimiser.
+        batch: images per step.
+        held_out: where accuracy is measured, at most 10,000 images; None: a tenth of `data`, at most 1,000, that is
+            then not trained on.
+        seed: from which batches and noise are drawn.
+
+    Raises:
+        InputError: too few images.
+    """
+    check_positive("trained_steps", steps, integer=True)
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(np.setdiff1d(data.index, victim.indices))
+    apart = 0 if held_out is not None else min(HELD_OUT, len(order) // 10)
+    if len(order) - apart < batch:
+        raise InputError(
+            f"`trained_steps` needs at least {batch} images to train on; `dataset` {data.name} leaves "
+            f"{len(order) - apart}. Choose a larger data set."
+        )
+    mine = order[apart:]
+    chosen = np.concatenate([rng.permutation(mine) for _ in range(-(-steps * batch // len(mine)))])[: steps * batch]
+    used, places = np.unique(chosen, return_inverse=True)
+    pixels, labels = data.images(used.tolist())
+    pixels, places = np.asarray(pixels, np.float32), places.reshape(steps, batch)
+    optimizer = OPTIMIZERS[victim.train_optimizer](victim.train_lr)
+    state, key, losses = optimizer.init(params), jax.random.key(seed), []
+
+    @jax.jit
+    def step(params, state, x, label, key):
+        target = jax.nn.one_hot(label, victim.num_classes)
+        x = victim.to_input(x.astype(float))
+        gradient = victim.share(params, x, target, key)
+        updates, state = optimizer.update(gradient, state, params)
+        loss = cross_entropy(victim.model.apply({"params": params}, x), target)
+        return optax.apply_updates(params, updates), state, loss
+
+    for number, place in enumerate(places):
+        drawn = jax.random.fold_in(key, number)
+        params, state, loss = step(params, state, pixels[place], labels[place], drawn)
+        losses.append(loss)
+    test = data if held_out is None else held_out
+    tested = order[:apart] if held_out is None else rng.permutation(held_out.index)[:10_000]
+    return Trained(params, np.array(losses, float), accuracy(victim, params, test, tested.tolist()))
+
+
+def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int]) -> float:
+    """Share of these images that the network puts in the right class; NaN of no images."""
+    if not indices:
+        return float("nan")
+
+    @jax.jit
+    def right(params, x, label):
+        return jnp.sum(jnp.argmax(victim.model.apply({"params": params}, victim.to_input(x)), axis=-1) == label)
+
+    total = 0
+    for start in range(0, len(indices), BLOCK):
+        pixels, labels = data.images(list(indices[start : start + BLOCK]))
+        total += int(right(params, jnp.asarray(pixels, float), labels))
+    return total / len(indices)
