@@ -4,43 +4,55 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxleak.attacks import ATTACKS, DLG, IDLG, Attack
+    from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
+    from jaxleak.client import Client
     from jaxleak.data import Dataset, load_dataset
+    from jaxleak.defences import parse_defence
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.models import build_model, load_weights, save_weights
-    from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, OptaxLBFGS, TorchLBFGS
+    from jaxleak.plots import hold_last
+    from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
     from jaxleak.sweep import Result, Sweep, attack, run_sweep
-    from jaxleak.victim import Victim, make_victim
+    from jaxleak.training import train_network
+    from jaxleak.victim import Victim, draw_params, make_victim
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
-    "attacks": ("ATTACKS", "DLG", "IDLG", "Attack"),
+    "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
+    "client": ("Client",),
     "data": ("Dataset", "load_dataset"),
+    "defences": ("parse_defence",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "models": ("build_model", "load_weights", "save_weights"),
-    "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "OptaxLBFGS", "TorchLBFGS"),
+    "plots": ("hold_last",),
+    "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
     "store": ("Run",),
     "sweep": ("Result", "Sweep", "attack", "run_sweep"),
-    "victim": ("Victim", "make_victim"),
+    "training": ("train_network",),
+    "victim": ("Victim", "draw_params", "make_victim"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 __all__ = [
     "ATTACKS",
+    "CPL",
     "DLG",
     "IDLG",
+    "IG",
     "LBFGS",
     "Adam",
     "Attack",
+    "Client",
     "Criteria",
     "Dataset",
     "InputError",
     "JaxoptLBFGS",
+    "NoSolver",
     "OptaxLBFGS",
     "Result",
     "Run",
@@ -49,12 +61,16 @@ __all__ = [
     "Victim",
     "attack",
     "build_model",
+    "draw_params",
     "fisher",
+    "hold_last",
     "load_dataset",
     "load_weights",
     "make_victim",
+    "parse_defence",
     "run_sweep",
     "save_weights",
+    "train_network",
     "use_all_cores",
     "wilson",
 ]
