@@ -1,6 +1,7 @@
 """Write experiments/README.md, and its table into the project's README: paper's number, PyTorch's and ours.
 
-All numbers of ours are read from the stored results; what has not been run says so.
+All numbers of ours are read from the stored results; what has not been run says so. The README's tables of options
+are written too, from the code (`experiments/options.py`).
 
     python -m experiments.index [--check]
 """
@@ -11,6 +12,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jaxleak
+from experiments import options
 from experiments.harness import HERE, RESULTS
 
 NOT_RUN = "not run"
@@ -258,6 +260,7 @@ VARIANTS = {
     "jaxleak": "network shared",
     "jaxleak-network-per-trial": "network per-trial",
     "jaxleak-lbfgs": "network shared, our solver `lbfgs`",
+    "jaxleak-cosine": "attack `ig`, network shared",
 }
 
 
@@ -267,7 +270,11 @@ def throughput(model: str) -> Line:
     what, where = {"lenet": "LeNet, DLG, L-BFGS with history 100", "resnet18": "ResNet-18, DLG, Adam"}[model], ""
     if isinstance(report, dict):
         rates = {row["name"]: row["evaluations_per_second"] for row in report["variants"]}
-        told = {"pytorch-processes": "one process per core, summed", "pytorch-serial": "one process"}
+        told = {
+            "pytorch-processes": "one process per core, summed",
+            "pytorch-serial": "one process",
+            "pytorch-cosine-processes": "Inverting Gradients, one process per core, summed",
+        }
         theirs = "; ".join(f"{rates[name]:,.0f} evaluations/s ({how})" for name, how in told.items() if rates.get(name))
         parts = []
         for name, ratios in report["ratios"].items():
@@ -313,7 +320,6 @@ COLUMNS = """| item | command | paper | PyTorch | jaxleak | device |
 |---|---|---|---|---|---|
 """
 PROJECT = HERE.parent / "README.md"
-BEGIN, END = "<!-- results: begin -->", "<!-- results: end -->"
 
 
 def table() -> str:
@@ -327,11 +333,20 @@ def page() -> str:
     return HEADER + table() + "\n" + (HERE / "NOTES.md").read_text()
 
 
+def marks(name: str) -> tuple[str, str]:
+    """Between which a part of the project's README is written."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+
+
 def project_page() -> str:
-    """The project's README with the table between its marks as the stored results have it."""
-    before, rest = PROJECT.read_text().split(BEGIN)
-    links = table().replace("](results/", "](experiments/results/")
-    return f"{before}{BEGIN}\n\n{links}\n{END}{rest.split(END)[1]}"
+    """The project's README with what is between its marks as the code and the stored results have it."""
+    content = PROJECT.read_text()
+    results = table().replace("](results/", "](experiments/results/")
+    for name, part in (("options", options.section()), ("results", results)):
+        begin, end = marks(name)
+        before, rest = content.split(begin)
+        content = f"{before}{begin}\n\n{part}\n{end}{rest.split(end)[1]}"
+    return content
 
 
 def main() -> None:
@@ -340,7 +355,7 @@ def main() -> None:
         if "--check" not in sys.argv:
             path.write_text(content)
         elif path.read_text() != content:
-            sys.exit(f"{path.name} is not what the stored results say; run `python -m experiments.index`")
+            sys.exit(f"{path.name} is not what the code and the stored results say; run `python -m experiments.index`")
 
 
 if __name__ == "__main__":

@@ -15,19 +15,21 @@ def before(victim: Victim, attacks: Sequence[Attack]) -> list[str]:
     """What the settings alone give away."""
     found = []
     train_mode = getattr(victim.model, "train", False) and getattr(victim.model, "norm", "batch") == "batch"
-    if train_mode and (victim.client.batch or victim.batch // victim.client.clients) == 1:
+    one_by_one = any(defence.per_example for defence in victim.defences)
+    if train_mode and (one_by_one or (victim.client.batch or victim.batch // victim.client.clients) == 1):
         found.append(
             "BatchNorm in train mode sees one image at a time: its outputs no longer tell that image's brightness and "
             "contrast, so a failure says little about larger batches."
         )
-    if victim.defence_draw == "per-trial" and any(defence.random for defence in victim.defences):
+    drawn_anew = victim.defence_draw == "per-trial" and any(defence.random for defence in victim.defences)
+    if drawn_anew:
         found.append(
             "the defence is drawn anew for each restart: an attacker sees one draw, so the best of several restarts "
             "is better than his."
         )
     for attack in attacks:
         same = attack.init in SAME_EVERY_TIME and attack.label != "joint" and victim.network != "per-trial"
-        if same and not getattr(attack.solver, "langevin", 0):
+        if same and not drawn_anew and not getattr(attack.solver, "langevin", 0):
             found.append(f"{attack.name}: start {attack.init} is the same for every seed, and so are its trials.")
     return found
 

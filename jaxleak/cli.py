@@ -81,7 +81,7 @@ class RunCommand:
     train_lr: float = 1e-3
     """Its learning rate."""
     defence: tuple[str, ...] = ()
-    """What is done to the update before it is shared, in this order: gaussian:SIGMA, laplace:B, prune:SHARE,
+    """What is done to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
     prune-layer:SHARE, top-k:COUNT, clip:NORM, dp-sgd:CLIP:NOISE, fp16, bf16, int8."""
     defence_seed: int = 0
     """From which their noise is drawn."""
@@ -95,7 +95,7 @@ class RunCommand:
     tile of any other side), surrogate. This and the flags down to --knows-defence default to the attack's own; what is
     given is added to the attacks' names."""
     label: str | None = None
-    """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts."""
+    """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts, counts-published."""
     objective: str | None = None
     """l2 or cosine."""
     scale: str | None = None

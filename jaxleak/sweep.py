@@ -219,7 +219,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
     for attack in sweep.attacks:
-        if attack.needs_check:
+        if attack.needs_check or sweep.victim.batch > 1:
             sweep.trial(attack).check()
     for caution in cautions.before(sweep.victim, sweep.attacks):
         warnings.warn(caution, stacklevel=2)

@@ -270,8 +270,8 @@ class Trial:
     def start(self, shared: Shared, job: Job, problem: Problem | None = None) -> dict[str, Array]:
         """The candidate at iteration 0, in the units of the network's input; a group has a leading axis.
 
-        It is the same for every attack with this `init`, network and run with this image and seed; only "analytic" reads
-        the problem.
+        It is the same for every attack with this `init`, network and run with this image and seed; only "analytic"
+        reads the problem.
         """
         if shared.starts != ():
             return {name: shared.starts[name][job.seed] for name in self._candidate_shapes}
@@ -558,9 +558,11 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
         )
-    if attack.knows_defence and not any(defence.sparse for defence in victim.defences):
+    sparse = [place for place, defence in enumerate(victim.defences) if defence.sparse]
+    if attack.knows_defence and not (sparse and not any(one.random for one in victim.defences[sparse[0] :])):
         raise InputError(
-            "`knows_defence` leaves out the entries that a defence set to zero; give one of prune, prune-layer, top-k."
+            "`knows_defence` leaves out the entries that a defence set to zero; give one of prune, prune-layer, top-k, "
+            "with no noise after it."
         )
     victim.client.check(dummies)
     if victim.client.total_steps(dummies) != victim.client.total_steps(victim.batch):

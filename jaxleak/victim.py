@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Float, PyTree
 
 from jaxleak.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.data import DATASETS, Dataset
@@ -288,8 +288,8 @@ def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
     """The victim with its networks trained, without its defences: they are for the update."""
     if victim.network == "per-trial":
         raise InputError(
-            "`trained_steps` on the data set trains every network; with `network` per-trial that is one for each trial. "
-            "Use --network shared or per-image, or --trained-on own."
+            "`trained_steps` on the data set trains every network; with `network` per-trial that is one for each "
+            "trial. Use --network shared or per-image, or --trained-on own."
         )
     plain = replace(victim, defences=(), client=Client(), batch=1)
     root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.flatten_util import ravel_pytree
 
+from jaxleak.attacks import ATTACKS
 from jaxleak.bench import (
     command,
     machine,
@@ -25,9 +26,10 @@ from jaxleak.bench import (
     worker,
     workers,
 )
-from jaxleak.bench.settings import OURS, PHASES, PYTORCH, VARIANTS, Settings
+from jaxleak.bench.settings import COSINE, OURS, PHASES, PYTORCH, VARIANTS, Settings
 from jaxleak.errors import InputError
 from jaxleak.solvers import TorchLBFGS
+from jaxleak.stats import Criteria
 from tests.oracles import cases
 from tests.oracles.require_torch import require_torch
 
@@ -122,9 +124,17 @@ def test_a_loop_counts_its_steps(name):
             assert counts["evaluations"] >= counts["lane_iterations"]
 
 
-def test_a_phase_moves_no_further_than_it_should():
+def test_the_cosine_variant_is_inverting_gradients():
+    trial = variants.trial(TINY.plain(), "jaxleak-cosine")
+    assert trial.attack == ATTACKS["ig"]
+    assert (trial.victim.network, trial.threshold) == ("shared", Criteria().cosine)
+    trial.check()
+
+
+@pytest.mark.parametrize("variant", ["jaxleak", "jaxleak-cosine"])
+def test_a_phase_moves_no_further_than_it_should(variant):
     """What is measured is computed: the parts of a step leave the candidate alone, but for the solver's own."""
-    trial = variants.trial(TINY.plain())
+    trial = variants.trial(TINY.plain(), variant)
     shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(TINY.plain()))
     programs = {phase: phases.PhaseProgram(trial=trial, phase=phase) for phase in PHASES}
 
@@ -250,6 +260,39 @@ def test_the_torch_loop_with_adam_counts_its_steps():
     assert float((before[3] - before[2]).abs().max()) > 0.5  # a fresh start after the third
 
 
+@pytest.mark.torch
+def test_the_torch_loop_inverts_gradients_as_the_oracles():
+    loop, torch = torch_loop(), require_torch()
+    from tests.oracles import torch_objectives
+    from tests.oracles.torch_first_order import run_adam
+    from tests.oracles.torch_lenet import dlg_gradient, lenet_from
+
+    case = next(case for case in cases.lenet_cases() if case.name == "rgb16")
+    net = lenet_from(case.state_dict, 16, 16)
+    image, label = torch.from_numpy(case.image_nchw), torch.tensor([case.label])
+    problem = loop.Problem(net, image, torch.nn.functional.one_hot(label, case.num_classes).double())
+    parameters, update = list(net.parameters()), dlg_gradient(net, image, label)
+
+    def value(x):
+        loss = torch.nn.functional.cross_entropy(net(x), label)
+        gradient = torch.autograd.grad(loss, parameters, create_graph=True)
+        return torch_objectives.cosine_distance(gradient, update) + 1e-4 * torch_objectives.total_variation(x)
+
+    start = torch.from_numpy(case.candidate_image_nchw)
+    assert problem.cosine(start).item() == pytest.approx(value(start).item(), rel=1e-12)
+    restarts = loop.Restarts(
+        problem, image=image, logits=torch.empty(1, 3), solver="signed-adam", history=1, iterations=8
+    )
+    images = [restarts.image.detach().numpy().copy() for _ in restarts.invert(start)]
+    assert (restarts.evaluations, restarts.iterations) == (8, 8)
+    wanted = run_adam(value, start.numpy(), steps=8, lr=0.1, sign="hard", schedule="step", box=(0, 1))
+    np.testing.assert_allclose(np.stack(images), wanted[1:], rtol=0, atol=1e-12)
+    assert (restarts.image.min(), restarts.image.max()) == (0, 1)
+    for _ in zip(range(9), restarts.run(), strict=False):  # the ninth is of a fresh start
+        pass
+    assert restarts.evaluations == 17
+
+
 # --- the parent's end ---
 
 SMALL_WORKER = """
@@ -313,6 +356,7 @@ def test_a_worker_that_fails_says_why(small):
 # --- taking turns ---
 
 RATES = {"pytorch-processes": 400.0, "pytorch-serial": 200.0, "plain-vmap": 300.0, "jaxopt": 500.0}
+RATES["pytorch-cosine-processes"] = 100.0
 
 
 class FakeTeam:
@@ -325,7 +369,7 @@ class FakeTeam:
 
     def __init__(self, module, tasks):
         task = tasks[0]
-        self.name = task.get("variant") or PYTORCH[task["threads"] is None]
+        self.name = task["variant"]
         self.lanes = task.get("lanes")
         self.phase = task.get("phase", "")
         lanes = {"auto": 6, None: len(tasks)}.get(self.lanes, self.lanes)
@@ -404,6 +448,7 @@ def test_each_variant_is_measured_in_turns(fake):
     assert row["share_of_copy"] == pytest.approx(402 * 5e6 / 1e10)
     assert row["memory_per_lane"] * row["lanes"] == 1 << 30
     ours = result["variants"][-1]
+    assert (ours["name"], ours["flops_per_second"]) == ("jaxleak-cosine", None)  # another attack's work
     assert (ours["lanes"], ours["utilisation"]) == (6, pytest.approx(0.9))
     assert ours["lane_iterations_per_second"] == 4002
     assert result["versions"].keys() >= {"jax", "flax", "jaxopt", "other"}
@@ -441,7 +486,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(fake):
     shown(result)
 
 
-@pytest.mark.parametrize("measurements", [0, 3, 9])
+@pytest.mark.parametrize("measurements", [0, 3, 11])
 def test_ctrl_c_reports_what_is_there(fake, measurements):
     fake.interrupt_after = measurements
     result = measure(Settings(rounds=3, lanes=("auto",)))
@@ -449,9 +494,9 @@ def test_ctrl_c_reports_what_is_there(fake, measurements):
     assert fake.open == 0
     rows = result["variants"]
     assert [row["name"] for row in rows] == list(VARIANTS)
-    assert [len(row["rounds"] or []) for row in rows] == {0: [0] * 7, 3: [1, 1, *[0] * 5], 9: [*[1] * 6, 2]}[
-        measurements
-    ]
+    # The machine is measured first; the second round goes back from the last variant.
+    wanted = {0: [0] * 9, 3: [1, 1, *[0] * 7], 11: [*[1] * 8, 2]}
+    assert [len(row["rounds"] or []) for row in rows] == wanted[measurements]
     assert all("interrupted" in row["failed"] for row in rows if not row["rounds"])
     json.dumps(result)
     shown(result)
@@ -503,11 +548,13 @@ def test_ratios():
         {"name": "plain-vmap", "evaluations_per_second": 50.0, "rounds": [50.0]},
         {"name": "jaxleak", "evaluations_per_second": 4000.0, "rounds": [4000.0, 5000.0, 3000.0]},
         {"name": "jaxleak-network-per-trial", "evaluations_per_second": 1000.0, "rounds": [1000.0] * 3},
+        *({"name": name, "evaluations_per_second": 1.0 + i, "rounds": [1.0 + i]} for i, name in enumerate(COSINE)),
     ]
     ratios, spreads = report.ratios_of(rows)
     assert ratios == {
         "jaxleak": {"pytorch-serial": 20, "plain-vmap": 80},
         "jaxleak-network-per-trial": {"pytorch-serial": 5, "plain-vmap": 20},
+        "jaxleak-cosine": {"pytorch-cosine-processes": 2},
     }
     assert spreads["jaxleak"] == {"pytorch-serial": [10, 40], "plain-vmap": [80, 80]}
     assert report.ratios_of(rows[:3]) == ({}, {})
@@ -515,7 +562,15 @@ def test_ratios():
 
 def test_tables_show_the_numbers(fake):
     text = shown(measure(Settings(rounds=3, lanes=("auto", 4))))
-    for words in ("pytorch-processes", "401 to 403", "9.0 (8.9 to 9.0)", "10.0 MFLOP", "100 GFLOP/s", "by lanes"):
+    for words in (
+        "; cosine: signed Adam",
+        "pytorch-processes",
+        "401 to 403",
+        "9.0 (8.9 to 9.0)",
+        "10.0 MFLOP",
+        "100 GFLOP/s",
+        "by lanes",
+    ):
         assert words in text, words
 
 

@@ -12,14 +12,16 @@ import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
-from experiments import harness, index, kan2022_nullspace, pytorch_parity, solvers
+from experiments import harness, index, kan2022_nullspace, options, pytorch_parity, solvers
 from jaxleak import plots
+from jaxleak.cli import RunCommand
 from jaxleak.stats import wilson
 
 FOLDER = Path(harness.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
 RESULTS = sorted(path for path in harness.RESULTS.rglob("*") if path.is_file())
 WITH_TORCH = {"torch_reference", "throughput"}
+NO_EXPERIMENT = {"options"}  # it describes the package, and reads its registries
 
 
 def name_of(path: Path) -> str:
@@ -55,10 +57,10 @@ def test_every_file_imports_without_torch(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_short(path):
-    assert path.name == "index.py" or len(path.read_text().splitlines()) < 150
+    assert path.stem in {"index", *NO_EXPERIMENT} or len(path.read_text().splitlines()) < 150
 
 
-@pytest.mark.parametrize("path", FILES, ids=name_of)
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem not in NO_EXPERIMENT], ids=name_of)
 def test_only_the_public_api(path):
     nodes = list(ast.walk(tree_of(path)))
     names = imports(nodes)
@@ -135,7 +137,8 @@ def test_without_results_the_page_says_not_run(tmp_path, monkeypatch):
 def test_check_compares_and_writes_nothing(tmp_path, monkeypatch):
     page, project = tmp_path / "README.md", tmp_path / "PROJECT.md"
     (tmp_path / "NOTES.md").write_text("Why.\n")
-    project.write_text(f"before\n{index.BEGIN}\nold\n{index.END}\nafter\n")
+    marks = [mark for name in ("options", "results") for mark in (*index.marks(name), "between")]
+    project.write_text("\n".join(["before", *marks[:1], "old", *marks[1:4], "old", *marks[4:5], "after\n"]))
     monkeypatch.setattr(index, "HERE", tmp_path)
     monkeypatch.setattr(index, "PROJECT", project)
     monkeypatch.setattr(index.sys, "argv", ["index"])
@@ -179,6 +182,75 @@ def test_a_line_of_a_run_without_success(tmp_path, monkeypatch):
     (tmp_path / "kan2022_table1" / "per-image.json").write_text(json.dumps(summary))
     monkeypatch.setattr(index, "RESULTS", tmp_path)
     assert index.table1("per-image").ours.startswith("rate 0.000 [0.000, 0.658], n = 2, per image 0.00 to 0.00")
+
+
+# --- the options ---
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [
+        (options.attacks, [f"| `{name}` |" for name in options.ATTACKS]),
+        (options.starts, [f"| `{name}` |" for name in options.INITS]),
+        (options.labels, [f"| `{name}` |" for name in options.LABEL_STRATEGIES]),
+        (options.defences, [*(f"| `--defence {name}" for name in options.DEFENCES), "| `--batch N` | Larger batch"]),
+        (lambda: options.flags(options.TERMS), ["| `--tv` |", "| `--langevin` |"]),
+        (lambda: options.flags(options.THREAT), ["| `--batch` | Images", "Its learning rate. Default: 0.01. |"]),
+    ],
+    ids=["attacks", "starts", "labels", "defences", "terms", "threat-model"],
+)
+def test_every_name_is_in_the_tables(make, names):
+    """And no row has a cell too many: bars within texts are escaped."""
+    table = make()
+    assert not [name for name in names if name not in table]
+    assert table in index.PROJECT.read_text()
+    assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
+
+
+def test_a_new_name_makes_the_readme_old(monkeypatch):
+    monkeypatch.setitem(options.DEFENCES, "other", options.DEFENCES["clip"])
+    monkeypatch.setitem(options.ZERO, "other", "other:0")
+    assert "`--defence other:NORM`" in index.project_page()
+    assert index.PROJECT.read_text() != index.project_page()
+
+
+def test_the_tables_say_what_an_attack_is():
+    (row,) = [line for line in options.attacks().splitlines() if line.startswith("| `ig` |")]
+    assert "| idlg | normal | cosine + 0.0001 tv | adam, sign hard, schedule step, pixels in [0, 1] | 4,800 |" in row
+    changed = jaxleak.Attack(name="x", scale="relative", layers=("conv1", "head:2"), label_term=0.5)
+    assert options.minimised(changed) == "relative l2 on conv1 head:2 + 0.5 label-term"
+    assert options.solved(jaxleak.Attack(name="x", solver=jaxleak.LBFGS(history=5))) == "lbfgs, history 5"
+
+
+def test_the_tables_read_docstrings():
+    def documented():
+        """A sentence
+        on two lines.
+
+        Right where it holds: of A et al. 2020, say. Wrong elsewhere.
+
+        Source: B et al. 2021, section 2 (x).
+        Differs: not.
+        """
+
+    assert options.summary(documented) == "A sentence on two lines."
+    assert options.paragraph(documented, "Right") == "where it holds: of A et al. 2020, say"
+    assert options.paragraph(documented, "Source:") == "B et al. 2021, section 2 (x)"
+    assert options.paragraph(documented, "Raises:") == "–"
+    assert options.helps().keys() == RunCommand.__dataclass_fields__.keys()
+
+
+def test_the_tables_hold_the_flags_of_attack_and_threat_model():
+    """The others are about images, solver, criteria and output: a new flag has to be put on either side."""
+    elsewhere = {
+        *("out", "model", "dataset", "data_dir", "split", "images", "num_images", "image_seed", "seeds", "start_seed"),
+        *("network_seed", "defence_seed", "defence_draw", "solver", "lr", "history", "line_search", "iterations"),
+        *("max_evaluations", "stop_objective", "success_objective", "success_cosine", "success_error"),
+        *("mse_thresholds", "snapshots", "lanes", "x64", "figures"),
+    }
+    shown = {*options.TABLED, *options.TERMS, *options.THREAT}
+    assert shown | elsewhere == RunCommand.__dataclass_fields__.keys()
+    assert not shown & elsewhere
 
 
 # --- what they share ---

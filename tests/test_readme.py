@@ -12,6 +12,15 @@ import pytest
 import tyro
 
 from jaxleak import cli
+from jaxleak.attacks import ATTACKS
+from jaxleak.client import OPTIMIZERS
+from jaxleak.defences import DEFENCES, defence_form
+from jaxleak.inits import INITS
+from jaxleak.labels import LABEL_STRATEGIES
+from jaxleak.objectives import OBJECTIVES, SCALES
+from jaxleak.solvers import SOLVERS
+from jaxleak.solvers.first_order import SCHEDULES, SIGNS
+from jaxleak.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
@@ -41,21 +50,59 @@ def test_there_are_commands():
     assert any(command.startswith("jaxleak run ") for command in commands())
 
 
-@pytest.mark.parametrize("command", commands())
-def test_commands_parse(command):
-    """With tyro, and the names and numbers of a `run` with the command's own checks; data sets may be absent here."""
+def parse(command: str):
+    """The command that a command line gives, by tyro as in `cli.main`."""
     _, *arguments = shlex.split(command, comments=True)
-    parsed = tyro.extras.subcommand_cli_from_dict(
+    return tyro.extras.subcommand_cli_from_dict(
         {name: kind for name, (kind, _) in cli.COMMANDS.items()},
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
+
+
+@pytest.mark.parametrize("command", commands())
+def test_commands_parse(command):
+    """With tyro, and the names and numbers of a `run` with the command's own checks; data sets may be absent here."""
+    parsed = parse(command)
     assert any(isinstance(parsed, kind) for kind, _ in cli.COMMANDS.values())
     if isinstance(parsed, cli.RunCommand):
         if parsed.dataset != "photos":
             parsed = replace(parsed, dataset="photos", images=None, data_dir=None, split=None)
         sweep = cli.build_sweep(replace(parsed, weights=None))
         assert sweep.total > 0
+
+
+def named_options() -> list[str]:
+    """Flags with each name of the README's tables, and the other flags of these tables."""
+    needs = {"analytic": " --model mlp", "gradinversion": " --model resnet18"}
+    defences = [re.sub(r"\[.*", "", re.sub(r":[A-Z]+", ":1", defence_form(name))) for name in DEFENCES]
+    return [
+        *(f"--attack {name}{needs.get(name, '')}" for name in ATTACKS),
+        *(f"--attack dlg:{name}" for name in SOLVERS if name != "none"),
+        *(f"--start {name}" for name in (*INITS, "pattern-5") if name != "analytic"),
+        "--attack analytic --start analytic --model mlp",
+        *(f"--label {name}" for name in LABEL_STRATEGIES),
+        *(f"--objective {name}" for name in OBJECTIVES),
+        *(f"--scale {name}" for name in SCALES),
+        *(f"--defence {text}" for text in defences),
+        *(f"--attack ig --sign {sign} --schedule {schedule}" for sign, schedule in zip(SIGNS, SCHEDULES, strict=True)),
+        *(f"--client-steps 2 --client-optimizer {name}" for name in OPTIMIZERS),
+        *(f"--normalise {name}" for name in NORMALISATIONS),
+        "--batch 2 --clients 2 --dummies 4 --batch-labels distinct",
+        "--batch 4 --client-epochs 1 --client-batch 2",
+        "--network per-image --trained-steps 2 --trained-on own",
+        "--attack ig --layers conv1 head:2 --features 1 --label-term 0.1 --tv 0.1 --norm 0.1 --group 2 --consistency 1",
+        "--attack ig --box False --warmup 2 --weight-decay 0.1 --langevin 0.1 --defence prune:0.5 --knows-defence True",
+    ]
+
+
+@pytest.mark.parametrize("flags", named_options())
+def test_every_name_runs_from_the_command_line(flags):
+    """It is parsed, fits the embedded photographs, and what its trials begin with can be traced."""
+    only = "" if "--attack" in flags else "--attack dlg "
+    sweep = cli.build_sweep(parse(f"jaxleak run {only}{flags} --network shared --num-images 2 --seeds 2 --out RUN"))
+    for attack in sweep.attacks:
+        sweep.trial(attack).check()
 
 
 def test_the_main_job_takes_what_the_text_says():

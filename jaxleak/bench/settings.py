@@ -17,7 +17,7 @@ DESCRIPTIONS = {
     "jaxleak-network-per-trial": "jaxleak's engine, the same with a network drawn for each trial",
     "jaxleak-lbfgs": "jaxleak's engine, one network for all trials, jaxleak's own L-BFGS",
     "pytorch-cosine-processes": "Inverting Gradients in PyTorch, one process per core with one thread each, summed",
-    "jaxleak-cosine": "jaxleak's engine, one network for all trials, the attack ig: cosine, total variation, signed Adam",
+    "jaxleak-cosine": "jaxleak's engine, one network for all trials, the attack ig (cosine, signed Adam)",
 }
 VARIANTS = tuple(DESCRIPTIONS)
 MODELS = ("lenet", "resnet18")

@@ -5,7 +5,7 @@ from typing import Any
 from rich.console import Group
 from rich.table import Table
 
-from jaxleak.bench.settings import PHASES
+from jaxleak.bench.settings import COSINE, PHASES
 
 TIMES = (*PHASES, "bookkeeping", "engine")
 
@@ -35,6 +35,7 @@ def _variants(report: dict[str, Any]) -> Table:
     settings = report["settings"]
     model = settings["model"] + (f", width {settings['width']}" if settings["model"] != "lenet" else "")
     work = {"lbfgs": f"L-BFGS, history {settings['history']}", "adam": "Adam"}[settings["solver"]]
+    work += "; cosine: signed Adam" if any(row["name"] in COSINE for row in report["variants"]) else ""
     table = Table(title=f"{model}, {work}, float32, {report['device']}: medians of the rounds")
     for column in (
         *("variant", "lanes", "evaluations/s", "min to max", "lane-iterations/s", "useful"),

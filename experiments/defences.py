@@ -1,0 +1,126 @@
+"""Zhu, Liu & Han 2019 (DLG), section on defences: success against each defence's strength, and what it costs.
+
+For every defence, the share of CIFAR-100 images that come back (relative image error below 0.2, a fresh LeNet for each
+trial; the objective need not be small, since noise keeps it up), for an attacker who matches squared distances and one
+who matches cosines, and for pruning also one who is told which entries were left out. The cost: accuracy of the same
+LeNet trained on MNIST with every step's gradient defended. The DLG paper's thresholds are marked; it gives its noise as
+a variance, so that its 10^-2 is a standard deviation of 0.1 here.
+
+    python -m experiments.defences --data-dir DIR --images 20 --seeds 2 --steps 1000
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxleak
+from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+
+STRENGTHS: dict[str, tuple[str, ...]] = {
+    "gaussian": ("gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1"),
+    "laplace": ("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
+    "prune": ("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
+    "prune-layer": ("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
+    "precision": ("fp16", "bf16", "int8"),
+    "clip": ("clip:1", "clip:0.1"),
+    "dp-sgd": ("dp-sgd:1:1e-4", "dp-sgd:1:1e-3", "dp-sgd:1:1e-2", "dp-sgd:1:0.1"),
+    "none": ("",),
+}
+PAPER = {"gaussian": 0.1, "laplace": 0.1, "prune": 0.2}  # from here on the DLG paper says that it defends
+BASE = replace(jaxleak.IDLG, label="bias", init="uniform", stop_objective=0.0, iterations=200)
+ATTACKS = (replace(BASE, name="L2"), replace(BASE, name="cosine", objective="cosine", tv=1e-6))
+TOLD = replace(BASE, name="L2, told", knows_defence=True)
+RECOVERED = 0.2  # relative error
+
+
+def main() -> None:
+    numbers = {"images": 20, "seeds": 2, "steps": 1000}
+    options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
+    data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
+    chosen = data.random_indices(options.images, seed=2019)
+    folder, told = results_folder("defences"), []
+    digits = [jaxleak.load_dataset("mnist", split=split, data_dir=options.data_dir) for split in ("train", "test")]
+    for kind in chosen_runs(STRENGTHS, options):
+        for text in STRENGTHS[kind]:
+            name = text.replace(":", "-") or "none"
+            defences = tuple(jaxleak.parse_defence(part) for part in text.split())
+            victim = jaxleak.make_victim("lenet", data, chosen, defences=defences)
+            attacks = (*ATTACKS, TOLD) if kind.startswith("prune") else ATTACKS
+            sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
+            (result,) = run_all("defences", {name: sweep}, replace_only(options)).values()
+            cost = accuracy(defences, *digits, options.steps)
+            told.append({"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result)})
+            write_json(folder / f"{name}-rates.json", told[-1])
+    draw(told, folder / "defences.png")
+
+
+def replace_only(options):
+    """The options without `--only`, for sweeps that were chosen by it already."""
+    return type(options)(**{**vars(options), "only": None})
+
+
+def rates(result: jaxleak.Result) -> dict:
+    """For each attack the images that came back."""
+    told = {}
+    for attack in dict.fromkeys(row["attack"] for row in result.rows):
+        own = [row for row in result.rows if row["attack"] == attack]
+        back = sum(row["relative_error"] < RECOVERED for row in own)
+        told[attack] = {
+            "trials": len(own),
+            "recovered": back,
+            "ci95": jaxleak.wilson(back, len(own)),
+            "psnr_median": float(np.nanmedian([row["psnr"] for row in own])),
+            "labels_right": sum(row["label_correct"] for row in own),
+        }
+    return {"attacks": told}
+
+
+def accuracy(defences: tuple, train: jaxleak.Dataset, test: jaxleak.Dataset, steps: int) -> float:
+    """On MNIST's test split, after training on defended gradients."""
+    model = jaxleak.build_model("lenet", train.num_classes, weight_init="torch")
+    victim = replace(jaxleak.make_victim(model, train, [int(train.index[0])]), defences=defences)
+    h, w, c = train.image_shape
+    begin = jaxleak.draw_params(model, jax.random.key(0), (h, w, c))
+    return jaxleak.train_network(victim, begin, train, steps=steps, held_out=test).accuracy
+
+
+def draw(told: list[dict], path: Path) -> None:
+    """A panel for each kind: images that came back, with intervals, and accuracy, against strength."""
+    kinds = list(dict.fromkeys(one["kind"] for one in told if one["kind"] != "none"))
+    figure = Figure(figsize=(7.2, 4.4), dpi=140, layout="constrained")
+    panels = figure.subplots(2, -(-len(kinds) // 2), sharey=True, squeeze=False).ravel()
+    colours = {"L2": "tab:blue", "cosine": "tab:orange", "L2, told": "tab:green"}
+    for axes, kind in zip(panels, kinds, strict=False):
+        own = [one for one in told if one["kind"] in (kind, "none")]
+        own.sort(key=lambda one: one["kind"] != "none")
+        for attack, colour in colours.items():
+            points = [(x, one["attacks"][attack]) for x, one in enumerate(own) if attack in one["attacks"]]
+            for x, one in points:
+                axes.plot([x, x], one["ci95"], color=colour, lw=1)
+            shares = [one["recovered"] / one["trials"] for _, one in points]
+            axes.plot([x for x, _ in points], shares, "o-", color=colour, ms=3, lw=1)
+        axes.plot(range(len(own)), [one["accuracy"] for one in own], "s:", color="grey", ms=3, lw=1)
+        names = [one["text"].rpartition(":")[2] or "none" for one in own]
+        axes.set_xticks(range(len(own)), names, rotation=45, fontsize=6, ha="right")
+        if kind in PAPER:
+            place = next(x for x, one in enumerate(own) if names[x] != "none" and float(names[x]) >= PAPER[kind])
+            axes.axvline(place, color="black", lw=0.8, ls="--")
+        axes.set_title(kind, fontsize=8)
+        axes.set_ylim(-0.03, 1.03)
+        axes.tick_params(labelsize=6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[len(kinds) :]:
+        axes.set_visible(False)
+    lines = [panels[0].plot([], [], "o-", color=colour, ms=3, label=attack)[0] for attack, colour in colours.items()]
+    lines += panels[0].plot([], [], "s:", color="grey", ms=3, label="accuracy when trained so (MNIST)")
+    lines += panels[0].plot([], [], "--", color="black", lw=0.8, label="defends from here on (DLG paper)")
+    figure.legend(handles=lines, loc="outside upper center", ncols=3, fontsize=7, frameon=False)
+    figure.supylabel("share of trials recovered; accuracy", fontsize=8)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
