@@ -138,13 +138,14 @@ IG = Attack(
     iterations=4800,
     stop_objective=0,
 )
-# Source: breaching's preset "modern". Differs: no feature term.
+# Source: breaching's preset "modern". Differs: no feature term; theirs weighs an isotropic total variation, of colour
+# differences too, by the same 0.1.
 MODERN = replace(
     IG,
     name="modern",
     label="counts",
     init="pattern-4",
-    tv=0.2,
+    tv=0.1,
     solver=Adam(sign="soft", schedule="cosine", warmup=50),
     iterations=24_000,
 )
@@ -158,7 +159,7 @@ GRADINVERSION = Attack(
     group=4,
     consistency=1e2,
     box=True,
-    solver=Adam(schedule="cosine", langevin=0.01),
+    solver=Adam(schedule="cosine", langevin=0.01, warmup=50),
     iterations=20_000,
     stop_objective=0,
 )
