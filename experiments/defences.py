@@ -52,7 +52,9 @@ def main() -> None:
             sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
             (result,) = run_all("defences", {name: sweep}, replace_only(options)).values()
             cost = accuracy(defences, *digits, options.steps)
+            device = result.rows[0]["device"]
             told.append({"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result)})
+            told[-1]["device"] = device
             write_json(folder / f"{name}-rates.json", told[-1])
     draw(told, folder / "defences.png")
 

@@ -256,6 +256,136 @@ def resnet18_eval() -> Line:
     )
 
 
+def share_solved(cell: dict, key: str = "solved") -> str:
+    low, high = cell["ci95"]
+    return f"{cell[key]}/{cell['trials']} [{low:.2f}, {high:.2f}]"
+
+
+def cpl_starts(dataset: str) -> Line:
+    told = stored(f"cpl_starts/{dataset}-starts.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        parts = []
+        for cell in told["starts"]:
+            middle = f", median {cell['iterations_quartiles'][1]:.0f}" if cell["iterations_quartiles"] else ""
+            parts.append(f"{cell['attack']} {share_solved(cell)}{middle}")
+        ours = "; ".join(parts) + " ([figures](results/cpl_starts))"
+        where = told["device"]
+    return Line(
+        f"CPL's figures 5, 6, 7 and 9 (Sirpurkar 2021): starts on {dataset}, solved, iterations to 1e-4",
+        f"python -m experiments.cpl_starts --only {dataset}",
+        "a 16x16 tile needs fewer iterations than N(0, 1) pixels (Wei et al. 2020; curves, no rates)",
+        "torch, one image (shared notebooks): tile to 1.3e-3 in 16 iterations, N(0, 1) to 3e-4 in 100",
+        ours,
+        where,
+    )
+
+
+def cpl_vs_dlg(name: str) -> Line:
+    told = stored(f"cpl_vs_dlg/{name}-table.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        parts = []
+        for cell in told["attacks"]:
+            median = cell["threshold_iterations_median"]
+            parts.append(
+                f"{cell['attack']} {share_solved(cell)}, "
+                + (f"median {median:.0f} iterations, " if median else "")
+                + f"SSIM {cell['ssim']['mean']:.3f}, median MSE {cell['mse']['median']:.0e}"
+            )
+        ours = "; ".join(parts) + " ([figure](results/cpl_vs_dlg))"
+        where = told["device"]
+    dataset, _, solver = name.partition("-")
+    return Line(
+        f"CPL and DLG on the same images, {dataset}{', torch-lbfgs' if solver else ''}",
+        f"python -m experiments.cpl_vs_dlg --only {name}",
+        "CPL succeeds more often and sooner than DLG (Wei et al. 2020)",
+        "–",
+        ours,
+        where,
+    )
+
+
+# Geiping et al. 2020, table 1: mean and standard deviation, as quoted by others and recalled.
+IG_PAPER = {
+    "untrained": "cosine, signed Adam 18.00 ± 3.33; L2, L-BFGS 46.25 ± 12.66",
+    "trained": "cosine, signed Adam 18.08 ± 4.27; L2, L-BFGS 13.24 ± 5.44",
+    "restarts": "–",
+}
+
+
+def inverting_gradients(name: str) -> Line:
+    told = stored(f"inverting_gradients/{name}-psnr.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        if name == "restarts":
+            parts = [
+                f"{cell['restarts']}: selected {cell['selected']['mean']:.2f} ± {cell['selected']['sd']:.2f}, "
+                f"oracle {cell['oracle']['mean']:.2f} ± {cell['oracle']['sd']:.2f}"
+                for cell in told["attacks"]
+            ]
+            ours = f"{'; '.join(parts)} (n = {told['attacks'][0]['selected']['n']} images)"
+        else:
+            parts = [f"{cell['attack']} {cell['mean']:.2f} ± {cell['sd']:.2f}" for cell in told["attacks"]]
+            ours = f"{'; '.join(parts)} (n = {told['attacks'][0]['n']}; [figures](results/inverting_gradients))"
+        where = told["device"]
+    what = "ig with TV 0.01, restarts, PSNR in dB" if name == "restarts" else f"{name} LeNet, PSNR in dB, one restart"
+    return Line(
+        f"Inverting Gradients, table 1: {what}",
+        f"python -m experiments.inverting_gradients --only {name}",
+        IG_PAPER[name],
+        "–",
+        ours,
+        where,
+    )
+
+
+def batches(size: int) -> Line:
+    told = stored(f"batches/batch-{size}-table.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        parts = [
+            f"{cell['attack']} all images {share_solved(cell)}, images {cell['images_recovered']}/{cell['images']}, "
+            f"labels {cell['labels_right']}/{cell['images']}, median {cell['psnr_median']:.1f} dB"
+            for cell in told["attacks"]
+        ]
+        ours = "; ".join(parts) + f" ([pictures](results/batches/batch-{size}.png))"
+        where = told["device"]
+    iterations = {1: 270, 2: 602, 4: 1173, 8: 2711}[size]
+    return Line(
+        f"Batch of {size} CIFAR-100 image{'s' if size > 1 else ''}, distinct labels, LeNet, 300 iterations",
+        f"python -m experiments.batches --only batch-{size}",
+        f"recovered in {iterations:,} iterations on another network (DLG)",
+        "–",
+        ours,
+        where,
+    )
+
+
+def defences(kind: str) -> Line:
+    from experiments.defences import STRENGTHS
+
+    names = [text.replace(":", "-") or "none" for text in STRENGTHS[kind]]
+    found = [told for name in names if isinstance(told := stored(f"defences/{name}-rates.json"), dict)]
+    ours, where = NOT_RUN, ""
+    if found:
+        parts = []
+        for told in found:
+            back = ", ".join(f"{name} {share_solved(cell, 'recovered')}" for name, cell in told["attacks"].items())
+            parts.append(f"`{told['text'] or 'none'}` {back}, accuracy {told['accuracy']:.3f}")
+        ours, where = "; ".join(parts), found[0]["device"]
+    paper = {"gaussian": "variance 1e-2 defends, 1e-3 does not", "prune": "above 20 % defends"}
+    paper |= {"laplace": paper["gaussian"], "precision": "fp16 does not defend, int8 does"}
+    return Line(
+        f"Defence {kind}: recovered trials, and MNIST accuracy when trained so",
+        f"python -m experiments.defences --only {kind}",
+        f"{paper[kind]} (DLG)" if kind in paper else "–",
+        "–",
+        ours,
+        where,
+    )
+
+
 VARIANTS = {
     "jaxleak": "network shared",
     "jaxleak-network-per-trial": "network per-trial",
@@ -295,6 +425,14 @@ LINES: list[Callable[[], Line]] = [
     figures,
     nullspace,
     *[lambda key=key, solver=solver: fidelity(*key, solver) for key in FIDELITY for solver in ("", "lbfgs")],
+    *[lambda name=name: cpl_starts(name) for name in ("lfw", "cifar100")],
+    *[lambda name=name: cpl_vs_dlg(name) for name in ("lfw", "lfw-torch", "cifar100", "cifar100-torch")],
+    *[lambda name=name: inverting_gradients(name) for name in IG_PAPER],
+    *[lambda size=size: batches(size) for size in (1, 2, 4, 8)],
+    *[
+        lambda kind=kind: defences(kind)
+        for kind in ("none", "gaussian", "laplace", "prune", "prune-layer", "precision", "clip", "dp-sgd")
+    ],
     resnet18_eval,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from jaxleak.defences import parse_defence
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
+    from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, save_weights
     from jaxleak.plots import hold_last
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
@@ -27,6 +28,7 @@ _HOMES = {
     "defences": ("parse_defence",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
+    "matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "save_weights"),
     "plots": ("hold_last",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
@@ -71,6 +73,7 @@ __all__ = [
     "run_sweep",
     "save_weights",
     "train_network",
+    "unmosaic",
     "use_all_cores",
     "wilson",
 ]
