@@ -11,7 +11,7 @@ from jaxleak.victim import Victim
 RELATIVE = 1e-2  # of an objective met: above it, most of the update is not explained
 
 
-def before(victim: Victim, attacks: Sequence[Attack]) -> list[str]:
+def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
     """What the settings alone give away."""
     found = []
     train_mode = getattr(victim.model, "train", False) and getattr(victim.model, "norm", "batch") == "batch"
@@ -29,7 +29,7 @@ def before(victim: Victim, attacks: Sequence[Attack]) -> list[str]:
         )
     for attack in attacks:
         same = attack.init in SAME_EVERY_TIME and attack.label != "joint" and victim.network != "per-trial"
-        if same and not drawn_anew and not getattr(attack.solver, "langevin", 0):
+        if seeds > 1 and same and not drawn_anew and not getattr(attack.solver, "langevin", 0):
             found.append(f"{attack.name}: start {attack.init} is the same for every seed, and so are its trials.")
     return found
 

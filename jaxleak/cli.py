@@ -226,18 +226,18 @@ def build_solver(command: RunCommand, name: str, own: Any = None):
     """The solver of that name that the flags describe; what they leave open is `own`'s, if that is of its kind."""
     from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
 
-    kind = SOLVERS[check_choice("solver", name, SOLVERS)]
+    kind: Any = SOLVERS[check_choice("solver", name, SOLVERS)]
     given = {flag: getattr(command, flag) for flag in ADAM_FLAGS if getattr(command, flag) is not None}
     if given and kind is not Adam:
         raise InputError(
             f"`{next(iter(given))}` is a setting of the solver adam, not of {name}; leave it out, or use --solver adam."
         )
-    if kind in (LBFGS, OptaxLBFGS, NoSolver):
-        if command.lr is not None:
-            raise InputError(
-                f"`lr` must not be given with the solver {name}, which finds its step sizes; leave it out."
-            )
-        return kind() if kind is NoSolver else kind(history=command.history)
+    if kind in (LBFGS, OptaxLBFGS, NoSolver) and command.lr is not None:
+        raise InputError(f"`lr` must not be given with the solver {name}, which finds its step sizes; leave it out.")
+    if kind is NoSolver:
+        return NoSolver()
+    if kind in (LBFGS, OptaxLBFGS):
+        return kind(history=command.history)
     rate: dict[str, Any] = {} if command.lr is None else {"lr": command.lr}
     if kind is Adam:
         return replace(own if isinstance(own, Adam) else Adam(), **rate, **given)

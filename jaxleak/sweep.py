@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 from jaxleak import cautions
+from jaxleak.attacker import check_attack
 from jaxleak.attacks import Attack, get_attack
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
@@ -23,7 +24,7 @@ from jaxleak.progress import Progress
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, Criteria, classify, summarise
 from jaxleak.store import Run
-from jaxleak.trial import Job, Outcome, Trial, check_attack
+from jaxleak.trial import Job, Outcome, Trial
 from jaxleak.victim import Victim
 
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
@@ -221,7 +222,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     for attack in sweep.attacks:
         if attack.needs_check or sweep.victim.batch > 1:
             sweep.trial(attack).check()
-    for caution in cautions.before(sweep.victim, sweep.attacks):
+    for caution in cautions.before(sweep.victim, sweep.attacks, sweep.seeds):
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else Path(out or "")
@@ -408,7 +409,7 @@ class _Session:
             engine=self.engine_summary(),
             settings_hash=self.run.settings_hash,
         )
-        found = cautions.before(sweep.victim, sweep.attacks) + cautions.after(rows, sweep.criteria)
+        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
         return {**summary, "warnings": found}
 
     def engine_summary(self) -> dict[str, float] | None:

@@ -22,11 +22,29 @@ HELD_OUT = 1000  # images, at most, on which accuracy is measured where there is
 class Trainee(Protocol):
     """What of a `Victim` its training needs."""
 
-    model: Any
-    num_classes: int
-    indices: list[int]
-    train_optimizer: str
-    train_lr: float
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head."""
+        ...
+
+    @property
+    def indices(self) -> list[int]:
+        """The private images, which are not trained on."""
+        ...
+
+    @property
+    def train_optimizer(self) -> str:
+        """One of `client.OPTIMIZERS`."""
+        ...
+
+    @property
+    def train_lr(self) -> float:
+        """Its learning rate."""
+        ...
+
+    def logits(self, params: PyTree, x: Any) -> Any:
+        """The model's outputs."""
+        ...
 
     def to_input(self, pixels: Any) -> Any:
         """Pixels in the network's units."""
@@ -95,7 +113,7 @@ def train_network(
         x = victim.to_input(x.astype(float))
         gradient = victim.share(params, x, target, key)
         updates, state = optimizer.update(gradient, state, params)
-        loss = cross_entropy(victim.model.apply({"params": params}, x), target)
+        loss = cross_entropy(victim.logits(params, x), target)
         return optax.apply_updates(params, updates), state, loss
 
     for number, place in enumerate(places):
@@ -114,7 +132,7 @@ def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[i
 
     @jax.jit
     def right(params, x, label):
-        return jnp.sum(jnp.argmax(victim.model.apply({"params": params}, victim.to_input(x)), axis=-1) == label)
+        return jnp.sum(jnp.argmax(victim.logits(params, victim.to_input(x)), axis=-1) == label)
 
     total = 0
     for start in range(0, len(indices), BLOCK):

@@ -162,6 +162,10 @@ class Victim:
         mean, std = (jnp.asarray(part, x.dtype) for part in self.normalisation)
         return x * std + mean
 
+    def logits(self, params: PyTree, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """The model's outputs at inputs `x`, in the network's units."""
+        return self.model.apply({"params": params}, x)  # pyright: ignore[reportReturnType]
+
     def train(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
         """The weights when the client shares: trained on its own images first, if that is asked for."""
         if not self.trained_steps or self.trained_on != "own":

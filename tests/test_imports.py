@@ -37,7 +37,8 @@ LEAVES = {
 ALLOWED = {
     **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "parts", "environment"], LEAVES),
     "store": LEAVES | {"parts"},
-    "trial": LEAVES | {"victim", "attacks"},
+    "attacker": LEAVES | {"victim", "attacks"},
+    "trial": LEAVES | {"victim", "attacks", "attacker"},
     "engine": {"errors"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},
     "tables": LEAVES | {"store"},
