@@ -42,7 +42,7 @@ def main() -> None:
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
     chosen = data.random_indices(options.images, seed=2019)
     folder, told = results_folder("defences"), []
-    digits = [jaxleak.load_dataset("mnist", split=split, data_dir=options.data_dir) for split in ("train", "test")]
+    train, test = (jaxleak.load_dataset("mnist", split=split, data_dir=options.data_dir) for split in ("train", "test"))
     for kind in chosen_runs(STRENGTHS, options):
         for text in STRENGTHS[kind]:
             name = text.replace(":", "-") or "none"
@@ -51,7 +51,7 @@ def main() -> None:
             attacks = (*ATTACKS, TOLD) if kind.startswith("prune") else ATTACKS
             sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
             (result,) = run_all("defences", {name: sweep}, replace_only(options)).values()
-            cost = accuracy(defences, *digits, options.steps)
+            cost = accuracy(defences, train, test, options.steps)
             device = result.rows[0]["device"]
             told.append({"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result)})
             told[-1]["device"] = device

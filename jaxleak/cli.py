@@ -38,6 +38,8 @@ class RunCommand:
     """Where tensorflow-datasets finds its prepared data (default: $JAXLEAK_DATA_DIR, or its own)."""
     split: str | None = None
     """Split of the data set (default: train if it is there, else test)."""
+    image_size: int | None = None
+    """Height and width in pixels that pictures are resized to (default: the data set's own, 32, MNIST 28)."""
     images: tuple[int, ...] | None = None
     """Which images: their index in the data set."""
     num_images: int | None = None
@@ -328,7 +330,7 @@ def build_sweep(command: RunCommand):
         relative_error=command.success_error,
         mse_thresholds=command.mse_thresholds,
     )
-    data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir)
+    data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
     images = command.images
     if images is None:
         count = command.num_images or 4

@@ -37,16 +37,18 @@ def check_positive(argument: str, value: float, *, integer: bool = False) -> Non
         raise InputError(f"`{argument}` must be finite; got {value!r}.")
 
 
-def check_not_negative(argument: str, value: float) -> None:
-    """Raise unless `value` is zero or above, and finite.
+def check_not_negative(argument: str, value: float, *, integer: bool = False) -> None:
+    """Raise unless `value` is zero or above, and finite (and whole, for `integer`).
 
     Raises:
-        InputError: `value` is negative, infinite, or not a number.
+        InputError: `value` is negative, infinite, not a number, or not whole where it must be.
     """
     if not value >= 0:
         raise InputError(f"`{argument}` must be 0 or above; got {value!r}.")
     if math.isinf(value):
         raise InputError(f"`{argument}` must be finite; got {value!r}.")
+    if integer and int(value) != value:
+        raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
 
 
 def check_seed(argument: str, value: int) -> None:

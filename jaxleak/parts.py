@@ -190,7 +190,7 @@ def load_parts(path: Path, *, writable: bool) -> list[Part]:
 
 
 def joined(pieces: list[np.ndarray]) -> np.ndarray:
-    """Pieces joined along the trials; a short axis 1 (time) is filled: traces by NaN, images by the last."""
+    """Pieces joined along the trials; a short axis 1 is filled: traces by NaN, integers by -1, images by the last."""
     longest = max((piece.shape[1] for piece in pieces if piece.ndim > 1), default=0)
     filled = []
     for piece in pieces:
@@ -198,6 +198,7 @@ def joined(pieces: list[np.ndarray]) -> np.ndarray:
         if lacking:
             widths = [(0, lacking if axis == 1 else 0) for axis in range(piece.ndim)]
             trace = piece.ndim == 2
-            piece = np.pad(piece, widths, constant_values=np.nan) if trace else np.pad(piece, widths, mode="edge")
+            blank = np.nan if np.issubdtype(piece.dtype, np.floating) else -1
+            piece = np.pad(piece, widths, constant_values=blank) if trace else np.pad(piece, widths, mode="edge")
         filled.append(piece)
     return np.concatenate(filled)

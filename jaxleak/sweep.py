@@ -410,7 +410,8 @@ class _Session:
             settings_hash=self.run.settings_hash,
         )
         found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
-        return {**summary, "warnings": found}
+        training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
+        return {**summary, "warnings": found, **training}
 
     def engine_summary(self) -> dict[str, float] | None:
         """Of this session; a session that had nothing to do keeps what the last one wrote."""

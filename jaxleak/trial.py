@@ -237,7 +237,7 @@ class Trial(Attacker):
         """One evaluation. An ended trial keeps its outcome, whatever its solver goes on to compute."""
         solver, info = self._solve(shared, problem, state.solver)
         running = state.ending == RUNNING
-        evaluations = state.evaluations + jnp.where(running, info.evaluations, 0)
+        evaluations = state.evaluations + jnp.where(running, self.attack.group * info.evaluations, 0)
         finite = jnp.all(jnp.isfinite(info.value)) & jnp.all(jnp.isfinite(info.x))
         boundary_iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
         spent = info.boundary & (boundary_iterations >= self.attack.iterations)

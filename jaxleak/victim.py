@@ -124,7 +124,7 @@ class Victim:
                 f"`normalise` must fit images of {channels} channels; got {len(self.normalisation[0])} means. "
                 "Choose another, or none."
             )
-        check_not_negative("trained_steps", self.trained_steps)
+        check_not_negative("trained_steps", self.trained_steps, integer=True)
         check_choice("trained_on", self.trained_on, TRAINED_ON)
         check_choice("train_optimizer", self.train_optimizer, OPTIMIZERS)
         check_positive("train_lr", self.train_lr)
@@ -271,7 +271,7 @@ def make_victim(
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
         **threat_model,
     )
-    check_not_negative("trained_steps", steps)
+    check_not_negative("trained_steps", steps, integer=True)
     victim = replace(victim, surrogates=_surrogates(victim, data))
     if steps and victim.trained_on == "data":
         return _trained(victim, data, int(steps))

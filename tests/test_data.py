@@ -216,6 +216,59 @@ def test_wrong_random_indices(count, seed, message):
     assert message in one_line(error)
 
 
+def batches_of(drawn: list[int], batch: int) -> np.ndarray:
+    """The labels of each batch of photos [n, batch]."""
+    return load_dataset("photos").images(drawn)[1].reshape(-1, batch)
+
+
+@pytest.mark.parametrize(
+    ("labels", "batch", "most"), [("any", 7, 8), ("distinct", 4, 15), ("same", 3, 20), ("same", 6, 10), ("same", 1, 60)]
+)
+def test_random_batches(labels, batch, most):
+    photos = load_dataset("photos")
+    whole = photos.random_batches(most, batch, 1, labels)
+    assert len(set(whole)) == len(whole) == most * batch
+    assert all(type(index) is int and 0 <= index < 60 for index in whole)
+    classes = [len(set(one)) for one in batches_of(whole, batch).tolist()]
+    assert labels == "any" or set(classes) == {batch if labels == "distinct" else 1}
+    for count in (1, 2, most - 1):  # a larger count only appends
+        assert photos.random_batches(count, batch, 1, labels) == whole[: count * batch]
+    assert photos.random_batches(2, batch, 2, labels) != whole[: 2 * batch]
+
+
+def test_batches_of_any_labels_are_the_random_images():
+    photos = load_dataset("photos")
+    assert photos.random_batches(3, 5, 4) == photos.random_indices(15, 4)
+    labels = batches_of(photos.random_batches(12, 5, 4), 5)
+    assert {len(set(one)) for one in labels.tolist()} > {4}  # neither all distinct nor all the same
+
+
+def test_batches_are_drawn_over_all_classes():
+    assert len(set(batches_of(load_dataset("photos").random_batches(8, 3, 0, "same"), 3)[:, 0])) > 4
+
+
+@pytest.mark.parametrize(
+    ("count", "batch", "labels", "message"),
+    [
+        (0, 2, "same", "`num_images` must be above 0; got 0."),
+        (9, 7, "any", "`num_images` must be at most 60, all of photos; got 63"),
+        (
+            11,
+            6,
+            "same",
+            "`batch` asks for 11 batches of 6 images with same labels; photos has 10. Use fewer or smaller",
+        ),
+        (1, 7, "same", "photos has 0. Use fewer or smaller batches, or --batch-labels any."),
+        (1, 11, "distinct", "`batch` asks for 1 batches of 11 images with distinct labels; photos has 0."),
+        (1, 2, "destinct", "`batch_labels` must be one of any, distinct, same; got 'destinct'. Did you mean"),
+    ],
+)
+def test_batches_that_there_are_not(count, batch, labels, message):
+    with pytest.raises(InputError) as error:
+        load_dataset("photos").random_batches(count, batch, 0, labels)
+    assert message in one_line(error)
+
+
 # --- prepared by tensorflow-datasets ------------------------------------------------------------------------
 
 

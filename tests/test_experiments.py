@@ -243,8 +243,18 @@ def test_the_tables_read_docstrings():
 def test_the_tables_hold_the_flags_of_attack_and_threat_model():
     """The others are about images, solver, criteria and output: a new flag has to be put on either side."""
     elsewhere = {
-        *("out", "model", "dataset", "data_dir", "split", "images", "num_images", "image_seed", "seeds", "start_seed"),
-        *("network_seed", "defence_seed", "defence_draw", "solver", "lr", "history", "line_search", "iterations"),
+        *("out", "model", "dataset", "data_dir", "split", "image_size", "images", "num_images", "image_seed", "seeds"),
+        *(
+            "start_seed",
+            "network_seed",
+            "defence_seed",
+            "defence_draw",
+            "solver",
+            "lr",
+            "history",
+            "line_search",
+            "iterations",
+        ),
         *("max_evaluations", "stop_objective", "success_objective", "success_cosine", "success_error"),
         *("mse_thresholds", "snapshots", "lanes", "x64", "figures"),
     }
