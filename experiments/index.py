@@ -362,6 +362,41 @@ def batches(size: int) -> Line:
     )
 
 
+# Sirpurkar 2021, table 1: SSIM / MSE by client iterations and batch.
+CLIENT_STEPS = {
+    1: {1: ".5954/.005", 5: ".1218/.0486", 10: ".0813/.0666", 20: ".0384/.0855"},
+    2: {1: ".315/.0144", 5: ".0547/.0964", 10: ".0401/.1178", 20: ".0264/.3639"},
+    5: {1: ".1535/.0357", 5: ".0421/.161", 10: ".0297/.2115", 20: ".0188/.3751"},
+    10: {1: ".1227/.0458", 5: ".0411/.0897", 10: ".0233/.0886", 20: ".0192/.0973"},
+    20: {1: ".1206/.0452", 5: ".0504/.0663", 10: ".0467/.0709", 20: ".0289/.1004"},
+    50: {1: ".1039/.0495", 5: ".0226/.1288", 10: ".0135/.1724", 20: ".0084/.2812"},
+}
+
+
+def client_steps(kind: str) -> Line:
+    paper, found, where = [], [], ""
+    for steps, cells in CLIENT_STEPS.items():
+        paper.append(f"{steps} steps: " + ", ".join(f"{batch}: {published}" for batch, published in cells.items()))
+        parts = []
+        for batch in cells:
+            told = stored(f"batch_and_client_steps/{kind}-{batch}-{steps}-cell.json")
+            if isinstance(told, dict):
+                ssim, mse = told["ssim"], told["mse_clipped"]
+                spread = [f"{one['mean']:.3f} ± {one['half_width']:.3f}" for one in (ssim, mse)]
+                parts.append(f"{batch}: {'/'.join(spread)} (n = {told['trials']})")
+                where = told["device"]
+        if parts:
+            found.append(f"{steps} steps: " + ", ".join(parts))
+    return Line(
+        f"Sirpurkar 2021, table 1, `{kind}`: client iterations, batch: SSIM/MSE",
+        "python -m experiments.batch_and_client_steps",
+        "; ".join(paper),
+        "–",
+        "; ".join(found) or NOT_RUN,
+        where,
+    )
+
+
 def defences(kind: str) -> Line:
     from experiments.defences import STRENGTHS
 
@@ -429,6 +464,8 @@ LINES: list[Callable[[], Line]] = [
     *[lambda name=name: cpl_vs_dlg(name) for name in ("lfw", "lfw-torch", "cifar100", "cifar100-torch")],
     *[lambda name=name: inverting_gradients(name) for name in IG_PAPER],
     *[lambda size=size: batches(size) for size in (1, 2, 4, 8)],
+    lambda: client_steps("cpl"),
+    lambda: client_steps("joint"),
     *[
         lambda kind=kind: defences(kind)
         for kind in ("none", "gaussian", "laplace", "prune", "prune-layer", "precision", "clip", "dp-sgd")

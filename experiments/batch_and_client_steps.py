@@ -1,0 +1,110 @@
+"""Sirpurkar 2021, table 1: batch size x client iterations, SSIM and MSE with intervals.
+
+`cpl` is the paper's setting: all images of a batch have one label, a single dummy stands for them, and the client has
+trained on that batch with Adam for so many iterations before it shares a gradient; the network is drawn anew for every
+trial. The one dummy is compared with the image it comes nearest to. `joint` has one dummy per image, labels read from
+the update, and a client that shares the weight difference after so many steps of SGD (0: the gradient), which the
+attacker repeats; its objective is measured relative to the update, since that shrinks with the learning rate.
+
+What of the paper's table is not repeated here: its client's weights and Adam state went on from cell to cell and began
+trained, so that its rows are not comparable; its column 50 had 33 steps; each cell was one run, here several images and
+seeds with intervals; its pictures of DLG were fed as 0 to 255; some of its MSEs are of the red channel alone; its SSIM
+had a data range of 0, here 1.
+
+A joint evaluation costs batch x steps gradients, so the evaluations of a trial are limited (`--evaluations`).
+
+    python -m experiments.batch_and_client_steps --data-dir DIR --updates 3 --seeds 2 --evaluations 300
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxleak
+from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+
+BATCHES = (1, 2, 5, 10, 15, 20)
+STEPS = (0, 1, 2, 5, 10, 20, 50)
+JOINT = replace(
+    jaxleak.IDLG, name="joint", label="counts", init="uniform", scale="relative", tv=6e-6, stop_objective=0.0
+)
+LR = {"cpl": 1e-3, "joint": 1e-2}
+
+
+def main() -> None:
+    numbers = {"updates": 3, "seeds": 2, "evaluations": 300}
+    options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
+    data = jaxleak.load_dataset("lfw", split="train", data_dir=options.data_dir)
+    folder = results_folder("batch_and_client_steps")
+    names = [f"{kind}-{batch}-{steps}" for kind in LR for batch in BATCHES for steps in STEPS]
+    for name in chosen_runs(names, options):
+        cell = sweep(name, data, options)
+        (result,) = run_all(
+            "batch_and_client_steps", {name: cell}, type(options)(**{**vars(options), "only": None})
+        ).values()
+        write_json(folder / f"{name}-cell.json", summary(name, result))
+    draw(folder)
+
+
+def sweep(name: str, data: jaxleak.Dataset, options) -> jaxleak.Sweep:
+    """One cell of the table."""
+    kind, batch, steps = name.split("-")
+    size, count = int(batch), int(steps)
+    labels = "same" if kind == "cpl" else "any"
+    images = data.random_batches(options.updates, size, seed=2024, labels=labels)
+    if kind == "cpl":
+        later = {"trained_steps": count, "trained_on": "own", "train_lr": LR[kind]}
+        victim = jaxleak.make_victim("lenet", data, images, batch=size, **later)
+        attack = replace(jaxleak.CPL, dummies=1)
+    else:
+        client = jaxleak.Client(steps=count, lr=LR[kind])
+        victim = jaxleak.make_victim("lenet", data, images, batch=size, client=client)
+        attack = replace(JOINT, max_evaluations=options.evaluations)
+    return jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=options.seeds, snapshots=())
+
+
+def summary(name: str, result: jaxleak.Result) -> dict:
+    """Mean SSIM and MSE with 95 % intervals over trials, images recovered."""
+    kind, batch, steps = name.split("-")
+    rows = result.rows
+    told = {"kind": kind, "batch": int(batch), "steps": int(steps), "trials": len(rows), "device": rows[0]["device"]}
+    for column in ("ssim", "mse_clipped"):
+        values = np.array([row[column] for row in rows], float)
+        values = values[np.isfinite(values)]
+        error = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
+        told[column] = {"n": len(values), "mean": float(values.mean()) if len(values) else None, "half_width": error}
+    told["images_recovered"] = sum(row["images_recovered"] for row in rows)
+    told["victim_loss"] = float(np.median([row["victim_loss"] for row in rows]))
+    return told
+
+
+def draw(folder: Path) -> None:
+    """SSIM and MSE against client iterations, one line per batch size."""
+    import json
+
+    cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-cell.json"))]
+    figure = Figure(figsize=(7.0, 5.0), dpi=140, layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True)
+    for line, kind in zip(panels, LR, strict=True):
+        for axes, column in zip(line, ("ssim", "mse_clipped"), strict=True):
+            for number, batch in enumerate(BATCHES):
+                own = sorted((c for c in cells if (c["kind"], c["batch"]) == (kind, batch)), key=lambda c: c["steps"])
+                own = [cell for cell in own if cell[column]["mean"] is not None]
+                places = [STEPS.index(cell["steps"]) + 0.06 * (number - 2.5) for cell in own]
+                errors = [cell[column]["half_width"] or 0 for cell in own]
+                means = [cell[column]["mean"] for cell in own]
+                axes.errorbar(places, means, errors, marker="o", ms=3, lw=1, capsize=2, label=f"batch {batch}")
+            axes.set_xticks(range(len(STEPS)), STEPS)
+            axes.set_ylabel(f"{kind}: {column.replace('_clipped', '').upper()}", fontsize=8)
+            axes.tick_params(labelsize=7)
+            axes.spines[["top", "right"]].set_visible(False)
+    for axes in panels[1]:
+        axes.set_xlabel("client iterations", fontsize=8)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=7)
+    figure.savefig(folder / "table1.png")
+
+
+if __name__ == "__main__":
+    main()
