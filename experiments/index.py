@@ -397,6 +397,24 @@ def client_steps(kind: str) -> Line:
     )
 
 
+def resolution(size: int) -> Line:
+    parts, where = [], ""
+    for channels in (12, 24, 48):
+        told = stored(f"resolution/{size}-{channels}-table.json")
+        if isinstance(told, dict):
+            cells = [f"{c['attack']} {share_solved(c)}, median {c['psnr_median']:.1f} dB" for c in told["attacks"]]
+            parts.append(f"{channels} channels: {'; '.join(cells)}")
+            where = told["device"]
+    return Line(
+        f"Sirpurkar 2021, figure 10: LFW at {size} pixels, solved and PSNR",
+        f"python -m experiments.resolution --only {' '.join(f'{size}-{channels}' for channels in (12, 24, 48))}",
+        "pictures",
+        "–",
+        "; ".join(parts) or NOT_RUN,
+        where,
+    )
+
+
 def defences(kind: str) -> Line:
     from experiments.defences import STRENGTHS
 
@@ -466,6 +484,7 @@ LINES: list[Callable[[], Line]] = [
     *[lambda size=size: batches(size) for size in (1, 2, 4, 8)],
     lambda: client_steps("cpl"),
     lambda: client_steps("joint"),
+    *[lambda size=size: resolution(size) for size in (32, 64, 128)],
     *[
         lambda kind=kind: defences(kind)
         for kind in ("none", "gaussian", "laplace", "prune", "prune-layer", "precision", "clip", "dp-sgd")

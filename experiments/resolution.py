@@ -1,0 +1,87 @@
+"""Sirpurkar 2021, figure 10: LFW at 32, 64 and 128 pixels, CPL and DLG, LeNet with 12 channels and more.
+
+LeNet with so many channels in each convolution, a fresh network for each trial; jaxleak's own L-BFGS at every size, and
+AdamW for 1,000 steps at 64 and 128 pixels, as CPL's code has it. A picture with more pixels has more unknowns than a
+network of 12 channels shares numbers about: wider ones share more.
+
+    python -m experiments.resolution --data-dir DIR --images 5 --seeds 2
+"""
+
+from dataclasses import replace
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxleak
+from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+
+SIZES = (32, 64, 128)
+CHANNELS = (12, 24, 48)
+ADAMW = jaxleak.Adam(lr=0.01, weight_decay=0.01)
+
+
+def main() -> None:
+    numbers = {"images": 5, "seeds": 2}
+    options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
+    folder = results_folder("resolution")
+    sweeps = {}
+    for name in chosen_runs([f"{size}-{channels}" for size in SIZES for channels in CHANNELS], options):
+        size, channels = map(int, name.split("-"))
+        data = jaxleak.load_dataset("lfw", split="train", data_dir=options.data_dir, image_size=size)
+        chosen = data.random_indices(options.images, seed=2021)
+        model = jaxleak.build_model("lenet", data.num_classes, channels=channels)
+        victim = replace(jaxleak.make_victim("lenet", data, chosen), model=model)
+        sweeps[name] = jaxleak.Sweep(victim=victim, attacks=attacks(size), seeds=options.seeds, snapshots=())
+    for name, result in run_all("resolution", sweeps, options).items():
+        told = [cell(result, attack.name) for attack in attacks(int(name.split("-")[0]))]
+        write_json(folder / f"{name}-table.json", {"device": result.rows[0]["device"], "attacks": told})
+        pictures(result, folder / f"{name}.png")
+
+
+def attacks(size: int) -> tuple[jaxleak.Attack, ...]:
+    """CPL and DLG with L-BFGS, and above 32 pixels with AdamW."""
+    both = (replace(jaxleak.CPL, name="cpl"), replace(jaxleak.DLG, name="dlg"))
+    if size == 32:
+        return both
+    adam = {"solver": ADAMW, "iterations": 1000}
+    return (*both, *(replace(attack, name=f"{attack.name}, adamw", **adam) for attack in both))
+
+
+def cell(result: jaxleak.Result, attack: str) -> dict:
+    """Success and fidelity."""
+    rows = [row for row in result.rows if row["attack"] == attack]
+    solved = sum(row["success"] for row in rows)
+    return {
+        "attack": attack,
+        "trials": len(rows),
+        "solved": solved,
+        "ci95": jaxleak.wilson(solved, len(rows)),
+        "psnr_median": float(np.nanmedian([row["psnr"] for row in rows])),
+        "ssim_mean": float(np.nanmean([row["ssim"] for row in rows])),
+        "evaluations_median": float(np.median([row["evaluations"] for row in rows])),
+    }
+
+
+def pictures(result: jaxleak.Result, path) -> None:
+    """Each image, and seed 0 of each attack."""
+    truth = result.run.truth()
+    names = list(dict.fromkeys(row["attack"] for row in result.rows))
+    figure = Figure(figsize=(1.0 * len(truth["image"]) + 0.9, 1.05 * (len(names) + 1)), dpi=110)
+    panels = figure.subplots(
+        len(names) + 1, len(truth["image"]), squeeze=False, subplot_kw={"xticks": [], "yticks": []}
+    )
+    figure.subplots_adjust(left=0.15, right=0.995, top=0.99, bottom=0.03, wspace=0.05, hspace=0.15)
+    for line, name in zip(panels, ["truth", *names], strict=True):
+        rows = {row["image"]: row for row in result.rows if row["attack"] == name and row["seed"] == 0}
+        for axes, image, pixels in zip(line, truth["image"].tolist(), truth["pixels"], strict=True):
+            shown = pixels if name == "truth" else result.reconstructions([rows[image]["trial"]])["candidate"][0]
+            axes.imshow(np.clip(np.nan_to_num(shown), 0, 1), interpolation="nearest", cmap=mpl.colormaps["gray"])
+            if name != "truth":
+                axes.set_xlabel(f"{rows[image]['psnr']:.1f} dB", fontsize=6, labelpad=1)
+        line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
