@@ -24,6 +24,7 @@ STARTS = (
 DLG_STARTS = ("normal", "uniform", "pattern-16", "black")
 SHOWN = ("normal", "uniform", "pattern-16", "pattern-8", "pattern-4", "surrogate", "black", "white")
 SNAPSHOTS = (0, 1, 5, 10, 20, 30, 40, 60, 80)
+COLUMNS = (0, 5, 10, 20, 40, 80)
 DATASETS = ("lfw", "cifar100")
 CURVE = 150  # iterations that are drawn
 
@@ -119,12 +120,13 @@ def grid(result: jaxleak.Result, path: Path) -> None:
     image = result.rows[0]["image"]
     shown = [f"cpl {start}" for start in STARTS] + [f"dlg {start}" for start in DLG_STARTS]
     rows = {row["attack"]: row for row in result.rows if row["image"] == image and row["seed"] == 0}
-    figure = Figure(figsize=(5.4, 0.52 * len(shown) + 0.3), dpi=110)
-    panels = figure.subplots(len(shown), len(SNAPSHOTS), subplot_kw={"xticks": [], "yticks": []})
-    figure.subplots_adjust(left=0.17, right=0.995, top=0.965, bottom=0.005, wspace=0.05, hspace=0.05)
+    figure = Figure(figsize=(4.2, 0.52 * len(shown) + 0.3), dpi=90)
+    panels = figure.subplots(len(shown), len(COLUMNS), subplot_kw={"xticks": [], "yticks": []})
+    figure.subplots_adjust(left=0.22, right=0.995, top=0.965, bottom=0.005, wspace=0.05, hspace=0.05)
     for line, kind in zip(panels, shown, strict=True):
         pictures = result.run.arrays(["snapshots"], trials=[rows[kind]["trial"]])["snapshots"][0]
-        for axes, picture, iteration in zip(line, pictures, SNAPSHOTS, strict=True):
+        for axes, iteration in zip(line, COLUMNS, strict=True):
+            picture = pictures[SNAPSHOTS.index(iteration)]
             axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             if kind == shown[0]:
                 axes.set_title(iteration, fontsize=7, pad=2)
