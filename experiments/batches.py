@@ -67,7 +67,6 @@ def cell(result: jaxleak.Result, attack: str) -> dict:
 
 def draw(result: jaxleak.Result, path) -> None:
     """For each attack, the trials with the best and the median PSNR: truth above, recovery below."""
-    figure = Figure(figsize=(0.62 * PICTURES + 1.1, 3.6), dpi=130)
     lines = []
     for attack in ATTACKS:
         rows = sorted((row for row in result.rows if row["attack"] == attack.name), key=lambda row: -row["psnr"])
@@ -77,8 +76,10 @@ def draw(result: jaxleak.Result, path) -> None:
         ]
     batch = lines[0][1]["batch"]
     shown = min(batch, PICTURES)
-    panels = figure.subplots(2 * len(lines), PICTURES, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
-    figure.subplots_adjust(left=0.2, right=0.995, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
+    width = 0.45 * shown + 1.1
+    figure = Figure(figsize=(width, 3.6), dpi=130)
+    panels = figure.subplots(2 * len(lines), shown, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    figure.subplots_adjust(left=1.05 / width, right=0.995, top=0.99, bottom=0.01, wspace=0.05, hspace=0.08)
     truth = result.run.truth()
     for number, (name, row) in enumerate(lines):
         place = truth["image"].tolist().index(row["image"])
@@ -89,10 +90,8 @@ def draw(result: jaxleak.Result, path) -> None:
         }
         for panel, (title, images) in zip(panels[2 * number : 2 * number + 2], pictures.items(), strict=True):
             panel[0].set_ylabel(title, fontsize=6, rotation=0, ha="right", va="center")
-            for axes, image in zip(panel, images[:shown], strict=False):
+            for axes, image in zip(panel, images[:shown], strict=True):
                 axes.imshow(np.clip(image, 0, 1), interpolation="nearest", cmap=mpl.colormaps["gray"])
-            for axes in panel[shown:]:
-                axes.set_visible(False)
     figure.savefig(path)
 
 
