@@ -12,7 +12,7 @@ from jaxleak.attacks import Attack
 from jaxleak.client import client_update
 from jaxleak.dense import Outer
 from jaxleak.errors import InputError
-from jaxleak.labels import LABEL_STRATEGIES, probe_images
+from jaxleak.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
 from jaxleak.objectives import (
     OBJECTIVES,
     feature_distance,
@@ -104,8 +104,11 @@ class Attacker:
         if victim.client.trains:  # about the mean gradient, where the steps are SGD's and small
             unit = victim.client.lr * victim.client.total_steps(victim.batch)
             update = jax.tree.map(lambda leaf: leaf / unit, update)
-        probes = victim.to_input(probe_images(jax.random.key(0), self.image_shape))
-        return read(update, count, victim.logits(params, probes)).astype(label.dtype)
+        logits = jnp.zeros((0, victim.num_classes))
+        if attack.label in NEED_NETWORK:
+            probes = victim.to_input(probe_images(jax.random.key(0), self.image_shape))
+            logits = victim.logits(params, probes)
+        return read(update, count, logits).astype(label.dtype)
 
     @property
     def _reports(self) -> bool:
@@ -181,7 +184,7 @@ class Attacker:
         params = problem.params if problem.params != () else shared.params
         if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
             gradient: PyTree = client_update(victim.client, victim.model, params, image, target)
-            logits = victim.logits(params, image)
+            logits: Any = victim.logits(params, image) if attack.label_term else ()
             statistics: PyTree = ()
         else:
             gradient, logits, statistics = observe(

@@ -24,8 +24,8 @@ def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
     drawn_anew = victim.defence_draw == "per-trial" and any(defence.random for defence in victim.defences)
     if drawn_anew:
         found.append(
-            "the defence is drawn anew for each restart: an attacker sees one draw, so the best of several restarts "
-            "is better than his."
+            "the defence is drawn anew for each restart, where an attacker sees one draw: the best of several restarts "
+            "is better than an attacker's."
         )
     for attack in attacks:
         same = attack.init in SAME_EVERY_TIME and attack.label != "joint" and victim.network != "per-trial"

@@ -335,32 +335,38 @@ def build_sweep(command: RunCommand):
     if images is None:
         count = command.num_images or 4
         images = data.random_batches(count, command.batch, command.image_seed, command.batch_labels)
-    victim = make_victim(
-        command.model,
-        data,
-        [int(index) for index in images],
-        network=command.network,
-        network_seed=command.network_seed,
-        weights=command.weights,
-        normalise=command.normalise,
-        batch=command.batch,
-        client=client,
-        defences=defences,
-        defence_seed=command.defence_seed,
-        defence_draw=command.defence_draw,
-        trained_steps=command.trained_steps,
-        trained_on=command.trained_on,
-        train_optimizer=command.train_optimizer,
-        train_lr=command.train_lr,
-    )
-    return Sweep(
-        victim=victim,
-        attacks=attacks,
-        seeds=command.seeds,
-        start_seed=command.start_seed,
-        criteria=criteria,
-        snapshots=command.snapshots,
-    )
+
+    def sweep(trained_steps: int):
+        victim = make_victim(
+            command.model,
+            data,
+            [int(index) for index in images],
+            network=command.network,
+            network_seed=command.network_seed,
+            weights=command.weights,
+            normalise=command.normalise,
+            batch=command.batch,
+            client=client,
+            defences=defences,
+            defence_seed=command.defence_seed,
+            defence_draw=command.defence_draw,
+            trained_steps=trained_steps,
+            trained_on=command.trained_on,
+            train_optimizer=command.train_optimizer,
+            train_lr=command.train_lr,
+        )
+        return Sweep(
+            victim=victim,
+            attacks=attacks,
+            seeds=command.seeds,
+            start_seed=command.start_seed,
+            criteria=criteria,
+            snapshots=command.snapshots,
+        )
+
+    if command.trained_steps:
+        sweep(0).check()  # what cannot be run is refused before anything is trained
+    return sweep(command.trained_steps)
 
 
 def run(command: RunCommand) -> int:

@@ -1,6 +1,7 @@
 """What a client does to its update before it shares it: update -> update."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from typing import ClassVar
@@ -14,7 +15,7 @@ from jaxleak.errors import InputError, check_choice, check_not_negative
 
 
 @dataclass(frozen=True, kw_only=True)
-class Defence:
+class Defence(ABC):
     """What all defences have; the fields of each are its strengths, in the order in which its text names them.
 
     Attributes:
@@ -27,9 +28,9 @@ class Defence:
     sparse: ClassVar[bool] = False
     per_example: ClassVar[bool] = False
 
+    @abstractmethod
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         """The defended update, of the same structure, shapes and types; traceable, and pure but for `key`."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

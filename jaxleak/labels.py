@@ -181,6 +181,8 @@ LABEL_STRATEGIES: dict[str, Callable[[PyTree, int, Array], Array] | None] = {
     "counts-published": published_counts,
 }
 
+NEED_NETWORK = ("counts",)  # those that look at `logits`
+
 
 def _row_sums(update: PyTree) -> Float[Array, "k"]:
     # Linen's kernel is [inputs, classes]: torch's row of a class is a column here.

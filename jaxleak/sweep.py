@@ -94,6 +94,16 @@ class Sweep:
             start_seed=self.start_seed,
         )
 
+    def check(self) -> None:
+        """Trace what trials begin with, where only that shows that an attack fits the victim.
+
+        Raises:
+            InputError: one does not.
+        """
+        for attack in self.attacks:
+            if attack.needs_check or self.victim.batch > 1:
+                self.trial(attack).check()
+
     def settings(self) -> dict[str, Any]:
         """Everything a result depends on, as plain data."""
         starts = None
@@ -219,9 +229,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     """
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
-    for attack in sweep.attacks:
-        if attack.needs_check or sweep.victim.batch > 1:
-            sweep.trial(attack).check()
+    sweep.check()
     for caution in cautions.before(sweep.victim, sweep.attacks, sweep.seeds):
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None

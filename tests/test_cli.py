@@ -636,3 +636,20 @@ def test_a_run_without_rows(done, tmp_path):
     shutil.copy(out / "run.json", run)
     assert "has no finished trial yet" in refusal("plot", run)
     assert call("table", run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        ("--batch 2 --features 1", "`features` reads the head's input from the gradient of one image"),
+        ("--layers conv9", "got 'conv9'"),
+    ],
+)
+def test_nothing_is_trained_before_a_refusal(flags, words, tmp_path, no_engine, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr("jaxleak.victim.train_network", never)
+    training = "--dataset photos --network shared --trained-steps 5"
+    assert words in refusal("run", "--out", tmp_path / "run", *training.split(), *flags.split())
+    assert not (tmp_path / "run").exists()
