@@ -2,7 +2,8 @@
 
 The first images of CIFAR-100's test split (theirs: CIFAR-10's), inputs normalised, label from the head's gradient,
 4,800 steps of signed Adam or 300 iterations of L-BFGS. `untrained`: a network of its own for each image, weights from
-U(-0.5, 0.5). `trained`: one network with torch's initialisation, trained here on CIFAR-100's train split. `restarts`:
+U(-0.5, 0.5). `trained`: one network that began there and was trained on CIFAR-100's train split (from torch's default
+initialisation this network stays at chance: its sigmoids shrink every signal). `restarts`:
 16 starts per image, the one with the lowest objective (selected) and the one nearest to the truth (oracle).
 
     python -m experiments.inverting_gradients --data-dir DIR --images 100 --restart-images 100 --seeds 16
@@ -27,7 +28,7 @@ ATTACKS = (
     replace(jaxleak.IDLG, name="L2, torch-lbfgs", solver=jaxleak.TorchLBFGS(), stop_objective=0.0),
     replace(jaxleak.IDLG, name="L2, lbfgs"),
 )
-TRAIN_STEPS = 3000
+TRAIN_STEPS, TRAIN_LR = 3000, 3e-3
 PICTURES = 8
 
 
@@ -60,10 +61,9 @@ def main() -> None:
 
 def trained(victim: jaxleak.Victim, training: jaxleak.Dataset) -> jaxleak.Victim:
     """The victim with a network that was trained on other images."""
-    model = jaxleak.build_model("lenet", victim.num_classes, weight_init="torch")
     h, w, c = victim.images.shape[1:]
-    begin = jaxleak.draw_params(model, jax.random.key(0), (h, w, c))
-    victim = replace(victim, model=model)
+    begin = jaxleak.draw_params(victim.model, jax.random.key(0), (h, w, c))
+    victim = replace(victim, train_lr=TRAIN_LR)
     done = jaxleak.train_network(victim, begin, training, steps=TRAIN_STEPS)
     last = float(np.mean(done.losses[-100:]))
     write_json(
