@@ -107,7 +107,7 @@ class Attacker:
         logits = jnp.zeros((0, victim.num_classes))
         if attack.label in NEED_NETWORK:
             probes = victim.to_input(probe_images(jax.random.key(0), self.image_shape))
-            logits = victim.logits(params, probes)
+            logits: Any = victim.attacker_model.apply({"params": params}, probes)
         return read(update, count, logits).astype(label.dtype)
 
     @property
@@ -180,16 +180,14 @@ class Attacker:
 
     def _observe(self, shared: Shared, problem: Problem, image: Float[Array, "d h w c"], target):
         """What a client with these images would share, its outputs and statistics where they are asked for."""
-        attack, victim = self.attack, self.victim
+        attack, victim, model = self.attack, self.victim, self.victim.attacker_model
         params = problem.params if problem.params != () else shared.params
         if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
-            gradient: PyTree = client_update(victim.client, victim.model, params, image, target)
-            logits: Any = victim.logits(params, image) if attack.label_term else ()
+            gradient: PyTree = client_update(victim.client, model, params, image, target)
+            logits: Any = model.apply({"params": params}, image) if attack.label_term else ()
             statistics: PyTree = ()
         else:
-            gradient, logits, statistics = observe(
-                victim.model, params, image, target, statistics=attack.statistics > 0
-            )
+            gradient, logits, statistics = observe(model, params, image, target, statistics=attack.statistics > 0)
         if problem.mask != ():
             gradient = jax.tree.map(
                 lambda leaf, mask: mask * (leaf.build() if isinstance(leaf, Outer) else leaf),

@@ -7,14 +7,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, PyTree
 
 from jaxleak.client import OPTIMIZERS
 from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
-from jaxleak.objectives import cross_entropy
+from jaxleak.objectives import cross_entropy, observe
 
 BATCH = 64
+STATISTICS_BATCHES = 20  # from which running statistics are measured
 BLOCK = 500  # images whose outputs are computed at once
 HELD_OUT = 1000  # images, at most, on which accuracy is measured where there is no other split
 
@@ -42,6 +44,24 @@ class Trainee(Protocol):
         """Its learning rate."""
         ...
 
+    @property
+    def model(self) -> Any:
+        """The network."""
+        ...
+
+    @property
+    def learns_statistics(self) -> bool:
+        """Whether it has BatchNorm in evaluation mode."""
+        ...
+
+    def in_training(self) -> "Trainee":
+        """The same with BatchNorm in train mode."""
+        ...
+
+    def in_evaluation(self, batch_stats: PyTree) -> "Trainee":
+        """The same with these running statistics."""
+        ...
+
     def logits(self, params: PyTree, x: Any) -> Any:
         """The model's outputs."""
         ...
@@ -61,6 +81,7 @@ class Trained(NamedTuple):
     params: PyTree
     losses: Float[np.ndarray, "steps"]  # of each batch, before its step
     accuracy: float  # on images that were not trained on
+    batch_stats: PyTree | None = None  # running statistics, where the victim's BatchNorm is in evaluation mode
 
 
 def train_network(
@@ -76,6 +97,8 @@ def train_network(
     """Train `params` on random batches of `data`, the victim's own images left out.
 
     Every step's gradient passes the victim's defences, as if one client shared it, before the optimiser sees it.
+    BatchNorm is in train mode meanwhile; where the victim's is in evaluation mode, its running statistics are measured
+    afterwards, with the trained weights.
 
     Args:
         victim: model, normalisation, defences, `train_optimizer` and `train_lr`.
@@ -104,16 +127,17 @@ def train_network(
     used, places = np.unique(chosen, return_inverse=True)
     pixels, labels = data.images(used.tolist())
     pixels, places = np.asarray(pixels, np.float32), places.reshape(steps, batch)
+    learner = victim.in_training() if victim.learns_statistics else victim
     optimizer = OPTIMIZERS[victim.train_optimizer](victim.train_lr)
     state, key, losses = optimizer.init(params), jax.random.key(seed), []
 
     @jax.jit
     def step(params, state, x, label, key):
         target = jax.nn.one_hot(label, victim.num_classes)
-        x = victim.to_input(x.astype(float))
-        gradient = victim.share(params, x, target, key)
+        x = learner.to_input(x.astype(float))
+        gradient = learner.share(params, x, target, key)
         updates, state = optimizer.update(gradient, state, params)
-        loss = cross_entropy(victim.logits(params, x), target)
+        loss = cross_entropy(learner.logits(params, x), target)
         return optax.apply_updates(params, updates), state, loss
 
     for number, place in enumerate(places):
@@ -122,7 +146,35 @@ def train_network(
         losses.append(loss)
     test = data if held_out is None else held_out
     tested = order[:apart] if held_out is None else rng.permutation(held_out.index)[:10_000]
-    return Trained(params, np.array(losses, float), accuracy(victim, params, test, tested.tolist()))
+    statistics = None
+    if victim.learns_statistics:
+        statistics = running_statistics(learner, params, data, mine[: STATISTICS_BATCHES * batch].tolist(), batch)
+        victim = victim.in_evaluation(statistics)
+    return Trained(params, np.array(losses, float), accuracy(victim, params, test, tested.tolist()), statistics)
+
+
+def running_statistics(
+    victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int], batch: int = BATCH
+) -> PyTree:
+    """What BatchNorm layers have in the collection `batch_stats`: mean and variance of their inputs.
+
+    Of batches of `batch` of these images, averaged over the batches. The victim's BatchNorm is in train mode.
+
+    Differs: an average over batches with the same weights and of biased variances; torch's running ones decay while the
+    weights change.
+    """
+
+    @jax.jit
+    def moments(params, x, label):
+        target = jax.nn.one_hot(label, victim.num_classes)
+        return observe(victim.model, params, victim.to_input(x), target, statistics=True).statistics
+
+    parts = []
+    for start in range(0, len(indices) - batch + 1, batch):
+        pixels, labels = data.images(list(indices[start : start + batch]))
+        parts.append(moments(params, jnp.asarray(pixels, float), labels))
+    means = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *parts)
+    return unflatten_dict({tuple(name.split("/")): {"mean": one.mean, "var": one.var} for name, one in means.items()})
 
 
 def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int]) -> float:

@@ -141,7 +141,7 @@ class Trial(Attacker):
         mask = sparse_mask(victim.defences, update) if attack.knows_defence else ()
         statistics: Any = ()
         if attack.statistics:
-            statistics = observe(victim.model, params, x, target, statistics=True).statistics
+            statistics = observe(victim.client_model, params, x, target, statistics=True).statistics
             if not statistics:
                 raise InputError(
                     f"`statistics` needs a model with BatchNorm; {victim.model_name} has none. Leave it 0."

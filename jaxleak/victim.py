@@ -1,5 +1,6 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
+import functools
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from jaxleak.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.data import DATASETS, Dataset
 from jaxleak.defences import Defence, check_defences, defence_text, defend
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
-from jaxleak.models import MODELS, build_model, load_weights
+from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
 from jaxleak.objectives import loss_gradient
 from jaxleak.training import train_network
 
@@ -58,6 +59,9 @@ class Victim:
             at once: a later stage of this client's training).
         train_optimizer, train_lr: of that training.
         training: its losses, where it is done already: `{"loss": [n, steps]}`.
+        batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
+            None: those of a new network, 0 and 1.
+        knows_statistics: whether the attacker has `batch_stats`, or works with 0 and 1.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
     """
@@ -85,6 +89,8 @@ class Victim:
     train_optimizer: str = "adam"
     train_lr: float = 1e-3
     training: dict[str, list] | None = None
+    batch_stats: PyTree | None = None
+    knows_statistics: bool = True
     surrogates: np.ndarray | None = None
 
     def __post_init__(self):
@@ -124,6 +130,8 @@ class Victim:
                 f"`normalise` must fit images of {channels} channels; got {len(self.normalisation[0])} means. "
                 "Choose another, or none."
             )
+        if self.batch_stats is not None and self.network != "shared":
+            raise InputError(f"`batch_stats` are of one network and need `network` shared; got {self.network!r}.")
         check_not_negative("trained_steps", self.trained_steps, integer=True)
         check_choice("trained_on", self.trained_on, TRAINED_ON)
         check_choice("train_optimizer", self.train_optimizer, OPTIMIZERS)
@@ -142,6 +150,29 @@ class Victim:
     @property
     def _clips_examples(self) -> bool:
         return bool(self.defences) and self.defences[0].per_example
+
+    @functools.cached_property
+    def client_model(self) -> Any:
+        """The model as the client has it: called with parameters alone."""
+        return self.model if self.batch_stats is None else WithStatistics(self.model, self.batch_stats)
+
+    @property
+    def learns_statistics(self) -> bool:
+        """Whether it has BatchNorm in evaluation mode, whose running statistics come from training."""
+        return getattr(self.model, "norm", None) == "batch" and not getattr(self.model, "train", True)
+
+    def in_training(self) -> "Victim":
+        """The same with BatchNorm in train mode."""
+        return replace(self, model=self.model.clone(train=True), batch_stats=None)
+
+    def in_evaluation(self, batch_stats: PyTree) -> "Victim":
+        """The same with these running statistics."""
+        return replace(self, batch_stats=batch_stats)
+
+    @property
+    def attacker_model(self) -> Any:
+        """The model as the attacker has it."""
+        return self.client_model if self.knows_statistics else self.model
 
     @property
     def defence_name(self) -> str:
@@ -163,15 +194,15 @@ class Victim:
         return x * std + mean
 
     def logits(self, params: PyTree, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
-        """The model's outputs at inputs `x`, in the network's units."""
-        return self.model.apply({"params": params}, x)  # pyright: ignore[reportReturnType]
+        """The client's outputs at inputs `x`, in the network's units."""
+        return self.client_model.apply({"params": params}, x)
 
     def train(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
         """The weights when the client shares: trained on its own images first, if that is asked for."""
         if not self.trained_steps or self.trained_on != "own":
             return params
         optimizer = OPTIMIZERS[self.train_optimizer](self.train_lr)
-        return train(optimizer, int(self.trained_steps), None, self.model, params, x, target)[0]
+        return train(optimizer, int(self.trained_steps), None, self.client_model, params, x, target)[0]
 
     def share(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], key) -> PyTree:
         """The update, defended: what the attacker sees.
@@ -183,11 +214,12 @@ class Victim:
             key: from which defences draw.
         """
         if self._clips_examples:
-            each = jax.vmap(lambda x, target: loss_gradient(self.model, params, x[None], target[None]))(x, target)
+            model = self.client_model
+            each = jax.vmap(lambda x, target: loss_gradient(model, params, x[None], target[None]))(x, target)
             first: Any = self.defences[0]
             update = first.apply_examples(each, jax.random.fold_in(key, 0))
             return defend(self.defences[1:], update, jax.random.fold_in(key, 1))
-        return defend(self.defences, client_update(self.client, self.model, params, x, target), key)
+        return defend(self.defences, client_update(self.client, self.client_model, params, x, target), key)
 
     def settings(self) -> dict[str, Any]:
         """What identifies the victim, as plain data: another victim has other settings."""
@@ -196,6 +228,9 @@ class Victim:
             own["model_fields"] = repr(self.model)
         if self.dataset not in DATASETS:
             own["labels"] = [int(label) for label in self.labels]
+        if self.batch_stats is not None:
+            own["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
+            own["knows_statistics"] = self.knows_statistics
         return {
             "model": self.model_name,
             "dataset": self.dataset,
@@ -239,7 +274,8 @@ def make_victim(
         images: indices in the data set.
         network: see `Victim`.
         network_seed: from which networks are drawn.
-        weights: safetensors file in torch's names; needs network="shared".
+        weights: safetensors file in torch's names, running statistics included where the model uses them; needs
+            network="shared".
         normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised.
         threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
             trained_on="data" (as it is) the network is trained here, on the images of `data` that are not attacked.
@@ -252,7 +288,9 @@ def make_victim(
     if weights is not None:
         if network != "shared":
             raise InputError(f"`weights` are one network for all trials and need `network` shared; got {network!r}.")
-        params = load_weights(weights, module, data.image_shape)
+        variables = load_variables(weights, module, data.image_shape)
+        params = variables["params"]
+        threat_model = {"batch_stats": variables.get("batch_stats"), **threat_model}
     pixels, labels = data.images(images)
     steps = threat_model.pop("trained_steps", 0)
     victim = Victim(
@@ -295,6 +333,11 @@ def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
             "`trained_steps` on the data set trains every network; with `network` per-trial that is one for each "
             "trial. Use --network shared or per-image, or --trained-on own."
         )
+    if victim.learns_statistics and victim.network != "shared":
+        raise InputError(
+            "`trained_steps` of a network whose BatchNorm is in evaluation mode need `network` shared; "
+            f"got {victim.network!r}."
+        )
     plain = replace(victim, defences=(), client=Client(), batch=1)
     root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]
     h, w, c = victim.images.shape[1:]
@@ -311,7 +354,8 @@ def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
     if victim.network == "per-image":
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.params for one in networks))
     training = {"loss": [one.losses.tolist() for one in networks], "accuracy": [one.accuracy for one in networks]}
-    return replace(victim, params=params, trained_steps=steps, training=training, weights_name="trained")
+    done: dict[str, Any] = {"params": params, "batch_stats": networks[0].batch_stats}
+    return replace(victim, **done, trained_steps=steps, training=training, weights_name="trained")
 
 
 def _digest(params: PyTree) -> str:

@@ -8,7 +8,7 @@ from jaxleak.errors import check_choice, check_positive
 from jaxleak.models.lenet import LeNet
 from jaxleak.models.mlp import MLP
 from jaxleak.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
-from jaxleak.models.weights import load_variables, load_weights, save_weights
+from jaxleak.models.weights import WithStatistics, load_variables, load_weights, save_weights
 
 # Called as MODELS[name](num_classes=..., **fields).
 MODELS: dict[str, Callable[..., nn.Module]] = {
@@ -31,6 +31,7 @@ __all__ = [
     "ResNet50",
     "ResNet101",
     "ResNet152",
+    "WithStatistics",
     "build_model",
     "load_variables",
     "load_weights",

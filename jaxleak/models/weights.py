@@ -27,6 +27,19 @@ class Expected(NamedTuple):
     torch_shape: tuple[int, ...]
 
 
+class WithStatistics:
+    """A model with its running statistics filled in, so that it is called with parameters alone."""
+
+    def __init__(self, model: Any, batch_stats: Params):
+        """`batch_stats`: the collection of that name."""
+        self.model, self.batch_stats = model, batch_stats
+
+    def apply(self, variables: Variables, x: Any) -> Any:
+        """The model's outputs; the statistics in the precision jax is set to."""
+        statistics = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.batch_stats)
+        return self.model.apply({**variables, "batch_stats": statistics}, x)
+
+
 def to_torch(
     model, params: Params, image_shape: tuple[int, int, int], batch_stats: Params | None = None
 ) -> dict[str, np.ndarray]:
