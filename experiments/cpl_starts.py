@@ -120,7 +120,7 @@ def grid(result: jaxleak.Result, path: Path) -> None:
     image = result.rows[0]["image"]
     shown = [f"cpl {start}" for start in STARTS] + [f"dlg {start}" for start in DLG_STARTS]
     rows = {row["attack"]: row for row in result.rows if row["image"] == image and row["seed"] == 0}
-    figure = Figure(figsize=(4.2, 0.52 * len(shown) + 0.3), dpi=90)
+    figure = Figure(figsize=(4.2, 0.52 * len(shown) + 0.3), dpi=80)
     panels = figure.subplots(len(shown), len(COLUMNS), subplot_kw={"xticks": [], "yticks": []})
     figure.subplots_adjust(left=0.22, right=0.995, top=0.965, bottom=0.005, wspace=0.05, hspace=0.05)
     for line, kind in zip(panels, shown, strict=True):
