@@ -12,8 +12,9 @@ from typing import Any
 
 from jaxleak.analytic import recover_image
 from jaxleak.attacks import ATTACKS, WEIGHTS, Attack
-from jaxleak.cli import ADAM_FLAGS, ATTACK_FIELDS, RunCommand
+from jaxleak.cli import RunCommand
 from jaxleak.defences import DEFENCES, ZERO, defence_form
+from jaxleak.flags import ADAM_FLAGS, ATTACK_FIELDS
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.solvers import solver_name
@@ -33,7 +34,8 @@ NOT_READ = {
     "known": "The attacker has the true labels.",
 }
 THREAT = (
-    "batch", "batch_labels", "network", "weights", "normalise", "client_steps", "client_epochs", "client_optimizer",
+    "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise",
+    "client_steps", "client_epochs", "client_optimizer",
     "client_lr", "client_batch", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
     "dummies", "knows_defence",
 )  # fmt: skip
@@ -66,13 +68,14 @@ def paragraph(documented: Any, begin: str) -> str:
 
 
 def helps() -> dict[str, str]:
-    """What `jaxleak run --help` says of each flag: the string below each field of `RunCommand`."""
-    (command,) = ast.parse(inspect.getsource(RunCommand)).body
-    assert isinstance(command, ast.ClassDef)
+    """What `jaxleak run --help` says of each flag: the string below each field of `RunCommand` and its bases."""
     found = {}
-    for field, below in zip(command.body, command.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            found[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
+    for kind in RunCommand.__mro__[:-1]:
+        (command,) = ast.parse(inspect.getsource(kind)).body
+        assert isinstance(command, ast.ClassDef)
+        for field, below in zip(command.body, command.body[1:], strict=False):
+            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return found
 
 

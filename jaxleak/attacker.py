@@ -38,6 +38,7 @@ class Shared(NamedTuple):
     defence_key: Array
     starts: PyTree  # given starts, or ()
     surrogates: PyTree  # an image for each update, or ()
+    update: PyTree  # the given update, or ()
 
 
 class Problem(NamedTuple):
@@ -258,6 +259,10 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             "`start` surrogate needs an image of the data set that is not attacked; attack fewer, or give the victim "
             "`surrogates`."
         )
+    if attack.label == "known" and not victim.knows_labels:
+        raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
+    if attack.statistics and not victim.knows_truth:
+        raise InputError("`statistics` are measured on the private images, which are not given; leave it 0.")
     if attack.statistics and (victim.client.trains or victim.client.clients > 1):
         raise InputError(
             "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."

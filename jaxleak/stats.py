@@ -11,7 +11,7 @@ import numpy as np
 from jaxleak.errors import InputError, check_choice
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
-STATUSES = ("converged", "wrong-image", "iteration-limit", "stalled", "diverged", "non-finite")
+STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite")
 ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
 
 Row = dict[str, Any]
@@ -71,6 +71,7 @@ def classify(
     reached_objective: bool,
     criteria: Criteria,
     threshold: float | None = None,
+    knows_truth: bool = True,
 ) -> str:
     """The status of a trial that ended.
 
@@ -82,15 +83,19 @@ def classify(
             be below it too: a trial that passed the threshold and then left again has not converged.
         criteria: the thresholds.
         threshold: of the objective; None: `criteria.objective`.
+        knows_truth: whether there is an image to compare with.
 
     Returns:
-        One of `STATUSES`. A trial that stopped on a looser objective than the criterion's, and so never
-        reached the criterion's, counts as `iteration-limit`: it was ended before it succeeded.
+        One of `STATUSES`; "matched" is a small objective whose image cannot be judged. A trial that stopped on a looser
+        objective than the criterion's, and so never reached the criterion's, counts as `iteration-limit`: it was ended
+        before it succeeded.
     """
     check_choice("ending", ending, ENDINGS)
     if ending == "non-finite" or not (math.isfinite(objective) and math.isfinite(max_abs)):
         return "non-finite"
     if reached_objective and objective < (criteria.objective if threshold is None else threshold):
+        if not knows_truth:
+            return "matched"
         return "converged" if relative_error < criteria.relative_error else "wrong-image"
     if max_abs > criteria.diverged_above:
         return "diverged"

@@ -326,6 +326,7 @@ class _Session:
                 reached_objective=bool(objective < threshold),
                 criteria=self.sweep.criteria,
                 threshold=threshold,
+                knows_truth=self.sweep.victim.knows_truth,
             )
             for ending, objective, error, largest in zip(
                 outcome.ending,

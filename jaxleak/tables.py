@@ -159,17 +159,45 @@ def summary_table(
 def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = None) -> "Table":
     """How the trials of one or several runs ended: the count of each status; see `summary_table`."""
     columns = _name_columns(summaries, names)
+    groups = [group for summary in summaries for group in _overall(summary)]
+    unjudged = any(group["status"].get("matched") for group in groups)
+    shown = [status for status in STATUSES if status != "matched" or unjudged]
     lines = [
         [
             *(text(number, group) for text in columns.values()),
-            *(str(group["status"][status]) for status in STATUSES),
+            *(str(group["status"].get(status, 0)) for status in shown),
             str(group["trials"]),
         ]
         for number, summary in enumerate(summaries)
         for group in _overall(summary)
     ]
-    headings = [status.replace("-", "-\n") for status in STATUSES]
+    headings = [status.replace("-", "-\n") for status in shown]
     return _fill(_table("How trials ended", summaries, names), list(columns), [*headings, "trials"], lines)
+
+
+def evidence_table(told: Sequence[dict[str, Any]]) -> "Table":
+    """What each attack found in an update: `evidence.report` of each, a line each."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="What the update gives away", title_justify="left", box=box.SIMPLE_HEAD)
+    rows = [
+        [
+            one["attack"],
+            NOTHING if one["labels"] is None else " ".join(map(str, one["labels"])),
+            f"{one['fit']}/{one['restarts']}",
+            f"{one['agree']}/{one['restarts']}",
+            NOTHING if one["objective"] is None else f"{one['objective']:.2e}",
+            NOTHING if one["relative_objective"] is None else f"{one['relative_objective']:.1e}",
+            *([] if one["psnr"] is None else [f"{one['psnr']:.1f}"]),
+        ]
+        for one in told
+    ]
+    judged = ["PSNR\n[dB]"] if any(one["psnr"] is not None for one in told) else []
+    numbers = ["explain\nthe update", "agree with\nthe best", "objective", "relative", *judged]
+    return _fill(
+        table, ["attack", "labels"], numbers, [row + [NOTHING] * (2 + len(numbers) - len(row)) for row in rows]
+    )
 
 
 def rates_by_image(summary: Summary) -> "Table":

@@ -125,6 +125,7 @@ class Trial(Attacker):
             defence_key=jax.random.key(victim.defence_seed),
             starts=() if self.starts is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.starts),
             surrogates=jnp.asarray(victim.surrogates, float) if self.attack.init == "surrogate" else (),
+            update=() if victim.update is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, float), victim.update),
         )
 
     def prepare(self, shared: Shared, job: Job) -> Problem:
@@ -135,7 +136,9 @@ class Trial(Attacker):
         x, target = victim.to_input(truth), jax.nn.one_hot(label, victim.num_classes, dtype=truth.dtype)
         if victim.trained_steps and victim.trained_on == "own":
             params, own = victim.train(params, x, target), True
-        update = victim.share(params, x, target, self._defence_key(shared, job))
+        update = shared.update
+        if victim.update is None:
+            update = victim.share(params, x, target, self._defence_key(shared, job))
         factors = scale_factors(update, attack.scale, attack.layers)
         layers = scale_factors(update, "none", attack.layers)
         mask = sparse_mask(victim.defences, update) if attack.knows_defence else ()

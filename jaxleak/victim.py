@@ -1,6 +1,7 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,6 +63,8 @@ class Victim:
         batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
             None: those of a new network, 0 and 1.
         knows_statistics: whether the attacker has `batch_stats`, or works with 0 and 1.
+        update: what the client shared, where that is given and not computed: of one victim, with given `params`. Images
+            that are not known are NaN, labels -1.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
     """
@@ -91,6 +94,7 @@ class Victim:
     training: dict[str, list] | None = None
     batch_stats: PyTree | None = None
     knows_statistics: bool = True
+    update: PyTree | None = None
     surrogates: np.ndarray | None = None
 
     def __post_init__(self):
@@ -130,6 +134,8 @@ class Victim:
                 f"`normalise` must fit images of {channels} channels; got {len(self.normalisation[0])} means. "
                 "Choose another, or none."
             )
+        if self.update is not None and (self.params is None or self.updates != 1):
+            raise InputError("`update` is one update of one network: give its `params`, and the images of one batch.")
         if self.batch_stats is not None and self.network != "shared":
             raise InputError(f"`batch_stats` are of one network and need `network` shared; got {self.network!r}.")
         check_not_negative("trained_steps", self.trained_steps, integer=True)
@@ -150,6 +156,16 @@ class Victim:
     @property
     def _clips_examples(self) -> bool:
         return bool(self.defences) and self.defences[0].per_example
+
+    @property
+    def knows_truth(self) -> bool:
+        """Whether the private images are at hand, to measure against."""
+        return not np.isnan(self.images).any()
+
+    @property
+    def knows_labels(self) -> bool:
+        """Whether their labels are."""
+        return bool(np.all(np.asarray(self.labels) >= 0))
 
     @functools.cached_property
     def client_model(self) -> Any:
@@ -231,6 +247,8 @@ class Victim:
         if self.batch_stats is not None:
             own["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
             own["knows_statistics"] = self.knows_statistics
+        if self.update is not None:
+            own["update"] = f"sha256:{_digest(self.update)}"
         return {
             "model": self.model_name,
             "dataset": self.dataset,
@@ -264,6 +282,7 @@ def make_victim(
     network_seed: int = 0,
     weights: str | Path | None = None,
     normalise: str = "none",
+    fields: Mapping[str, Any] | None = None,
     **threat_model: Any,
 ) -> Victim:
     """A victim whose private images are these of a data set.
@@ -276,6 +295,7 @@ def make_victim(
         network_seed: from which networks are drawn.
         weights: safetensors file in torch's names, running statistics included where the model uses them; needs
             network="shared".
+        fields: of the model, where it is given by its name.
         normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised.
         threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
             trained_on="data" (as it is) the network is trained here, on the images of `data` that are not attacked.
@@ -283,7 +303,7 @@ def make_victim(
     Raises:
         InputError: unknown model, index out of range, weights that do not fit, a threat model that makes no sense.
     """
-    module = build_model(model, data.num_classes) if isinstance(model, str) else model
+    module = build_model(model, data.num_classes, **(fields or {})) if isinstance(model, str) else model
     params = None
     if weights is not None:
         if network != "shared":

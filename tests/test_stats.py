@@ -33,6 +33,8 @@ CASES = [
     (GOOD, {"relative_error": 0.2}, "wrong-image"),
     (GOOD, {"relative_error": math.inf}, "wrong-image"),
     (GOOD, {"relative_error": math.nan}, "wrong-image"),
+    (GOOD, {"relative_error": math.nan, "knows_truth": False}, "matched"),
+    (GOOD, {"objective": 1e-4, "knows_truth": False}, "iteration-limit"),
     (GOOD, {"max_abs": 1e16, "relative_error": 1e16}, "wrong-image"),
     (GOOD, {"objective": 1e-4}, "iteration-limit"),
     (GOOD, {"objective": 5.0, "ending": "stalled"}, "stalled"),
@@ -210,7 +212,8 @@ def test_summary_of_an_image():
     assert (group["evaluations_mean"], group["evaluations_median"]) == (102, 102)
     assert group["label_accuracy"] == 0.6
     assert group["status"] == {
-        "converged": 2, "wrong-image": 1, "iteration-limit": 0, "stalled": 0, "diverged": 1, "non-finite": 1
+        "converged": 2, "wrong-image": 1, "matched": 0,
+        "iteration-limit": 0, "stalled": 0, "diverged": 1, "non-finite": 1,
     }  # fmt: skip
     assert group["mse_below"] == {"0.01": 0.4, "0.005": 0.2, "0.001": 0.2, "0.0005": 0.2, "0.0001": 0.0}
     assert group["selected"] == {"trial": 7, "objective": 1e-9, "mse": 0.5, "psnr": 3.0, "success": False}

@@ -135,11 +135,13 @@ def test_a_dollar_or_bracket_in_a_single_data_set_is_shown_as_it_is():
 
 def test_status_table_counts_every_status():
     rows = [make_row(i, 7, status) for i, status in enumerate([*STATUSES, "stalled", "stalled"])]
-    text = shown(status_table([make_summary(rows, expected=9)]), 80)
-    assert line_of(text, "dlg") == ["dlg", "1", "1", "1", "3", "1", "1", "8"]
+    text = shown(status_table([make_summary(rows, expected=10)]), 100)
+    assert line_of(text, "dlg") == ["dlg", "1", "1", "1", "1", "3", "1", "1", "9"]
     heads = " ".join(text.split())
     assert all(part in heads for status in STATUSES for part in status.split("-"))
-    assert "partial: 8 of 9 trials" in text
+    assert "partial: 9 of 10 trials" in text
+    judged = [row for row in rows if row["status"] != "matched"]
+    assert "matched" not in shown(status_table([make_summary(judged)]), 80)
 
 
 def test_rates_by_image_has_a_line_for_each_image_and_all():

@@ -83,10 +83,35 @@ def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple
         InputError: a tensor is missing, extra, or of another shape than the model's.
     """
     needed = _expected(model, image_shape)
-    known = needed
+    _check_fit("weights", model, state, image_shape, needed, _known(model, state, image_shape, needed))
+    return _collections(model, state, image_shape, needed)
+
+
+def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Params:
+    """A gradient, or a difference of weights, as a tree like the model's parameters.
+
+    Running statistics among the tensors, as in the difference of two state dicts, are not used.
+
+    Raises:
+        InputError: a tensor is missing, extra, not finite, or of another shape than the model's parameters.
+    """
+    expected = _expected(model, image_shape)
+    needed = {name: one for name, one in expected.items() if one.path[0] == "params"}
+    _check_fit("update", model, state, image_shape, needed, expected | _known(model, state, image_shape, needed))
+    broken = [name for name in needed if not np.isfinite(state[name]).all()]
+    if broken:
+        raise InputError(f"`update` must be finite; {', '.join(broken[:LISTED])} is not.")
+    return _collections(model, state, image_shape, needed)["params"]
+
+
+def _known(model, state, image_shape, needed: dict[str, Expected]) -> dict[str, Expected]:
+    """The tensors a file may have: of a model in train mode running statistics too."""
     if state.keys() - needed and getattr(model, "train", False):
-        known = needed | _expected(model.clone(train=False), image_shape)
-    _check_fit(model, state, image_shape, needed, known)
+        return needed | _expected(model.clone(train=False), image_shape)
+    return needed
+
+
+def _collections(model, state, image_shape, needed: dict[str, Expected]) -> Variables:
     tensors = {}
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
@@ -102,15 +127,17 @@ def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple
 
 def _torch_name(model, path: tuple[str, ...]) -> str:
     """torch's name of the tensor at `path`, which starts with the collection."""
-    renamed = dict(model.torch_names)
+    renamed = dict(getattr(model, "torch_names", ()))
     return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES[path[-1]]])
 
 
 def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
     """The dense layer that reads a flattened image or map of features, and that one's height, width and channels."""
-    return (
-        model.flattened(image_shape) if hasattr(model, "flattened") else ("head", model.head_input_shape(image_shape))
-    )
+    if hasattr(model, "flattened"):
+        return model.flattened(image_shape)
+    if hasattr(model, "head_input_shape"):
+        return "head", model.head_input_shape(image_shape)
+    return "", (1, 1, 1)  # none: dense layers are as in torch but for the transpose
 
 
 def _torch_layout(model, path: tuple[str, ...], tensor: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
@@ -133,7 +160,7 @@ def _expected(model, image_shape: tuple[int, int, int]) -> dict[str, Expected]:
     return expected
 
 
-def _check_fit(model, state, image_shape, needed: dict[str, Expected], known: dict[str, Expected]) -> None:
+def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected], known: dict[str, Expected]) -> None:
     problems = [f"missing {name}" for name in needed if name not in state]
     for name, tensor in state.items():
         statistic = name.removesuffix(COUNTER) + TENSOR_NAMES["mean"] if name.endswith(COUNTER) else name
@@ -145,9 +172,13 @@ def _check_fit(model, state, image_shape, needed: dict[str, Expected], known: di
         problems = [*problems[:LISTED], f"and {len(problems) - LISTED} more"]
     if problems:
         raise InputError(
-            f"`weights` do not fit {type(model).__name__} with {model.num_classes} classes on "
+            f"`{what}` do{'es' if what == 'update' else ''} not fit {type(model).__name__}{_classes(model)} on "
             f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}."
         )
+
+
+def _classes(model) -> str:
+    return f" with {model.num_classes} classes" if hasattr(model, "num_classes") else ""
 
 
 def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> Params:
@@ -157,7 +188,7 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
         InputError: no such file, not a safetensors file, tensors that do not fit the model, or a model that has
             running statistics too (`load_variables` reads both).
     """
-    return from_torch(model, _read(path), image_shape)
+    return from_torch(model, read_tensors(path), image_shape)
 
 
 def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -> Variables:
@@ -166,19 +197,24 @@ def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -
     Raises:
         InputError: no such file, not a safetensors file, or tensors that do not fit the model.
     """
-    return variables_from_torch(model, _read(path), image_shape)
+    return variables_from_torch(model, read_tensors(path), image_shape)
 
 
-def _read(path: str | Path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | Path, what: str = "weights") -> dict[str, np.ndarray]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        InputError: no such file, or not a safetensors file.
+    """
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
     if not Path(path).is_file():
-        raise InputError(f"`weights` must be a safetensors file; there is no file {str(path)!r}.")
+        raise InputError(f"`{what}` must be a safetensors file; there is no file {str(path)!r}.")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise InputError(f"`weights` must be a safetensors file; {str(path)!r} cannot be read: {error}.") from error
+        raise InputError(f"`{what}` must be a safetensors file; {str(path)!r} cannot be read: {error}.") from error
 
 
 def save_weights(

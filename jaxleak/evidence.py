@@ -1,0 +1,168 @@
+"""What restarts say about images nobody can compare with the truth: which fit the update, and whether they agree."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxleak.matching import match, mosaic
+from jaxleak.metrics import relative_error
+from jaxleak.stats import Row
+from jaxleak.sweep import Result
+from jaxleak.victim import Victim
+
+EXPLAINS = 1e-2  # share of the update, squared, that may be left over where a restart counts as fitting
+AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success
+KEPT = 8  # restarts whose images are kept, of each attack
+
+
+class Restarts(NamedTuple):
+    """The restarts of one attack with a finite objective, the lowest first."""
+
+    attack: str
+    rows: list[Row]
+    images: Float[np.ndarray, "n b h w c"]  # as they ended, not cut to [0, 1]; slots as the first one has them
+    distances: Float[np.ndarray, "n b"]  # relative distance of each image from the first one's
+    total: int  # restarts, those without a finite objective included
+
+
+def restarts(result: Result, attack: str) -> Restarts:
+    """The restarts of one attack, ordered and matched with the one that has the lowest objective."""
+    rows = [row for row in result.rows if row["attack"] == attack]
+    total = len(rows)
+    rows = sorted((row for row in rows if np.isfinite(row["objective"])), key=lambda row: row["objective"])
+    candidates = result.reconstructions([row["trial"] for row in rows]) if rows else {"trial": [], "candidate": []}
+    batch = result.run.settings["victim"]["batch"]
+    of_trial = {
+        int(trial): np.asarray(images).reshape(batch, *np.shape(images)[-3:])
+        for trial, images in zip(candidates["trial"], candidates["candidate"], strict=True)
+    }
+    images = [of_trial[row["trial"]] for row in rows]
+    images = [one[match(one, images[0])] for one in images]
+    if not images:
+        return Restarts(attack, rows, np.zeros((0, batch, 1, 1, 1)), np.zeros((0, batch)), total)
+    distances = [relative_error(np.asarray(one), np.asarray(images[0])) for one in images]
+    return Restarts(attack, rows, np.stack(images), np.stack(distances), total)
+
+
+def fits(row: Row) -> bool:
+    """Whether a restart explains the update but for `EXPLAINS` of its squared norm, or of 1 - cosine."""
+    return row["relative_objective"] < EXPLAINS
+
+
+def report(found: Restarts, labels: list[list[int]]) -> dict[str, Any]:
+    """What the restarts of one attack come to, as plain data.
+
+    Args:
+        found: its restarts.
+        labels: that each of them worked with.
+    """
+    fitting = np.array([fits(row) for row in found.rows], bool)
+    same = np.all(found.distances < AGREES, axis=1) & fitting
+    slots = np.sum((found.distances < AGREES) & fitting[:, None], axis=0)
+    best = found.rows[0] if found.rows else None
+    return {
+        "attack": found.attack,
+        "restarts": found.total,
+        "finite": len(found.rows),
+        "fit": int(fitting.sum()),
+        "agree": int(same.sum()),
+        "agree_by_image": slots.tolist(),
+        "labels": labels[0] if labels else None,
+        "same_labels": sum(sorted(one) == sorted(labels[0]) for one in labels) if labels else 0,
+        "trial": best and best["trial"],
+        "objective": best and best["objective"],
+        "relative_objective": best and best["relative_objective"],
+        "psnr": best and _known(best["psnr"]),
+        "missing": _missing(found, fitting, slots),
+    }
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[str]:
+    """What could not be recovered, in sentences."""
+    if not found.rows:
+        return ["every restart ended with an objective that is not a number"]
+    if not fitting.any():
+        left = found.rows[0]["relative_objective"]
+        return [
+            f"no restart explains the update: the best leaves {left:.2g} of it (squared); "
+            "model, weights, normalisation or client steps may be others than the client's"
+        ]
+    if fitting.sum() == 1:
+        return ["one restart alone explains the update: nothing agrees with it; use more --seeds"]
+    alone = [slot for slot, count in enumerate(slots) if count < 2]
+    if len(slots) == 1 and alone:
+        return [f"{int(fitting.sum())} restarts explain the update, each with another image: it is not determined"]
+    return [f"image {slot}: no two restarts that explain the update agree on it" for slot in alone]
+
+
+def labels_found(result: Result, victim: Victim, found: Restarts) -> list[list[int]]:
+    """The labels of each restart, in the order of `found.rows`."""
+    if victim.batch == 1:
+        return [[int(row["label_found"])] for row in found.rows]
+    arrays = result.run.arrays(["trial", "labels_found"], trials=[row["trial"] for row in found.rows])
+    of_trial = {int(t): one.tolist() for t, one in zip(arrays["trial"], arrays["labels_found"], strict=True)}
+    return [of_trial[row["trial"]] for row in found.rows]
+
+
+def write_report(result: Result, victim: Victim, folder: Path) -> list[dict[str, Any]]:
+    """`report.json`, `best.npz` and `best.png` in the run directory; returns what the first one holds.
+
+    `best.npz` has, of the best restarts of each attack, `images` [n, b, h, w, c] cut to [0, 1], `objective` [n],
+    `labels` [n, b], `trial` [n] and `attack` [n].
+    """
+    told, kept = [], []
+    for attack in dict.fromkeys(row["attack"] for row in result.rows):
+        found = restarts(result, attack)
+        labels = labels_found(result, victim, found)
+        told.append(report(found, labels))
+        kept += [
+            (attack, row["trial"], row["objective"], one, np.clip(images, 0, 1), distance)
+            for row, one, images, distance in zip(
+                found.rows[:KEPT], labels[:KEPT], found.images[:KEPT], found.distances[:KEPT], strict=True
+            )
+        ]
+    (folder / "report.json").write_text(json.dumps({"attacks": told}, indent=1) + "\n")
+    if kept:
+        names, trials, objectives, labels, images, _ = zip(*kept, strict=True)
+        np.savez(
+            folder / "best.npz",
+            images=np.stack(images).astype(np.float32),
+            objective=np.array(objectives),
+            labels=np.array(labels),
+            trial=np.array(trials),
+            attack=np.array(names),
+        )
+        _draw(kept, victim, folder / "best.png")
+    return told
+
+
+def _draw(kept: list[tuple], victim: Victim, path: Path) -> None:
+    """A line of pictures for each attack, the best restart first, the truth before them where it is known."""
+    from matplotlib.figure import Figure
+
+    attacks = list(dict.fromkeys(one[0] for one in kept))
+    truth = [("truth", mosaic(victim.images))] if victim.knows_truth else []
+    lines = [
+        truth
+        + [(f"{objective:.1e}\n{'best' if place == 0 else f'{np.max(distance):.2f} away'}", mosaic(images))
+           for place, (_, _, objective, _, images, distance) in enumerate(k for k in kept if k[0] == attack)]
+        for attack in attacks
+    ]  # fmt: skip
+    columns = max(map(len, lines))
+    figure = Figure(figsize=(1.3 * columns + 0.4, 1.75 * len(lines)), dpi=110, layout="constrained")
+    panels = figure.subplots(len(lines), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
+    for row, (attack, line) in zip(panels, zip(attacks, lines, strict=True), strict=True):
+        row[0].set_ylabel(attack, fontsize=8)
+        for axes, (text, picture) in zip(row, line, strict=False):
+            axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            axes.set_title(text, fontsize=7)
+        for axes in row[len(line) :]:
+            axes.set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,144 @@
+"""The user's own update: what a client shared, from a file, as a victim whose images need not be known."""
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxleak.client import Client
+from jaxleak.data import load_dataset
+from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.models import MODELS, build_model
+from jaxleak.models.weights import read_tensors, update_from_torch, variables_from_torch
+from jaxleak.victim import NORMALISATIONS, Victim
+
+BUILDER = "build_model"  # the function looked for in a Python file
+
+
+def load_update(
+    update: str | Path,
+    weights: str | Path,
+    model: Any = "lenet",
+    *,
+    image_shape: tuple[int, int, int] = (32, 32, 3),
+    batch: int = 1,
+    client: Client | None = None,
+    normalise: str = "none",
+    truth: str | Path | None = None,
+    labels: Sequence[int] | None = None,
+    **fields: Any,
+) -> Victim:
+    """A victim whose update was computed elsewhere, as by a PyTorch script.
+
+    Args:
+        update: safetensors file with a tensor for each parameter, named and laid out as in torch's `state_dict`: the
+            gradient of the mean loss, or with local steps w_0 - w_K.
+        weights: safetensors file of the network before the update, running statistics included where it has them.
+        model: name of a model; a Python file, with the name of a function after a colon if it is not `build_model`,
+            which is called with the number of classes; or a Linen module.
+        image_shape: height, width and channels of the network's input.
+        batch: images the update was computed from.
+        client: how it was computed; None: one gradient.
+        normalise: by whose mean and deviation the network's input is normalised.
+        truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them. Its
+            labels are the truth's, and are used only where an attack is told them.
+        labels: the labels, one per image, where they are known and the images are not.
+        fields: of the model, by their names.
+
+    Raises:
+        InputError: a file that is not there or does not fit, or a model or truth that does not.
+    """
+    check_positive("batch", batch, integer=True)
+    tensors, shared = read_tensors(weights, "weights"), read_tensors(update, "update")
+    name, build = model_builder(model)
+    classes = _classes(build(2, **fields), tensors)
+    module = build(classes, **fields)
+    variables = variables_from_torch(module, tensors, image_shape)
+    pixels, known = _truth(truth, labels, image_shape, batch)
+    if max(known, default=0) >= classes:
+        raise InputError(f"`labels` must be below the network's {classes} classes; got {max(known)}.")
+    return Victim(
+        model=module,
+        model_name=name,
+        dataset=Path(update).name,
+        split="given",
+        indices=list(range(batch)),
+        images=pixels,
+        labels=np.asarray(known, np.int32),
+        num_classes=classes,
+        network="shared",
+        params=variables["params"],
+        weights_name=Path(weights).name,
+        batch=batch,
+        client=client or Client(),
+        normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
+        batch_stats=variables.get("batch_stats"),
+        update=update_from_torch(module, shared, image_shape),
+    )
+
+
+def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
+    """The model's name, and a function from the number of classes and fields to the module.
+
+    Raises:
+        InputError: no such model, file or function.
+    """
+    if not isinstance(model, str | Path):
+        return type(model).__name__.lower(), lambda classes, **fields: model.clone(**fields)
+    file, colon, function = str(model).partition(":")
+    if not file.endswith(".py"):
+        check_choice("model", str(model), MODELS)
+        return str(model), lambda classes, **fields: build_model(str(model), classes, **fields)
+    return Path(file).stem, _function(Path(file), function if colon else BUILDER)
+
+
+def _function(file: Path, name: str) -> Callable[..., Any]:
+    if not file.is_file():
+        raise InputError(f"`model` must be a name or a Python file; there is no file {str(file)!r}.")
+    spec = importlib.util.spec_from_file_location(file.stem, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises
+        raise InputError(f"`model` {str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise InputError(f"`model` {str(file)!r} has no function {name!r}; name another after a colon.")
+    return build
+
+
+def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
+    """Outputs of the head, by its tensor in the file."""
+    head = dict(getattr(model, "torch_names", ())).get("head", "head")
+    for name in (f"{head}.bias", f"{head}.weight"):
+        if name in tensors:
+            return len(tensors[name])
+    raise InputError(
+        f"`weights` have no {head}.weight, the head of {type(model).__name__}; they have "
+        f"{', '.join(list(tensors)[:6])}. Choose another --model, or rename the tensors."
+    )
+
+
+def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b h w c"], list[int]]:
+    """Images and labels, NaN and -1 where they are not known."""
+    h, w, c = image_shape
+    if truth is None:
+        known = [-1] * batch if labels is None else [int(label) for label in labels]
+        if len(known) != batch or (labels is not None and min(known) < 0):
+            raise InputError(f"`labels` must be {batch} classes, one per image, from 0 up; got {list(labels or [])}.")
+        return np.full((batch, h, w, c), np.nan, np.float32), known
+    if labels is not None:
+        raise InputError("`truth` has labels of its own; leave out --labels.")
+    data = load_dataset(truth, image_size=h)
+    if data.image_shape != (h, w, c) or len(data) != batch:
+        raise InputError(
+            f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
+            f"{'x'.join(map(str, data.image_shape))}. Change --batch, --image-shape or the file."
+        )
+    pixels, own = data.images(sorted(data.index.tolist()))
+    return pixels, own.tolist()

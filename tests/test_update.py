@@ -1,0 +1,239 @@
+"""An update from elsewhere, end to end from the command line, and what is said of images nobody can compare."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxleak.evidence import Restarts, report
+from jaxleak.models import LeNet
+from jaxleak.models.weights import to_torch
+from jaxleak.objectives import loss_gradient
+from jaxleak.victim import draw_params
+from tests.oracles.require_torch import require_torch
+from tests.test_cli import call, refusal, restored_globals
+
+ROOT = Path(__file__).parent.parent
+SHAPE = (16, 16, 3)
+CLASSES = 10
+LABEL = 3
+MODEL = LeNet(num_classes=CLASSES)
+TWO_BLOCKS = """
+from jaxleak.models import ResNet
+from jaxleak.models.resnet import BasicBlock
+
+
+def two_blocks(classes, **fields):
+    return ResNet(num_classes=classes, stage_sizes=(1, 1), block=BasicBlock, width=8, **fields)
+"""
+
+
+@pytest.fixture(autouse=True)
+def restore_globals():
+    with restored_globals():
+        yield
+
+
+def photo() -> np.ndarray:
+    """One of the embedded photographs at half its size [1, 16, 16, 3]."""
+    with np.load(ROOT / "jaxleak/photos/tiles.npz") as tiles:
+        halves = tiles["pixels"][6:7].reshape(1, 16, 2, 16, 2, 3)
+    return halves.mean(axis=(2, 4)).round().astype(np.uint8)
+
+
+@pytest.fixture(scope="module")
+def truth(tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("truth") / "truth.npz"
+    np.savez(path, images=photo(), labels=[LABEL], class_names=[str(k) for k in range(CLASSES)])
+    return path
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> Path:
+    """What a LeNet's client shares, computed here."""
+    folder = tmp_path_factory.mktemp("update")
+    with jax.enable_x64(True):
+        params = draw_params(MODEL, jax.random.key(0), SHAPE)
+        target = jax.nn.one_hot(np.array([LABEL]), CLASSES, dtype=float)
+        update = jax.jit(lambda p: loss_gradient(MODEL, p, photo() / 255.0, target))(params)
+    for name, tree in (("w", params), ("grads", update)):
+        tensors = {key: value.astype(np.float32) for key, value in to_torch(MODEL, tree, SHAPE).items()}
+        save_file(tensors, folder / f"{name}.safetensors")
+    return folder
+
+
+def exported(folder: Path, truth: Path, *arguments: str) -> Path:
+    """The files that a PyTorch script leaves."""
+    require_torch()
+    script = [
+        sys.executable,
+        "-m",
+        "tests.oracles.export_update",
+        arguments[0],
+        str(truth),
+        str(folder),
+        *arguments[1:],
+    ]
+    subprocess.run(script, cwd=ROOT, check=True)
+    return folder
+
+
+def attack(folder: Path, out: Path, *arguments: object) -> dict[str, Any]:
+    """The command's report, and that it ended well."""
+    given = ("--update", folder / "grads.safetensors", "--weights", folder / "w.safetensors", "--image-shape", *SHAPE)
+    said = call("attack", *given, "--out", out, "--lanes", 2, *arguments)
+    assert said.code == 0, said.err
+    assert "What the update gives away" in said.out
+    return json.loads((out / "report.json").read_text())["attacks"][0]
+
+
+def test_the_image_is_recovered_without_being_known(files, tmp_path):
+    told = attack(files, tmp_path / "RUN", "--attack", "idlg", "--seeds", 2)
+    assert (told["fit"], told["agree"], told["restarts"]) == (2, 2, 2)
+    assert told["labels"] == [LABEL]
+    assert told["missing"] == []
+    assert told["psnr"] is None
+    with np.load(tmp_path / "RUN/best.npz") as best:
+        assert best["images"].shape == (2, 1, *SHAPE)
+        assert best["images"].min() >= 0
+        assert best["images"].max() <= 1
+        assert np.mean((best["images"][0, 0] - photo()[0] / 255) ** 2) < 1e-3
+        assert best["labels"].tolist() == [[LABEL], [LABEL]]
+    assert (tmp_path / "RUN/best.png").stat().st_size > 1000
+    rows = json.loads((tmp_path / "RUN/summary.json").read_text())
+    assert rows["groups"][0]["status"]["matched"] == 2
+    assert "not known" in rows["warnings"][0]
+
+
+def test_a_wrong_network_explains_nothing(files, tmp_path):
+    weights = load_file(files / "w.safetensors")
+    other = {name: np.random.default_rng(1).permuted(tensor) for name, tensor in weights.items()}
+    (tmp_path / "wrong").mkdir()
+    save_file(other, tmp_path / "wrong/w.safetensors")
+    (tmp_path / "wrong/grads.safetensors").write_bytes((files / "grads.safetensors").read_bytes())
+    told = attack(tmp_path / "wrong", tmp_path / "RUN", "--attack", "idlg", "--seeds", 2, "--iterations", 5)
+    assert told["fit"] == 0
+    assert "no restart explains the update" in told["missing"][0]
+
+
+@pytest.mark.torch
+def test_lenet_from_pytorch(truth, tmp_path):
+    folder = exported(tmp_path, truth, "lenet")
+    told = attack(folder, tmp_path / "RUN", "--attack", "idlg", "--seeds", 2, "--truth", truth)
+    assert told["labels"] == [LABEL]
+    assert told["agree"] == 2
+    assert told["psnr"] > 25
+
+
+@pytest.mark.torch
+def test_local_steps_from_pytorch(truth, tmp_path):
+    folder = exported(tmp_path, truth, "lenet", "--steps", "2", "--lr", "0.02")
+    steps = ("--client-steps", 2, "--client-lr", 0.02)
+    told = attack(folder, tmp_path / "RUN", "--attack", "idlg", "--seeds", 2, "--truth", truth, *steps)
+    assert told["labels"] == [LABEL]
+    assert told["psnr"] > 25
+
+
+@pytest.mark.torch
+def test_a_resnet_from_pytorch(truth, tmp_path):
+    folder = exported(tmp_path, truth, "resnet")
+    (tmp_path / "net.py").write_text(TWO_BLOCKS)
+    model = ("--model", f"{tmp_path / 'net.py'}:two_blocks", "--model-field", "train=false")
+    budget = ("--scale", "relative", "--stop-objective", 0, "--max-evaluations", 1000, "--seeds", 2)
+    told = attack(folder, tmp_path / "RUN", *model, "--attack", "idlg", *budget, "--truth", truth)
+    assert told["labels"] == [LABEL]
+    assert told["agree"] == 2
+    assert told["psnr"] > 24
+
+
+# --- what is refused ---
+
+
+def given(folder: Path, **changes: object) -> list[object]:
+    flags = {"update": folder / "grads.safetensors", "weights": folder / "w.safetensors", "out": folder / "RUN"}
+    shape = ["--image-shape", *changes.pop("shape", SHAPE)]
+    return ["attack", *(part for name, value in {**flags, **changes}.items() for part in (f"--{name}", value)), *shape]
+
+
+def test_files_that_are_not_there_or_no_tensors(files, tmp_path):
+    assert "`update` must be a safetensors file; there is no file" in refusal(*given(files, update=tmp_path / "no"))
+    (tmp_path / "text").write_text("no tensors")
+    assert "`weights` must be a safetensors file" in refusal(*given(files, weights=tmp_path / "text"))
+
+
+def test_files_that_do_not_fit(files, tmp_path):
+    update = load_file(files / "grads.safetensors")
+    changed = tmp_path / "changed.safetensors"
+    save_file({name: tensor for name, tensor in update.items() if name != "body.0.bias"}, changed)
+    assert "`update` does not fit LeNet" in refusal(*given(files, update=changed))
+    assert "missing body.0.bias" in refusal(*given(files, update=changed))
+    save_file({**update, "body.0.bias": update["body.0.bias"] * np.float32(np.nan)}, changed)
+    assert "`update` must be finite; body.0.bias is not" in refusal(*given(files, update=changed))
+    assert "`weights` do not fit LeNet with 10 classes on 32x32x3" in refusal(*given(files, shape=(32, 32, 3)))
+    assert "`weights` have no fc.weight, the head of ResNet" in refusal(*given(files, model="resnet18"))
+
+
+def test_models_that_are_none(files, tmp_path):
+    assert "`model` must be one of" in refusal(*given(files, model="lenets"))
+    assert "there is no file" in refusal(*given(files, model="none.py"))
+    (tmp_path / "net.py").write_text("1 / 0")
+    assert "cannot be run: ZeroDivisionError" in refusal(*given(files, model=tmp_path / "net.py"))
+    (tmp_path / "net.py").write_text("")
+    assert "has no function 'build_model'" in refusal(*given(files, model=tmp_path / "net.py"))
+    assert "`model_field` must be NAME=VALUE" in refusal(*given(files), "--model-field", "channels")
+
+
+def test_truths_and_labels_that_do_not_fit(files, truth):
+    assert "`labels` must be 1 classes" in refusal(*given(files), "--labels", 1, 2)
+    assert "`labels` must be below the network's 10 classes; got 10" in refusal(*given(files), "--labels", 10)
+    assert "leave out --labels" in refusal(*given(files, truth=truth), "--labels", 3)
+    assert "`truth` must hold 2 images" in refusal(*given(files, truth=truth, batch=2))
+    assert "`label` known needs the labels" in refusal(*given(files, label="known"))
+
+
+# --- the evidence ---
+
+
+def found(objectives: list[float], shown: list[int], batch: int = 1) -> Restarts:
+    """Restarts of which those with the same number show the same images."""
+    pictures = np.random.default_rng(0).uniform(size=(max(shown) + 1, batch, 4, 4, 1))
+    images = pictures[shown]
+    distances = np.array(
+        [[np.linalg.norm(one - first) / np.linalg.norm(first) for one, first in zip(image, images[0], strict=True)]
+         for image in images]
+    )  # fmt: skip
+    rows = [
+        {"trial": place, "objective": value, "relative_objective": value, "psnr": float("nan")}
+        for place, value in enumerate(objectives)
+    ]
+    return Restarts("some", rows, images, distances, len(rows) + 1)
+
+
+def test_agreement_counts_restarts_that_explain_the_update():
+    told = report(found([1e-9, 1e-8, 1e-7, 0.5], [0, 0, 1, 0]), [[1], [1], [2], [1]])
+    assert (told["restarts"], told["finite"], told["fit"], told["agree"], told["same_labels"]) == (5, 4, 3, 2, 3)
+    assert told["missing"] == []
+    assert (told["trial"], told["objective"], told["labels"]) == (0, 1e-9, [1])
+
+
+def test_what_is_missing_is_said():
+    assert "it is not determined" in report(found([1e-9, 1e-8], [0, 1]), [[1], [1]])["missing"][0]
+    assert "use more --seeds" in report(found([1e-9, 0.3], [0, 0]), [[1], [1]])["missing"][0]
+    assert "no restart explains" in report(found([0.2, 0.3], [0, 0]), [[1], [1]])["missing"][0]
+    empty = Restarts("some", [], np.zeros((0, 1, 4, 4, 1)), np.zeros((0, 1)), 2)
+    assert report(empty, [])["missing"] == ["every restart ended with an objective that is not a number"]
+
+
+def test_images_of_a_batch_agree_one_by_one():
+    one = found([1e-9, 1e-8], [0, 1], batch=2)
+    one.images[1, 0], one.distances[1, 0] = one.images[0, 0], 0.0
+    told = report(one, [[1, 2], [2, 1]])
+    assert told["agree_by_image"] == [2, 1]
+    assert told["same_labels"] == 2
+    assert told["missing"] == ["image 1: no two restarts that explain the update agree on it"]
