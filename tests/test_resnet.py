@@ -13,7 +13,7 @@ from jax.nn import one_hot
 
 from jaxleak.errors import InputError
 from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variables, load_weights, save_weights
-from jaxleak.models.resnet import BasicBlock, Bottleneck, max_pool
+from jaxleak.models.resnet import BasicBlock, Bottleneck
 from jaxleak.models.weights import from_torch, to_torch, variables_from_torch
 from jaxleak.objectives import cross_entropy, squared_l2
 from tests.oracles.require_torch import require_torch
@@ -155,44 +155,6 @@ def test_trials_at_once_equal_a_loop():
             assert relative_error(slopes[trial], slope) < 1e-10
 
 
-@pytest.mark.torch
-@pytest.mark.parametrize("shape", [(2, 8, 7, 2), (1, 1, 2, 1)], ids=str)
-def test_max_pool_equals_torch_in_two_derivatives_ties_included(shape):
-    torch = require_torch()
-    rng = np.random.default_rng(0)
-    x = rng.integers(3, size=(2, *shape)).astype(float)  # few values: most windows have several maxima
-    along = rng.normal(size=x.shape)
-
-    def slope(x):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))(x)
-
-    def derivatives(x, along):
-        return max_pool(x), slope(x), jax.grad(lambda x: jnp.vdot(slope(x), along))(x)
-
-    value, first, second = jax.jit(jax.vmap(derivatives), compiler_options=QUICK)(x, along)
-
-    def nchw(array):
-        return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *shape[1:]).transpose(0, 3, 1, 2)))
-
-    def nhwc(tensor, like):
-        return tensor.detach().numpy().transpose(0, 2, 3, 1).reshape(like.shape)
-
-    t = nchw(x).requires_grad_()
-    pooled = torch.nn.functional.max_pool2d(t, 3, stride=2, padding=1)
-    (gradient,) = torch.autograd.grad(pooled.sin().sum(), t, create_graph=True)
-    (curvature,) = torch.autograd.grad((gradient * nchw(along)).sum(), t)
-    np.testing.assert_array_equal(value, nhwc(pooled, value))
-    np.testing.assert_allclose(first, nhwc(gradient, first), rtol=1e-12)
-    np.testing.assert_allclose(second, nhwc(curvature, second), rtol=1e-12)
-
-
-def test_max_pool_passes_nan_on():
-    x = np.zeros((1, 4, 4, 1))
-    x[0, 0, 0, 0] = np.nan
-    pooled = jax.jit(max_pool, compiler_options=QUICK)(x)
-    np.testing.assert_array_equal(np.isnan(pooled)[0, :, :, 0], [[True, False], [False, False]])
-
-
 # --- size, initialisation, mistakes ---
 
 
@@ -239,8 +201,8 @@ def test_initialisations():
     [
         ({"stem": "cifar10"}, "`stem` must be one of cifar, imagenet; got 'cifar10'. Did you mean 'cifar'?"),
         ({"norm": "layer"}, "`norm` must be one of batch, group"),
-        ({"weight_init": "kaiming"}, "`weight_init` must be one of torch, uniform"),
-        ({"norm": "group", "width": 8}, "`groups` must divide `width`; got 32 groups for width 8."),
+        ({"weight_init": "kaiming"}, "`weight_init` must be one of flax, torch, uniform, uniform-weights"),
+        ({"norm": "group", "width": 8}, "`groups` must divide the channels of every norm; got 32 groups for 8."),
         ({"width": 0}, "`width` must be above 0"),
         ({"widht": 8}, "`field` must be one of .*got 'widht'. Did you mean 'width'?"),
     ],
