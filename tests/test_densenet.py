@@ -29,7 +29,7 @@ def parts(train: bool):
     }
 
 
-def oracle_of(model: DenseNet, activation):
+def oracle_of(model, activation):
     oracle = importlib.import_module("tests.oracles.torch_densenet")
     groups = model.groups if model.norm == "group" else None
     sizes = (model.block_sizes, model.growth, model.width, model.bottleneck)

@@ -14,7 +14,7 @@ def gelu(x: jax.Array) -> jax.Array:
 
 
 # With torch's defaults: slope 0.01 of leaky_relu, alpha 1 of elu.
-ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+ACTIVATIONS: dict[str, Callable] = {
     "elu": nn.elu,
     "gelu": gelu,
     "leaky_relu": nn.leaky_relu,

@@ -64,8 +64,8 @@ class DenseNet(nn.Module):
 
         self.activation, self.imagenet = activation, stem == "imagenet"
         parts: OrderedDict[str, nn.Module] = OrderedDict()
-        size = {"kernel_size": 7, "stride": 2, "padding": 3} if self.imagenet else {"kernel_size": 3, "padding": 1}
-        parts["conv0"] = nn.Conv2d(3, width, **size, bias=False)
+        size, stride = (7, 2) if self.imagenet else (3, 1)
+        parts["conv0"] = nn.Conv2d(3, width, size, stride=stride, padding=size // 2, bias=False)
         parts["norm0"] = norm(width)
         channels = width
         for i, layers in enumerate(block_sizes, start=1):

@@ -1,7 +1,7 @@
 """Inception v3 in torch, NCHW, state_dict names as torchvision's. `Make` says channels before they are scaled."""
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,7 @@ class Make(NamedTuple):
     def channels(self, outputs: int) -> int:
         return max(1, round(self.width * outputs))
 
-    def unit(self, inputs: int, outputs: int, kernel, stride: int = 1, padding=0) -> Unit:
+    def unit(self, inputs: int, outputs: int, kernel, stride: int = 1, padding: Any = 0) -> Unit:
         """A unit that takes `inputs` channels as they are, and gives `outputs` scaled."""
         own = self.channels(outputs)
         norm = nn.BatchNorm2d(own, eps=0.001) if self.groups is None else nn.GroupNorm(self.groups, own, eps=0.001)
