@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxleak.dense import Outer, outer_distance
 from jaxleak.errors import InputError
-from jaxleak.models.resnet import BatchNorm
+from jaxleak.models.norms import BatchNorm
 from jaxleak.vectors import squared_distance
 
 

@@ -5,6 +5,7 @@ import itertools
 import json
 import struct
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxleak.errors import InputError
-from jaxleak.models import MLP, MODELS, LeNet, build_model, load_weights, save_weights
+from jaxleak.models import ACTIVATIONS, MLP, MODELS, LeNet, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.objectives import loss_gradient
 from tests.oracles.cases import LenetCase, lenet_case, lenet_cases, to_nchw
@@ -30,6 +31,16 @@ def init(height, width, channels, num_classes):
     model = build_model("lenet", num_classes)
     draw = jax.jit(model.init, compiler_options=QUICK)
     return model, draw(jax.random.key(0), jnp.zeros((1, height, width, channels)))["params"]
+
+
+# Fields that make a network small, and a small image that it takes in train mode.
+NARROW = {
+    **{name: {"width": 1} for name in MODELS if name.startswith("resnet")},
+    "convnet": {"width": 1},
+    "densenet121": {"growth": 2, "width": 4, "block_sizes": (2, 1)},
+    "inception3": {"width": 1 / 32},
+}
+SMALL = {"convnet": (9, 20, 2), "densenet121": (9, 16, 2), "inception3": (75, 107, 2)}
 
 
 def shapes(height, width, channels, num_classes, name="lenet"):
@@ -59,7 +70,9 @@ def test_initialisations(weight_init):
 
 
 def test_unknown_initialisation_names_the_closest():
-    with pytest.raises(InputError, match=r"^`weight_init` must be one of torch, uniform; got 'torhc'. Did you mean"):
+    with pytest.raises(
+        InputError, match=r"^`weight_init` must be one of flax, torch, uniform; got 'torhc'. Did you mean"
+    ):
         LeNet(num_classes=10, weight_init="torhc")
 
 
@@ -109,13 +122,106 @@ def test_weights_are_uniform_between_minus_and_plus_a_half():
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_has_a_head(name):
-    params = shapes(16, 16, 1, 7, name)
+    height, width, _ = SMALL.get(name, (16, 16, 1))
+    params = shapes(height, width, 1, 7, name)
     assert params["head"]["kernel"].shape[1] == params["head"]["bias"].shape[0] == 7
 
 
 def test_unknown_model_names_the_closest():
     with pytest.raises(InputError, match=r"^`model` must be one of .*lenet.*; got 'lenett'. Did you mean 'lenet'\?$"):
         build_model("lenett", 10)
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_fields_are_what_a_setting_is_compared_by(name):
+    """Two models of the same fields are equal and hash alike, also with the activation by name; others are not."""
+    fields = {**NARROW.get(name, {}), "weight_init": "flax"}
+    model = build_model(name, 5, activation=jax.nn.softplus, **fields)
+    same = build_model(name, 5, activation="softplus", **fields)
+    assert model == same
+    assert hash(model) == hash(same)
+    assert repr(model) == repr(same)
+    assert " at 0x" not in repr(model)
+    assert build_model(name, 5, activation="elu", **fields) != model
+    assert build_model(name, 5) == build_model(name, 5)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", sorted(ACTIVATIONS))
+def test_activations_are_torchs_in_two_derivatives(name):
+    torch = require_torch()
+    act = ACTIVATIONS[name]
+    assert " at 0x" not in repr(build_model("lenet", 5, activation=name))  # else no run could be resumed
+    x = np.linspace(-3.1, 3.2, 22)
+
+    def slope(x):
+        return jax.grad(lambda x: jnp.sum(jnp.sin(act(x))))(x)
+
+    found = act(x), slope(x), jax.grad(lambda x: jnp.sum(jnp.cos(slope(x))))(x)
+    t = torch.from_numpy(x).requires_grad_()
+    out = getattr(torch.nn.functional, name)(t)
+    (first,) = torch.autograd.grad(out.sin().sum(), t, create_graph=True)
+    (second,) = torch.autograd.grad(first.cos().sum(), t)
+    for got, wanted in zip(found, (out, first, second), strict=True):
+        np.testing.assert_allclose(got, wanted.detach().numpy(), rtol=1e-10, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("activation", "complaint"),
+    [
+        ("rulu", r"^`activation` must be one of elu, .*; got 'rulu'. Did you mean 'relu'\?$"),
+        (3, r"^`activation` must be a function or one of elu, .*; got 3\.$"),
+        (None, r"^`activation` must be a function or one of elu, .*; got None\.$"),
+    ],
+)
+def test_an_unknown_activation_is_named(activation, complaint):
+    with pytest.raises(InputError, match=complaint):
+        build_model("convnet", 10, activation=activation)
+
+
+def test_flax_initialisation_is_flaxs_default():
+    """Without the reference's fields, `nn.Conv` and `nn.Dense` draw the same from the same keys."""
+
+    class Plain(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            for i, stride in enumerate((2, 2, 1), start=1):
+                x = nn.Conv(12, (5, 5), strides=stride, padding=2, name=f"conv{i}")(x)
+            return nn.Dense(10, name="head")(x.reshape(x.shape[0], -1))
+
+    plain, model = (
+        jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 9, 6, 3)))
+        for model in (Plain(), LeNet(num_classes=10, weight_init="flax"))
+    )
+    jax.tree.map(np.testing.assert_array_equal, model, plain)
+
+
+@pytest.mark.parametrize(("name", "features"), [("lenet", 768), ("lenet-cpl", 768)])
+def test_lenets_of_dlg_and_cpl_differ_by_a_convolution(name, features):
+    params = shapes(32, 32, 3, 106, name)
+    layers = {"conv1", "conv2", "conv3", "head"} | ({"conv4"} if name == "lenet-cpl" else set())
+    assert set(params) == layers
+    assert params["head"]["kernel"].shape == (features, 106)
+
+
+@pytest.mark.parametrize(("name", "blocks", "width"), [("resnet20-4", 3, 64), ("resnet32-10", 5, 160)])
+def test_resnets_of_inverting_gradients(name, blocks, width):
+    """Geiping et al. 2020: three stages; the last reads twice the channels of the one before."""
+    params = shapes(32, 32, 3, 10, name)
+    for stage in (1, 2, 3):
+        kernel = params[f"layer{stage}.{blocks - 1}"]["conv2"]["kernel"]
+        assert kernel.shape == (3, 3, width * 2 ** (stage - 1), width * 2 ** (stage - 1))
+    assert not [layer for layer in params if layer.startswith("layer4") or layer.endswith(f".{blocks}")]
+    assert params["conv1"]["kernel"].shape == (3, 3, 3, width)
+    assert params["head"]["kernel"].shape == (4 * width, 10)
+
+
+@pytest.mark.parametrize(
+    ("strides", "complaint"), [((2, 0), "got 2, 0"), ((2.5,), "got 2.5"), ((True,), "got True")], ids=str
+)
+def test_lenet_strides_are_checked(strides, complaint):
+    with pytest.raises(InputError, match=rf"^`strides` must be whole numbers above 0; {complaint}\.$"):
+        build_model("lenet", 10, strides=strides)
 
 
 @pytest.mark.parametrize("num_classes", [0, -3, 2.5])
@@ -192,7 +298,7 @@ def test_mlp_initialisations():
 @pytest.mark.parametrize(
     ("fields", "complaint"),
     [
-        ({"weight_init": "torhc"}, r"^`weight_init` must be one of torch, uniform; got 'torhc'. Did you mean"),
+        ({"weight_init": "torhc"}, r"^`weight_init` must be one of flax, torch, uniform; got 'torhc'. Did you mean"),
         ({"hidden": (8, 0)}, r"^`hidden` must be whole numbers above 0; got 8, 0\.$"),
         ({"hidden": (2.5,)}, r"^`hidden` must be whole numbers above 0; got 2\.5\.$"),
     ],
@@ -207,15 +313,29 @@ def test_mlp_fields_are_checked(fields, complaint):
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_save_and_load_give_the_same_parameters(name, tmp_path):
-    model = build_model(name, 5, **({"width": 1} if name.startswith("resnet") else {}))
+    model, shape = build_model(name, 5, **NARROW.get(name, {})), SMALL.get(name, (9, 6, 2))
     rng = np.random.default_rng(0)
-    template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 9, 6, 2)))["params"]
+    template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     params = jax.tree.map(lambda leaf: rng.uniform(size=leaf.shape), template)
     path = tmp_path / "weights.safetensors"
-    save_weights(path, model, params, (9, 6, 2))
-    loaded = load_weights(path, model, (9, 6, 2))
+    save_weights(path, model, params, shape)
+    loaded = load_weights(path, model, shape)
     assert jax.tree.structure(loaded) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
+
+
+@pytest.mark.parametrize("name", ["convnet", "densenet121", "inception3", "resnet20-4"])
+def test_save_and_load_give_the_same_statistics(name, tmp_path):
+    model, shape = build_model(name, 5, train=False, **NARROW[name]), SMALL.get(name, (9, 6, 2))
+    rng = np.random.default_rng(0)
+    template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))
+    variables = jax.tree.map(lambda leaf: rng.uniform(size=leaf.shape), template)
+    path = tmp_path / "weights.safetensors"
+    save_weights(path, model, variables["params"], shape, variables["batch_stats"])
+    jax.tree.map(np.testing.assert_array_equal, load_variables(path, model, shape), variables)
+    # In train mode the statistics are read past.
+    params = load_weights(path, model.clone(train=True), shape)
+    jax.tree.map(np.testing.assert_array_equal, params, variables["params"])
 
 
 def test_the_file_is_torchs_state_dict(small, tmp_path):

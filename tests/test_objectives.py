@@ -37,6 +37,7 @@ from jaxleak.objectives import (
     statistics_distance,
 )
 from tests.oracles.cases import lenet_cases, lenet_shapes, to_nchw, to_nhwc
+from tests.oracles.parity import load
 from tests.oracles.require_torch import require_torch
 
 QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
@@ -225,7 +226,7 @@ def test_batchnorm_prior_and_its_gradient_equal_torch(train):
     run = jax.jit(all_at, compiler_options=QUICK)
     found, value, slope = run(candidate)
     net = resnet.ResNet(classes, (1, 1), False, 3, "cifar", torch.nn.functional.sigmoid, None)
-    net = resnet.load(net, to_torch(model, params, shape)).train(train)
+    net = load(net, to_torch(model, params, shape)).train(train)
     images = [torch.from_numpy(to_nchw(x)) for x in (private, candidate)]
     shared, torchs_found = (objectives.statistics(net, x) for x in images)
     torchs, torch_slope = objectives.value_and_slope(

@@ -13,29 +13,13 @@ from jax.nn import one_hot
 
 from jaxleak.errors import InputError
 from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variables, load_weights, save_weights
-from jaxleak.models.resnet import BasicBlock, Bottleneck, max_pool
+from jaxleak.models.resnet import BasicBlock, Bottleneck
 from jaxleak.models.weights import from_torch, to_torch, variables_from_torch
 from jaxleak.objectives import cross_entropy, squared_l2
+from tests.oracles.parity import QUICK, load, relative_error, some_variables
 from tests.oracles.require_torch import require_torch
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 CLASSES = 3
-
-
-def relative_error(got, wanted):
-    return float(np.linalg.norm(np.ravel(got - wanted)) / np.linalg.norm(np.ravel(wanted)))
-
-
-def some_variables(model, image_shape, seed=0):
-    """Variables of the model's structure without compiling its `init`: U(-2, 2), which reaches every layer, variances
-    U(0.5, 1.5)."""
-    rng = np.random.default_rng(seed)
-    template = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-
-    def draw(path, leaf):
-        return rng.uniform(0.5, 1.5, leaf.shape) if path[-1].key == "var" else rng.uniform(-2, 2, leaf.shape)
-
-    return jax.tree.map_with_path(draw, template)
 
 
 # --- the networks against torch ---
@@ -111,7 +95,7 @@ def test_logits_update_and_attack_gradient_equal_torch(name):
         getattr(torch.nn.functional, torch_activation), groups,
     )  # fmt: skip
     state = to_torch(model, variables["params"], shape, variables.get("batch_stats"))
-    net = oracle.load(net, state).train(model.train)
+    net = load(net, state).train(model.train)
     image, candidate = (torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2))) for x in (private, start))
     label = torch.from_numpy(labels)
     wanted = dict(zip(dict(net.named_parameters()), lenet.dlg_gradient(net, image, label), strict=True))
@@ -153,44 +137,6 @@ def test_trials_at_once_equal_a_loop():
             value, slope = one(*arguments)
             assert float(values[trial]) == pytest.approx(float(value), rel=1e-10)
             assert relative_error(slopes[trial], slope) < 1e-10
-
-
-@pytest.mark.torch
-@pytest.mark.parametrize("shape", [(2, 8, 7, 2), (1, 1, 2, 1)], ids=str)
-def test_max_pool_equals_torch_in_two_derivatives_ties_included(shape):
-    torch = require_torch()
-    rng = np.random.default_rng(0)
-    x = rng.integers(3, size=(2, *shape)).astype(float)  # few values: most windows have several maxima
-    along = rng.normal(size=x.shape)
-
-    def slope(x):
-        return jax.grad(lambda x: jnp.sum(jnp.sin(max_pool(x))))(x)
-
-    def derivatives(x, along):
-        return max_pool(x), slope(x), jax.grad(lambda x: jnp.vdot(slope(x), along))(x)
-
-    value, first, second = jax.jit(jax.vmap(derivatives), compiler_options=QUICK)(x, along)
-
-    def nchw(array):
-        return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *shape[1:]).transpose(0, 3, 1, 2)))
-
-    def nhwc(tensor, like):
-        return tensor.detach().numpy().transpose(0, 2, 3, 1).reshape(like.shape)
-
-    t = nchw(x).requires_grad_()
-    pooled = torch.nn.functional.max_pool2d(t, 3, stride=2, padding=1)
-    (gradient,) = torch.autograd.grad(pooled.sin().sum(), t, create_graph=True)
-    (curvature,) = torch.autograd.grad((gradient * nchw(along)).sum(), t)
-    np.testing.assert_array_equal(value, nhwc(pooled, value))
-    np.testing.assert_allclose(first, nhwc(gradient, first), rtol=1e-12)
-    np.testing.assert_allclose(second, nhwc(curvature, second), rtol=1e-12)
-
-
-def test_max_pool_passes_nan_on():
-    x = np.zeros((1, 4, 4, 1))
-    x[0, 0, 0, 0] = np.nan
-    pooled = jax.jit(max_pool, compiler_options=QUICK)(x)
-    np.testing.assert_array_equal(np.isnan(pooled)[0, :, :, 0], [[True, False], [False, False]])
 
 
 # --- size, initialisation, mistakes ---
@@ -239,8 +185,8 @@ def test_initialisations():
     [
         ({"stem": "cifar10"}, "`stem` must be one of cifar, imagenet; got 'cifar10'. Did you mean 'cifar'?"),
         ({"norm": "layer"}, "`norm` must be one of batch, group"),
-        ({"weight_init": "kaiming"}, "`weight_init` must be one of torch, uniform"),
-        ({"norm": "group", "width": 8}, "`groups` must divide `width`; got 32 groups for width 8."),
+        ({"weight_init": "kaiming"}, "`weight_init` must be one of flax, torch, uniform, uniform-weights"),
+        ({"norm": "group", "width": 8}, "`groups` must divide the channels of every norm; got 32 groups for 8."),
         ({"width": 0}, "`width` must be above 0"),
         ({"widht": 8}, "`field` must be one of .*got 'widht'. Did you mean 'width'?"),
     ],
@@ -273,7 +219,8 @@ def test_images_may_be_normalised_by_the_network():
     variables = some_variables(plain, (8, 8, 3))
     x = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3))
     got = plain.clone(mean=mean, std=std).apply(variables, x)
-    np.testing.assert_allclose(got, plain.apply(variables, (x - np.array(mean)) / np.array(std)), rtol=1e-9)
+    wanted = plain.apply(variables, (x - np.array(mean)) / np.array(std))
+    assert relative_error(got, wanted) < 1e-9
 
 
 # --- weights in and out ---

@@ -5,28 +5,55 @@ from collections.abc import Callable
 import flax.linen as nn
 
 from jaxleak.errors import check_choice, check_positive
-from jaxleak.models.lenet import LeNet
+from jaxleak.models.activations import ACTIVATIONS, find_activation
+from jaxleak.models.convnet import ConvNet
+from jaxleak.models.densenet import DenseNet, DenseNet121
+from jaxleak.models.inception import Inception3
+from jaxleak.models.lenet import LeNet, LeNetCPL
 from jaxleak.models.mlp import MLP
-from jaxleak.models.resnet import ResNet, ResNet18, ResNet34, ResNet50, ResNet101, ResNet152
+from jaxleak.models.resnet import (
+    ResNet,
+    ResNet18,
+    ResNet20x4,
+    ResNet32x10,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+)
 from jaxleak.models.weights import WithStatistics, load_variables, load_weights, save_weights
 
 # Called as MODELS[name](num_classes=..., **fields).
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet": LeNet,
+    "lenet-cpl": LeNetCPL,
     "mlp": MLP,
+    "convnet": ConvNet,
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
     "resnet101": ResNet101,
     "resnet152": ResNet152,
+    "resnet20-4": ResNet20x4,
+    "resnet32-10": ResNet32x10,
+    "densenet121": DenseNet121,
+    "inception3": Inception3,
 }
 
 __all__ = [
+    "ACTIVATIONS",
     "MLP",
     "MODELS",
+    "ConvNet",
+    "DenseNet",
+    "DenseNet121",
+    "Inception3",
     "LeNet",
+    "LeNetCPL",
     "ResNet",
     "ResNet18",
+    "ResNet20x4",
+    "ResNet32x10",
     "ResNet34",
     "ResNet50",
     "ResNet101",
@@ -45,7 +72,8 @@ def build_model(name: str, num_classes: int, **fields) -> nn.Module:
     Args:
         name: a key of `MODELS`.
         num_classes: outputs of the head.
-        fields: other fields of that model, such as `width` of a ResNet.
+        fields: other fields of that model, such as `width` of a ResNet; `activation` is a function or a key of
+            `ACTIVATIONS`.
 
     Raises:
         InputError: unknown name, fewer than one class, or a field that the model lacks or refuses.
@@ -56,4 +84,6 @@ def build_model(name: str, num_classes: int, **fields) -> nn.Module:
     own = set(type(model).__dataclass_fields__) - {"num_classes", "parent", "name"}
     for field in fields:
         check_choice("field", field, own)
+    if "activation" in fields:
+        fields["activation"] = find_activation(fields["activation"])
     return model.clone(**fields)

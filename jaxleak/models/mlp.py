@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError, check_choice
-from jaxleak.models.weight_init import WEIGHT_INITS, layer_init
+from jaxleak.models.weight_init import WEIGHT_INITS, layer_inits
 
 
 class MLP(nn.Module):
@@ -17,8 +17,8 @@ class MLP(nn.Module):
         num_classes: outputs of the head.
         hidden: outputs of each layer before the head; none leaves a linear model.
         activation: applied after each of them.
-        weight_init: "uniform" (DLG: weights and biases from U(-0.5, 0.5)) or "torch" (torch's default:
-            U(-b, b) with b = 1 / sqrt(inputs of a unit)).
+        weight_init: "uniform" (DLG: weights and biases from U(-0.5, 0.5)), "torch" (torch's default: U(-b, b) with
+            b = 1 / sqrt(inputs of a unit)) or "flax" (Flax's: weights N(0, 1 / inputs of a unit), biases 0).
 
     Raises:
         InputError: a field has a value that is not allowed.
@@ -44,8 +44,8 @@ class MLP(nn.Module):
         return self._dense(self.num_classes, x.shape[-1], "head")(x)
 
     def _dense(self, size: int, fan_in: int, name: str) -> nn.Dense:
-        init = layer_init(self.weight_init, fan_in)
-        return nn.Dense(size, kernel_init=init, bias_init=init, dot_general=blocked_dot_general, name=name)
+        inits = layer_inits(self.weight_init, fan_in)
+        return nn.Dense(size, **inits, dot_general=blocked_dot_general, name=name)
 
     @property
     def torch_names(self) -> tuple[tuple[str, str], ...]:

@@ -1,9 +1,7 @@
 """The ResNet family in torch, NCHW, state_dict names as torchvision's. Gradients and objective: `torch_lenet`."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
 
@@ -96,13 +94,3 @@ class ResNet(nn.Module):
         for stage in range(1, self.stages + 1):
             x = self.get_submodule(f"layer{stage}")(x)
         return self.fc(x.mean(dim=(2, 3)))
-
-
-def load(net: ResNet, state_dict: Mapping[str, np.ndarray]) -> ResNet:
-    """The network with these weights, in float64; running statistics that are not there stay as they are."""
-    tensors = {name: torch.from_numpy(np.array(tensor)) for name, tensor in state_dict.items()}
-    missing, unexpected = net.double().load_state_dict(tensors, strict=False)
-    lacking = [name for name in missing if "running" not in name and "num_batches" not in name]
-    assert not lacking, lacking
-    assert not unexpected, unexpected
-    return net

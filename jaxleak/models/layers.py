@@ -1,0 +1,30 @@
+"""Convolutions and heads of the networks with norms."""
+
+from collections.abc import Callable
+from functools import partial
+
+import flax.linen as nn
+from jaxtyping import Array, Float
+
+from jaxleak.conv import fast_conv
+from jaxleak.models.weight_init import dlg_uniform, layer_inits
+
+
+def convolution(weight_init: str, torch_kernel: Callable) -> Callable:
+    """What makes a convolution without bias, given channels, kernel size, padding and name.
+
+    Args:
+        weight_init: one of `weight_init.NORMED_WEIGHT_INITS`.
+        torch_kernel: draws the kernel under "torch".
+    """
+    kernels = {"torch": torch_kernel, "flax": nn.initializers.lecun_normal()}
+    return partial(
+        nn.Conv, use_bias=False, kernel_init=kernels.get(weight_init, dlg_uniform), conv_general_dilated=fast_conv
+    )
+
+
+def classify(
+    x: Float[Array, "b f"], num_classes: int, weight_init: str, name: str = "head", **torchs: Callable
+) -> Float[Array, "b k"]:
+    """Logits of features by a dense layer; `torchs` as for `layer_inits`."""
+    return nn.Dense(num_classes, **layer_inits(weight_init, x.shape[-1], **torchs), name=name)(x)
