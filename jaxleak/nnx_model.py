@@ -40,7 +40,8 @@ def from_nnx(model: Any) -> "NNXModel":
             f"`model` must be a module of Flax Linen or NNX, or a function of `rngs` that makes an NNX module; "
             f"got {type(module).__name__}."
         )
-    return NNXModel(None if isinstance(model, nnx.Module) else model, module)
+    build: Any = None if isinstance(model, nnx.Module) else model
+    return NNXModel(build, module)
 
 
 class NNXModel:
