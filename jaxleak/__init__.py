@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from jaxleak.errors import InputError
     from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, save_weights
+    from jaxleak.own_model import adapt_model
     from jaxleak.plots import hold_last
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
@@ -30,6 +31,7 @@ _HOMES = {
     "errors": ("InputError",),
     "matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "save_weights"),
+    "own_model": ("adapt_model",),
     "plots": ("hold_last",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
@@ -61,6 +63,7 @@ __all__ = [
     "Sweep",
     "TorchLBFGS",
     "Victim",
+    "adapt_model",
     "attack",
     "build_model",
     "draw_params",

@@ -9,6 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
+from flax.core.tracers import current_trace
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Bool, Float, PyTree
@@ -75,13 +76,14 @@ def observe(
         inputs, moments = {}, {}
 
         def look(module, args, output):
+            path = _path(model, module)
             if isinstance(module, BatchNorm):
-                moments["/".join(module.path)] = _moments(args[0])
+                moments["/".join(path)] = _moments(args[0])
                 return output
-            if module.path not in shifts:
+            if path not in shifts:
                 return output
-            inputs[module.path] = args[0]
-            return output + shifts[module.path]
+            inputs[path] = args[0]
+            return output + shifts[path]
 
         with nn.intercept_methods(_after(look, nn.Dense, *([BatchNorm] if statistics else []))):
             logits = model.apply({"params": unflatten_dict({**rest, **known})}, x)
@@ -119,16 +121,32 @@ def _after(act: Callable, *kinds: type[nn.Module]) -> Callable:
     return intercept
 
 
+def _path(model, module: nn.Module) -> tuple[str, ...]:
+    """Where `params` has a layer's parameters: by its path, unless the model is one that `own_model` has renamed."""
+    renamed = getattr(model, "path_in_params", None)
+    return renamed(module.path) if renamed else module.path
+
+
 def _dense_outputs(model, params: PyTree, x) -> dict[tuple[str, ...], Any]:
-    """Path and output type of each dense layer that is applied once, to one vector per image."""
+    """Path and output type of each dense layer that is applied once, to one vector per image.
+
+    Those inside another transformation (`nn.remat`, `nn.jit`) are not among them: what they see must not leave it.
+    """
     seen: dict[tuple[str, ...], Any] = {}
 
-    def note(module, args, output):
-        seen[module.path] = None if module.path in seen or output.ndim != 2 else output
-        return output
+    def apply(params, x):
+        outside = current_trace()
 
-    with nn.intercept_methods(_after(note, nn.Dense)):
-        jax.eval_shape(lambda p, x: model.apply({"params": p}, x), params, x)
+        def note(module, args, output):
+            path = _path(model, module)
+            reachable = path not in seen and output.ndim == 2 and current_trace() == outside
+            seen[path] = output if reachable else None
+            return output
+
+        with nn.intercept_methods(_after(note, nn.Dense)):
+            return model.apply({"params": params}, x)
+
+    jax.eval_shape(apply, params, x)
     return {path: jax.ShapeDtypeStruct(out.shape, out.dtype) for path, out in seen.items() if out is not None}
 
 

@@ -18,8 +18,10 @@ QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level":
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 
 
-def lax_conv(inputs, kernel, strides, padding):
-    return lax.conv_general_dilated(inputs, kernel, strides, padding, dimension_numbers=NHWC)
+def lax_conv(inputs, kernel, strides, padding, *dilations, groups=1):
+    return lax.conv_general_dilated(
+        inputs, kernel, strides, padding, *dilations, dimension_numbers=NHWC, feature_group_count=groups
+    )
 
 
 @st.composite
@@ -56,6 +58,12 @@ def value_and_derivatives(conv, axes, inputs, kernel, along):
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 def test_both_equal_lax(convolution):
     input_shape, kernel_shape, strides, padding, vmapped = convolution
+    functions = [lambda x, k, conv=conv: conv(x, k, strides, padding) for conv in (fast_conv, patch_conv, lax_conv)]
+    assert_all_equal(functions, input_shape, kernel_shape, vmapped)
+
+
+def assert_all_equal(functions, input_shape, kernel_shape, vmapped):
+    """Values and derivatives of all are the last one's, with a trial axis where `vmapped` says."""
     axes = VMAPS[vmapped]
     shapes = [
         shape if axes is None or axis is None else (2, *shape)
@@ -64,17 +72,80 @@ def test_both_equal_lax(convolution):
     rng = np.random.default_rng(0)
     inputs, kernel, *along = (rng.standard_normal(shape) for shape in shapes * 2)
 
-    def both(inputs, kernel, along):
-        return [
-            value_and_derivatives(lambda x, k, conv=conv: conv(x, k, strides, padding), axes, inputs, kernel, along)
-            for conv in (fast_conv, patch_conv, lax_conv)
-        ]
+    def all_of_them(inputs, kernel, along):
+        return [value_and_derivatives(function, axes, inputs, kernel, along) for function in functions]
 
-    *ours, wanted = jax.jit(both, compiler_options=QUICK)(inputs, kernel, along)
+    *ours, wanted = jax.jit(all_of_them, compiler_options=QUICK)(inputs, kernel, along)
     for got in ours:
         assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-10)
+
+
+@st.composite
+def general_convolutions(draw):
+    """Input shape, kernel shape, strides, padding, both dilations, groups, and which arguments carry a trial axis."""
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    groups = draw(st.integers(1, 3))
+    spread, dilation = draw(pair), draw(pair)
+    kernel = (*draw(pair), draw(st.integers(1, 2)), groups * draw(st.integers(1, 2)))
+    window = [(size - 1) * d + 1 for size, d in zip(kernel[:2], dilation, strict=True)]
+    size = [-(-w // d) + draw(st.integers(1, 3)) for w, d in zip(window, spread, strict=True)]
+    margins = st.tuples(st.integers(-1, 2), st.integers(0, 2))
+    padding = draw(st.tuples(margins, margins))
+    if spread == (1, 1):  # lax takes no names for the padding of a transposed convolution
+        padding = draw(st.sampled_from(["SAME", "SAME_LOWER", "VALID", padding]))
+    inputs = (draw(st.integers(1, 2)), *size, kernel[2] * groups)
+    return inputs, kernel, draw(pair), padding, spread, dilation, groups, draw(st.sampled_from(sorted(VMAPS)))
+
+
+@given(general_convolutions())
+@example(((2, 6, 5, 3), (3, 3, 1, 6), (1, 1), "SAME", (1, 1), (1, 1), 3, "both"))  # depthwise, two outputs a channel
+@example(((1, 7, 8, 4), (3, 2, 2, 2), (2, 1), "SAME_LOWER", (1, 1), (2, 3), 2, "both"))
+@example(((1, 4, 3, 2), (3, 3, 2, 3), (1, 1), ((2, 1), (1, 2)), (2, 3), (1, 1), 1, "both"))  # transposed, by kernels
+@example(((1, 5, 5, 2), (2, 2, 2, 1), (1, 1), ((-1, 0), (1, -2)), (2, 1), (1, 1), 1, "kernels"))
+@settings(max_examples=12, deadline=None, derandomize=True, database=None)
+def test_dilated_grouped_and_transposed_equal_lax(convolution):
+    input_shape, kernel_shape, strides, padding, *dilations, groups, vmapped = convolution
+
+    def ours(conv):
+        return lambda x, k: conv(x, k, strides, padding, *dilations, feature_group_count=groups)
+
+    def wanted(x, k):
+        return lax_conv(x, k, strides, padding, *dilations, groups=groups)
+
+    assert_all_equal([ours(fast_conv), ours(patch_conv), wanted], input_shape, kernel_shape, vmapped)
+
+
+@pytest.mark.parametrize("conv", [fast_conv, patch_conv])
+@pytest.mark.parametrize(
+    ("inputs", "kernel", "options"),
+    [
+        (jnp.ones((1, 5, 3)), jnp.ones((3, 3, 2)), {"dimension_numbers": ("NHC", "HIO", "NHC")}),
+        (jnp.ones((1, 3, 5, 6)), jnp.ones((2, 3, 3, 3)), {"dimension_numbers": ("NCHW", "OIHW", "NCHW")}),
+        (jnp.ones((1, 4, 4, 4, 1)), jnp.ones((2, 2, 2, 1, 3)), {"dimension_numbers": ("NHWDC", "HWDIO", "NHWDC")}),
+        (1j * jnp.ones((1, 5, 5, 2)), 1j * jnp.ones((3, 3, 2, 2)), {"dimension_numbers": NHWC}),
+        (jnp.ones((1, 2, 2, 1)), jnp.ones((5, 5, 1, 1)), {"dimension_numbers": NHWC}),  # no pixel is left
+        (jnp.ones((1, 5, 5, 1), jnp.int32), jnp.ones((2, 2, 1, 1), jnp.int32), {"dimension_numbers": NHWC}),
+    ],
+    ids=["one-dimensional", "channels-first", "three-dimensional", "complex", "nothing-left", "integers"],
+)
+def test_others_are_handed_to_lax(conv, inputs, kernel, options):
+    strides = (1,) * (inputs.ndim - 2)
+    wanted = lax.conv_general_dilated(inputs, kernel, strides, "VALID", **options)
+    np.testing.assert_allclose(conv(inputs, kernel, strides, "VALID", **options), wanted, rtol=1e-12)
+
+
+def test_derivatives_of_grouped_convolutions_stay_products():
+    x, kernel = jnp.ones((4, 1, 6, 6, 4)), jnp.ones((4, 3, 3, 1, 8))
+
+    def slope(kernel, x):
+        return jnp.sum(fast_conv(x, kernel, (2, 2), "SAME", (1, 1), (2, 2), feature_group_count=4) ** 2)
+
+    def second(kernel, x):
+        return jnp.sum(jax.grad(slope)(kernel, x) ** 2)
+
+    assert "conv_general_dilated" not in str(jax.make_jaxpr(jax.vmap(jax.grad(second, 1)))(kernel, x))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
