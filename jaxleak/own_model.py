@@ -40,6 +40,8 @@ PRODUCTS: dict[type[nn.Module], tuple[str, Callable]] = {
     nn.Conv: ("conv_general_dilated", fast_conv),
     nn.Dense: ("dot_general", blocked_dot_general),
 }
+# What a model may say of itself, for files in torch's names and layout (`models.weights`).
+TOLD = ("torch_names", "head_input_shape", "flattened", "num_classes")
 WITHOUT_FIELD = (nn.ConvTranspose, nn.ConvLocal)  # layers that call `lax` themselves
 
 
@@ -64,6 +66,8 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
     Raises:
         InputError: not such a model; it cannot be called, does not give class logits, or does not end in a dense layer.
     """
+    if type(model).__module__.startswith("jaxleak.models."):
+        return model
     module = _linen_like(model)
     arguments = _arguments(module, image_shape, arguments, num_classes or "k")
     variables = jax.eval_shape(lambda: _init(module, image_shape, arguments))
@@ -76,6 +80,13 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
         warnings.warn(f"These layers of the model stay slow: {'; '.join(slow)}.", stacklevel=2)
     complete = head == ("head",) and _complete(module, image_shape, variables["params"])
     return module if complete else adapted
+
+
+def module_name(model: Any) -> str:
+    """What rows and tables call a model: its class, or the function that makes it."""
+    module = model.module if isinstance(model, AdaptedModel) else model
+    own = getattr(module, "__name__", None)
+    return (own if isinstance(own, str) else type(module).__name__).lower()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -132,6 +143,11 @@ class AdaptedModel:
     def _named_head(self, name: str) -> bool:
         """Whether it is "head", "head_" and so on, and taken from its owner."""
         return bool(self.head) and self.head != ("head",) and name.rstrip("_") == "head"
+
+    def __getattr__(self, name: str) -> Any:
+        if name in TOLD:
+            return getattr(self.module, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __eq__(self, other) -> bool:
         return isinstance(other, AdaptedModel) and self.module == other.module and repr(self) == repr(other)

@@ -13,6 +13,7 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models import MODELS, build_model
 from jaxleak.models.weights import read_tensors, update_from_torch, variables_from_torch
+from jaxleak.own_model import adapt_model, module_name
 from jaxleak.victim import NORMALISATIONS, Victim
 
 BUILDER = "build_model"  # the function looked for in a Python file
@@ -56,6 +57,8 @@ def load_update(
     name, build = model_builder(model)
     classes = _classes(build(2, **fields), tensors)
     module = build(classes, **fields)
+    if name not in MODELS:
+        module = adapt_model(module, image_shape, num_classes=classes)
     variables = variables_from_torch(module, tensors, image_shape)
     pixels, known = _truth(truth, labels, image_shape, batch)
     if max(known, default=0) >= classes:
@@ -87,7 +90,7 @@ def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
         InputError: no such model, file or function.
     """
     if not isinstance(model, str | Path):
-        return type(model).__name__.lower(), lambda classes, **fields: model.clone(**fields)
+        return module_name(model), lambda classes, **fields: model.clone(**fields)
     file, colon, function = str(model).partition(":")
     if not file.endswith(".py"):
         check_choice("model", str(model), MODELS)

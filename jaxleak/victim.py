@@ -18,6 +18,7 @@ from jaxleak.defences import Defence, check_defences, defence_text, defend
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
 from jaxleak.objectives import loss_gradient
+from jaxleak.own_model import AdaptedModel, adapt_model, module_name
 from jaxleak.training import train_network
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -274,7 +275,7 @@ class Victim:
 
 
 def make_victim(
-    model: str | nn.Module,
+    model: Any,
     data: Dataset,
     images: list[int],
     *,
@@ -288,7 +289,7 @@ def make_victim(
     """A victim whose private images are these of a data set.
 
     Args:
-        model: name of a model, or a Linen module with `data.num_classes` outputs.
+        model: name of a model, or a model of your own with `data.num_classes` outputs: whatever `adapt_model` takes.
         data: where the images come from (`load_dataset`).
         images: indices in the data set.
         network: see `Victim`.
@@ -303,7 +304,11 @@ def make_victim(
     Raises:
         InputError: unknown model, index out of range, weights that do not fit, a threat model that makes no sense.
     """
-    module = build_model(model, data.num_classes, **(fields or {})) if isinstance(model, str) else model
+    module: Any = model
+    if isinstance(model, str):
+        module = build_model(model, data.num_classes, **(fields or {}))
+    elif not isinstance(model, AdaptedModel):
+        module = adapt_model(model, data.image_shape, num_classes=data.num_classes)
     params = None
     if weights is not None:
         if network != "shared":
@@ -315,7 +320,7 @@ def make_victim(
     steps = threat_model.pop("trained_steps", 0)
     victim = Victim(
         model=module,
-        model_name=model if isinstance(model, str) else type(model).__name__.lower(),
+        model_name=model if isinstance(model, str) else module_name(model),
         dataset=data.name,
         split=data.split,
         indices=[int(index) for index in images],

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -61,7 +62,7 @@ def files(tmp_path_factory) -> Path:
     with jax.enable_x64(True):
         params = draw_params(MODEL, jax.random.key(0), SHAPE)
         target = jax.nn.one_hot(np.array([LABEL]), CLASSES, dtype=float)
-        update = jax.jit(lambda p: loss_gradient(MODEL, p, photo() / 255.0, target))(params)
+        update = jax.jit(lambda p: loss_gradient(MODEL, p, jnp.asarray(photo() / 255.0), target))(params)
     for name, tree in (("w", params), ("grads", update)):
         tensors = {key: value.astype(np.float32) for key, value in to_torch(MODEL, tree, SHAPE).items()}
         save_file(tensors, folder / f"{name}.safetensors")
@@ -155,10 +156,10 @@ def test_a_resnet_from_pytorch(truth, tmp_path):
 # --- what is refused ---
 
 
-def given(folder: Path, **changes: object) -> list[object]:
+def given(folder: Path, shape: tuple[int, int, int] = SHAPE, **changes: object) -> list[object]:
     flags = {"update": folder / "grads.safetensors", "weights": folder / "w.safetensors", "out": folder / "RUN"}
-    shape = ["--image-shape", *changes.pop("shape", SHAPE)]
-    return ["attack", *(part for name, value in {**flags, **changes}.items() for part in (f"--{name}", value)), *shape]
+    options = (part for name, value in {**flags, **changes}.items() for part in (f"--{name}", value))
+    return ["attack", *options, "--image-shape", *shape]
 
 
 def test_files_that_are_not_there_or_no_tensors(files, tmp_path):

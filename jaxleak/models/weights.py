@@ -34,6 +34,11 @@ class WithStatistics:
         """`batch_stats`: the collection of that name."""
         self.model, self.batch_stats = model, batch_stats
 
+    def path_in_params(self, path: tuple[str, ...]) -> tuple[str, ...]:
+        """Where `params` has what the model has at `path`: see `own_model.AdaptedModel`."""
+        renamed = getattr(self.model, "path_in_params", None)
+        return renamed(path) if renamed else path
+
     def apply(self, variables: Variables, x: Any) -> Any:
         """The model's outputs; the statistics in the precision jax is set to."""
         statistics = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.batch_stats)
