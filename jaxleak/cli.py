@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `jaxleak attack`, `jaxleak table`, `jaxleak plot`, `jaxleak bench`."""
+"""The command line: `jaxleak run`, `attack`, `table`, `plot`, `bench`, `models`."""
 
 import sys
 import warnings
@@ -28,7 +28,8 @@ class RunCommand(ClientFlags, AttackFlags):
     out: Path
     """Run directory: settings, one row per trial, reconstructions, summary.json and figures/."""
     model: str = "lenet"
-    """The victim's model: lenet (DLG's), mlp, resnet18 to resnet152 (CIFAR form)."""
+    """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), resnet18 to resnet152 (CIFAR
+    form), resnet20-4, resnet32-10, densenet121, inception3; `jaxleak models` lists them."""
     model_field: tuple[str, ...] = ()
     """Fields of the model, as in width=16 train=false activation=relu."""
     dataset: str = "photos"
@@ -146,6 +147,18 @@ class BenchCommand:
     """Also measure where the time of a step goes, for another half of --seconds."""
     out: Path | None = None
     """Write the numbers to this JSON file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelsCommand:
+    """List the models: parameters, input, memory of a lane and evaluations per second on this machine."""
+
+    only: tuple[str, ...] | None = None
+    """Just these."""
+    seconds: float = 5.0
+    """How long each is measured; compiling, which takes minutes for the deep ones, comes before."""
+    measure: bool = True
+    """Compile and measure them (--no-measure: parameters and input only)."""
 
 
 def build_sweep(command: RunCommand):
@@ -325,6 +338,22 @@ def bench(command: BenchCommand) -> int:
     return 0
 
 
+def models(command: ModelsCommand) -> int:
+    """`jaxleak models`."""
+    from jaxleak.bench.models import measure_models
+    from jaxleak.bench.tables import models_table
+    from jaxleak.environment import use_all_cores
+
+    use_all_cores()
+    lines = []
+    for line in measure_models(command.only, seconds=command.seconds if command.measure else 0.0):
+        lines.append(line)
+        if command.measure:
+            print(f"{line.model}: measured", file=sys.stderr, flush=True)
+    _console().print(models_table(lines))
+    return 0
+
+
 def _check_runs(runs: Sequence[Path]) -> None:
     if not runs:
         raise InputError("`runs` must name at least one run directory.")
@@ -389,6 +418,7 @@ COMMANDS = {
     "table": (TableCommand, table),
     "plot": (PlotCommand, plot),
     "bench": (BenchCommand, bench),
+    "models": (ModelsCommand, models),
 }
 
 

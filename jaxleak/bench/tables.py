@@ -1,10 +1,13 @@
 """The report of a measurement as tables for the terminal."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 from rich.console import Group
 from rich.table import Table
 
+from jaxleak.bench.models import Measured
 from jaxleak.bench.settings import COSINE, PHASES
 
 TIMES = (*PHASES, "bookkeeping", "engine")
@@ -111,3 +114,21 @@ def _machine(report: dict[str, Any]) -> str:
         f"{_number(machine['bytes_per_second'], '.1f', 1e-9)} GB/s in copies within main memory, "
         f"{_number(machine['cached_bytes_per_second'], '.1f', 1e-9)} GB/s within caches (16 MiB; read and written)."
     )
+
+
+def models_table(lines: Sequence[Measured]) -> Table:
+    """`jaxleak models`: a line for each model."""
+    device = jax.devices()[0]
+    table = Table(title=f"Models with 100 classes on {len(jax.devices())} x {device.device_kind}", box=None)
+    for heading in ("model", "parameters", "input", "MB a lane", "evaluations/s", "compiled in"):
+        table.add_column(heading, justify="left" if heading == "model" else "right")
+    for line in lines:
+        table.add_row(
+            line.model,
+            f"{line.parameters:,}",
+            "x".join(map(str, line.input)),
+            "–" if line.megabytes is None else f"{line.megabytes:,.1f}",
+            "–" if line.rate is None else f"{line.rate:,.1f}",
+            "–" if line.compile_seconds is None else f"{line.compile_seconds:,.0f} s",
+        )
+    return table

@@ -75,6 +75,11 @@ class Engine:
         self.best: int | None = None  # lanes per device that a search ended with
         self.ceiling: int | None = None  # lanes per device above which the memory ran out
 
+    @property
+    def programs(self) -> dict[Any, Programs]:
+        """The compiled functions for the most lanes so far, by where they live."""
+        return self._programs[max(self._programs)]
+
     def run(self, jobs: Any, on_finished: Callable[[Finished], None], on_chunk: Callable[[], None] = lambda: None):
         """Run every job; hand finished ones over as they end.
 

@@ -1,0 +1,98 @@
+"""What each model costs an attack: parameters, bytes a lane takes, evaluations per second on this machine."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxleak.attacks import IDLG
+from jaxleak.engine import Engine
+from jaxleak.errors import check_choice, check_positive
+from jaxleak.models import MODELS, build_model
+from jaxleak.sweep import Sweep
+from jaxleak.victim import Victim
+
+CLASSES = 100
+SIZES = {"inception3": 299}  # of the images, in pixels; others 32
+LANES = 2  # per device
+
+
+class Measured(NamedTuple):
+    """One line of the list."""
+
+    model: str
+    parameters: int
+    input: tuple[int, int, int]
+    megabytes: float | None = None  # a lane's, as the compiler says
+    rate: float | None = None  # evaluations per second, over all devices
+    compile_seconds: float | None = None
+
+
+class _EnoughError(Exception):
+    """Measured for long enough."""
+
+
+def parameter_count(model: Any, image_shape: tuple[int, int, int]) -> int:
+    """Numbers in the model's `params`."""
+    variables: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
+
+
+def measure_models(only: tuple[str, ...] | None = None, *, seconds: float = 5.0) -> Iterator[Measured]:
+    """Every model with 100 classes, or those named; each line as it is measured.
+
+    iDLG with `lbfgs` on one shared network, two lanes on each device. Compiling a deep network takes minutes.
+
+    Args:
+        only: names of `MODELS`.
+        seconds: to measure each, compilation not counted; 0 measures nothing.
+
+    Raises:
+        InputError: no such model.
+    """
+    if seconds:
+        check_positive("seconds", seconds)
+    for name in only or MODELS:
+        check_choice("only", name, MODELS)
+    for name in only or MODELS:
+        size = SIZES.get(name, 32)
+        model, shape = build_model(name, CLASSES), (size, size, 3)
+        line = Measured(name, parameter_count(model, shape), shape)
+        yield _measured(line, model, seconds) if seconds else line
+
+
+def _measured(line: Measured, model: Any, seconds: float) -> Measured:
+    victim = Victim(
+        model=model,
+        model_name=line.model,
+        dataset="noise",
+        split="all",
+        indices=[0],
+        images=np.random.default_rng(0).uniform(size=(1, *line.input)).astype(np.float32),
+        labels=np.zeros(1, np.int32),
+        num_classes=CLASSES,
+        network="shared",
+    )
+    lanes = LANES * len(jax.devices())
+    sweep = Sweep(victim=victim, attacks=(IDLG,), seeds=1000 * lanes, snapshots=())
+    trial = sweep.trial(IDLG)
+    engine = Engine(trial, trial.shared(), lanes=lanes)
+
+    def stop_in_time() -> None:
+        if engine.stats.seconds > seconds:
+            raise _EnoughError
+
+    try:
+        engine.run(sweep.jobs(0, set()), lambda finished: None, stop_in_time)
+    except _EnoughError:
+        pass
+    stats = engine.stats
+    (programs, *_) = engine.programs.values()
+    return line._replace(
+        megabytes=programs.bytes_per_lane / 1e6,
+        rate=stats.steps_useful / stats.seconds,
+        compile_seconds=stats.compile_seconds,
+    )
