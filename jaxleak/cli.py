@@ -199,6 +199,7 @@ def build_sweep(command: RunCommand):
             [int(index) for index in images],
             fields=fields,
             knows_statistics=not command.hide_statistics,
+            checkpoint=command.out,
             network=command.network,
             network_seed=command.network_seed,
             weights=command.weights,

@@ -236,6 +236,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
     path = Path(temporary.name) / "run" if temporary else Path(out or "")
     with Run.create_or_resume(path, sweep.settings(), environment()) as run:
         victim = sweep.victim
+        victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
         pictures = mosaic(victim.images.reshape(victim.updates, victim.batch, *victim.images.shape[1:]))
         run.write_truth(np.asarray(victim.indices)[first], np.asarray(victim.labels)[first], pictures)

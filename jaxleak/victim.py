@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
+from jaxleak.checkpoint import read_checkpoint, training_id, write_checkpoint
 from jaxleak.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.data import DATASETS, Dataset
 from jaxleak.defences import Defence, check_defences, defence_text, defend
@@ -60,7 +61,7 @@ class Victim:
         trained_on: "data" (random images of the data set; done by `make_victim`) or "own" (the update's own images, all
             at once: a later stage of this client's training).
         train_optimizer, train_lr: of that training.
-        training: its losses, where it is done already: `{"loss": [n, steps]}`.
+        training: its losses, where it is done already: `{"loss": [n, steps], "accuracy": [n], "id": ...}`.
         batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
             None: those of a new network, 0 and 1.
         knows_statistics: whether the attacker has `batch_stats`, or works with 0 and 1.
@@ -92,7 +93,7 @@ class Victim:
     trained_on: str = "data"
     train_optimizer: str = "adam"
     train_lr: float = 1e-3
-    training: dict[str, list] | None = None
+    training: dict[str, Any] | None = None
     batch_stats: PyTree | None = None
     knows_statistics: bool = True
     update: PyTree | None = None
@@ -157,6 +158,19 @@ class Victim:
     @property
     def _clips_examples(self) -> bool:
         return bool(self.defences) and self.defences[0].per_example
+
+    def write_checkpoint(self, folder: Path) -> None:
+        """Keep the networks that were trained for this victim in a run directory, if there are any."""
+        if self.training is None or self.params is None or "id" not in self.training:
+            return
+        networks: list[dict[str, PyTree]] = [{"params": self.params}]
+        if self.batch_stats is not None:
+            networks[0]["batch_stats"] = self.batch_stats
+        if self.network == "per-image":
+            params = self.params
+            networks = [{"params": jax.tree.map(lambda leaf, n=n: leaf[n], params)} for n in range(self.updates)]
+        h, w, c = self.images.shape[1:]
+        write_checkpoint(folder, self.model, networks, self.training, (h, w, c))
 
     @property
     def knows_truth(self) -> bool:
@@ -284,6 +298,7 @@ def make_victim(
     weights: str | Path | None = None,
     normalise: str = "none",
     fields: Mapping[str, Any] | None = None,
+    checkpoint: str | Path | None = None,
     **threat_model: Any,
 ) -> Victim:
     """A victim whose private images are these of a data set.
@@ -297,6 +312,7 @@ def make_victim(
         weights: safetensors file in torch's names, running statistics included where the model uses them; needs
             network="shared".
         fields: of the model, where it is given by its name.
+        checkpoint: a run directory: where the same training was done for it, its networks are taken.
         normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised.
         threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
             trained_on="data" (as it is) the network is trained here, on the images of `data` that are not attacked.
@@ -337,7 +353,7 @@ def make_victim(
     check_not_negative("trained_steps", steps, integer=True)
     victim = replace(victim, surrogates=_surrogates(victim, data))
     if steps and victim.trained_on == "data":
-        return _trained(victim, data, int(steps))
+        return _trained(victim, data, int(steps), None if checkpoint is None else Path(checkpoint))
     return replace(victim, trained_steps=int(steps))
 
 
@@ -351,8 +367,8 @@ def _surrogates(victim: Victim, data: Dataset) -> np.ndarray | None:
     return data.images(chosen)[0]
 
 
-def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
-    """The victim with its networks trained, without its defences: they are for the update."""
+def _trained(victim: Victim, data: Dataset, steps: int, checkpoint: Path | None) -> Victim:
+    """The victim with its networks trained, or read from a checkpoint of the same training."""
     if victim.network == "per-trial":
         raise InputError(
             "`trained_steps` on the data set trains every network; with `network` per-trial that is one for each "
@@ -363,24 +379,37 @@ def _trained(victim: Victim, data: Dataset, steps: int) -> Victim:
             "`trained_steps` of a network whose BatchNorm is in evaluation mode need `network` shared; "
             f"got {victim.network!r}."
         )
+    identity = training_id(victim.settings(), steps)
+    count = 1 if victim.network == "shared" else victim.updates
+    h, w, c = victim.images.shape[1:]
+    stored = None if checkpoint is None else read_checkpoint(checkpoint, victim.model, count, identity, (h, w, c))
+    networks, training = stored or _train(victim, data, steps)
+    params = networks[0]["params"]
+    if victim.network == "per-image":
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one["params"] for one in networks))
+    done: dict[str, Any] = {"params": params, "batch_stats": networks[0].get("batch_stats")}
+    training = {**training, "id": identity}
+    return replace(victim, **done, trained_steps=steps, training=training, weights_name="trained")
+
+
+def _train(victim: Victim, data: Dataset, steps: int) -> tuple[list[dict[str, PyTree]], dict[str, list]]:
+    """Each network trained, without the victim's defences: they are for the update."""
     plain = replace(victim, defences=(), client=Client(), batch=1)
     root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]
     h, w, c = victim.images.shape[1:]
-    networks = []
-    for number, key in enumerate(
-        [root] if victim.network == "shared" else [jax.random.fold_in(root, first) for first in firsts]
-    ):
+    keys = [root] if victim.network == "shared" else [jax.random.fold_in(root, first) for first in firsts]
+    networks, training = [], {"loss": [], "accuracy": []}
+    for number, key in enumerate(keys):
         begin = victim.params
         if begin is None:
             begin = draw_params(victim.model, key, (h, w, c))
         begin = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), begin)
-        networks.append(train_network(plain, begin, data, steps=steps, seed=victim.network_seed + number))
-    params = networks[0].params
-    if victim.network == "per-image":
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one.params for one in networks))
-    training = {"loss": [one.losses.tolist() for one in networks], "accuracy": [one.accuracy for one in networks]}
-    done: dict[str, Any] = {"params": params, "batch_stats": networks[0].batch_stats}
-    return replace(victim, **done, trained_steps=steps, training=training, weights_name="trained")
+        done = train_network(plain, begin, data, steps=steps, seed=victim.network_seed + number)
+        statistics = {} if done.batch_stats is None else {"batch_stats": done.batch_stats}
+        networks.append({"params": done.params, **statistics})
+        training["loss"].append(done.losses.tolist())
+        training["accuracy"].append(done.accuracy)
+    return networks, training
 
 
 def _digest(params: PyTree) -> str:

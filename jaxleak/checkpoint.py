@@ -1,0 +1,64 @@
+"""Networks that were trained for a run, kept in its directory: a resumed run attacks the same ones."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import PyTree
+
+from jaxleak.models.weights import to_torch, variables_from_torch
+from jaxleak.parts import write_atomically
+
+FILE = "trained-{}.safetensors"
+
+
+def training_id(settings: dict[str, Any], steps: int) -> str:
+    """What identifies a training run: the victim before it, and how many steps."""
+    text = json.dumps([settings, steps], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def write_checkpoint(
+    folder: Path, model: Any, networks: list[dict[str, PyTree]], training: dict[str, Any], shape
+) -> None:
+    """One safetensors file for each network, in torch's names and layout, unless it is there already.
+
+    Args:
+        folder: the run directory.
+        model: their model.
+        networks: `params` of each, and `batch_stats` where it has them.
+        training: `loss` and `accuracy` of each, and the `id` of all.
+        shape: of the images.
+    """
+    from safetensors.numpy import save
+
+    for number, network in enumerate(networks):
+        path = folder / FILE.format(number)
+        if path.exists():
+            continue
+        told = {"id": training["id"], "loss": training["loss"][number], "accuracy": training["accuracy"][number]}
+        tensors = to_torch(model, network["params"], shape, network.get("batch_stats"))
+        write_atomically(path, save(tensors, {"training": json.dumps(told)}))
+
+
+def read_checkpoint(
+    folder: Path, model: Any, count: int, identity: str, shape: tuple[int, int, int]
+) -> tuple[list[Any], dict[str, Any]] | None:
+    """The networks of `write_checkpoint` and their training, or None where this training's are not all there."""
+    from safetensors import SafetensorError, safe_open
+
+    networks, training = [], {"id": identity, "loss": [], "accuracy": []}
+    for number in range(count):
+        try:
+            with safe_open(folder / FILE.format(number), "np") as file:
+                told = json.loads(file.metadata()["training"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+            return None
+        if told["id"] != identity:
+            return None
+        networks.append(variables_from_torch(model, tensors, shape))
+        training["loss"].append(told["loss"])
+        training["accuracy"].append(told["accuracy"])
+    return networks, training

@@ -1,0 +1,74 @@
+"""Networks trained for a run are kept in its directory, and a resumed run takes them from there."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+
+from jaxleak import Sweep, make_victim, run_sweep
+from jaxleak import victim as victim_module
+from jaxleak.data import Dataset
+from jaxleak.victim import Victim
+from tests.test_threat_model import KNOWN, flat
+from tests.test_training import MODEL, SETTINGS, easy
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Dataset:
+    return easy(tmp_path_factory.mktemp("data") / "easy.npz")
+
+
+def trained(data: Dataset, checkpoint: Path | None = None, **changes) -> Victim:
+    return make_victim(MODEL, data, [3, 8], checkpoint=checkpoint, **{**SETTINGS, "trained_steps": 3, **changes})
+
+
+def swept(victim: Victim, out: Path):
+    return run_sweep(Sweep(victim=victim, attacks=(KNOWN,), seeds=1, snapshots=()), out, quiet=True)
+
+
+@pytest.mark.parametrize("network", ["shared", "per-image"])
+def test_a_resumed_run_has_the_networks_it_began_with(data, tmp_path, network, monkeypatch):
+    first = trained(data, network=network)
+    whole = swept(first, tmp_path / "run")
+
+    def never(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(victim_module, "train_network", never)
+    again = trained(data, tmp_path / "run", network=network)
+    assert np.array_equal(flat(again.params), flat(first.params))
+    assert again.settings() == first.settings()
+    assert again.training == first.training
+    assert swept(again, tmp_path / "run").rows == whole.rows
+
+
+def test_the_file_says_how_the_network_was_trained(data, tmp_path):
+    victim = trained(data)
+    swept(victim, tmp_path / "run")
+    with safe_open(tmp_path / "run/trained-0.safetensors", "np") as file:
+        told = json.loads(file.metadata()["training"])
+    assert victim.training is not None
+    assert told["loss"] == victim.training["loss"][0]
+    assert len(told["loss"]) == 3
+    assert told["accuracy"] == pytest.approx(victim.training["accuracy"][0], nan_ok=True)
+
+
+@pytest.mark.parametrize("changes", [{"trained_steps": 4}, {"train_lr": 0.01}, {"network_seed": 1}])
+def test_another_training_is_done_anew(data, tmp_path, changes):
+    first = trained(data)
+    swept(first, tmp_path / "run")
+    other = trained(data, tmp_path / "run", **changes)
+    assert not np.array_equal(flat(other.params), flat(first.params))
+    assert np.array_equal(flat(other.params), flat(trained(data, **changes).params))
+
+
+def test_a_damaged_file_is_no_checkpoint(data, tmp_path):
+    first = trained(data)
+    swept(first, tmp_path / "run")
+    (tmp_path / "run/trained-0.safetensors").write_bytes(b"damaged")
+    again = trained(data, tmp_path / "run")
+    assert np.array_equal(flat(again.params), flat(first.params))
+    assert jax.tree.structure(again.params) == jax.tree.structure(first.params)
