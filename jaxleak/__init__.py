@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from jaxleak.store import Run
     from jaxleak.sweep import Result, Sweep, attack, run_sweep
     from jaxleak.training import train_network
+    from jaxleak.update import load_update
     from jaxleak.victim import Victim, draw_params, make_victim
 
 # Where each public name lives; a module is imported when its first name is asked for.
@@ -38,6 +39,7 @@ _HOMES = {
     "store": ("Run",),
     "sweep": ("Result", "Sweep", "attack", "run_sweep"),
     "training": ("train_network",),
+    "update": ("load_update",),
     "victim": ("Victim", "draw_params", "make_victim"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
@@ -70,6 +72,7 @@ __all__ = [
     "fisher",
     "hold_last",
     "load_dataset",
+    "load_update",
     "load_weights",
     "make_victim",
     "parse_defence",

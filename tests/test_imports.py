@@ -40,6 +40,8 @@ LEAVES = {
 ALLOWED = {
     **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "parts", "environment"], LEAVES),
     "store": LEAVES | {"parts"},
+    "checkpoint": LEAVES | {"parts"},
+    "victim": LEAVES | {"checkpoint"},
     "attacker": LEAVES | {"victim", "attacks"},
     "trial": LEAVES | {"victim", "attacks", "attacker"},
     "engine": {"errors"},  # knows nothing about attacks
