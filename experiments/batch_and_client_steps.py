@@ -2,8 +2,9 @@
 
 `cpl` is the paper's setting: all images of a batch have one label, a single dummy stands for them, and the client has
 trained on that batch with Adam for so many iterations before it shares a gradient; the network is drawn anew for every
-trial. The one dummy is compared with the image it comes nearest to. `joint` has one dummy per image, labels read from
-the update, and a client that shares the weight difference after so many steps of SGD (0: the gradient), which the
+trial. The one dummy is compared with the image it comes nearest to. `scaled` is the same for a single image, with the
+objective measured relative to the shared gradient and no absolute stop. `joint` has one dummy per image, labels read
+from the update, and a client that shares the weight difference after so many steps of SGD (0: the gradient), which the
 attacker repeats; its objective is measured relative to the update, since that shrinks with the learning rate.
 
 What of the paper's table is not repeated here: its client's weights and Adam state went on from cell to cell and began
@@ -30,7 +31,11 @@ STEPS = (0, 1, 2, 5, 10, 20, 50)
 JOINT = replace(
     jaxleak.IDLG, name="joint", label="counts", init="uniform", scale="relative", tv=6e-6, stop_objective=0.0
 )
-LR = {"cpl": 1e-3, "joint": 1e-2}
+LR = {"cpl": 1e-3, "scaled": 1e-3, "joint": 1e-2}
+CPL = {
+    "cpl": replace(jaxleak.CPL, dummies=1),
+    "scaled": replace(jaxleak.CPL, dummies=1, scale="relative", stop_objective=0.0, max_evaluations=2000),
+}
 
 
 def main() -> None:
@@ -38,7 +43,8 @@ def main() -> None:
     options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
     data = jaxleak.load_dataset("lfw", split="train", data_dir=options.data_dir)
     folder = results_folder("batch_and_client_steps")
-    names = [f"{kind}-{batch}-{steps}" for kind in LR for batch in BATCHES for steps in STEPS]
+    batches = {kind: (1,) if kind == "scaled" else BATCHES for kind in LR}
+    names = [f"{kind}-{batch}-{steps}" for kind in LR for batch in batches[kind] for steps in STEPS]
     for name in chosen_runs(names, options):
         cell = sweep(name, data, options)
         (result,) = run_all(
@@ -52,12 +58,12 @@ def sweep(name: str, data: jaxleak.Dataset, options) -> jaxleak.Sweep:
     """One cell of the table."""
     kind, batch, steps = name.split("-")
     size, count = int(batch), int(steps)
-    labels = "same" if kind == "cpl" else "any"
+    labels = "same" if kind in CPL else "any"
     images = data.random_batches(options.updates, size, seed=2024, labels=labels)
-    if kind == "cpl":
+    if kind in CPL:
         later = {"trained_steps": count, "trained_on": "own", "train_lr": LR[kind]}
         victim = jaxleak.make_victim("lenet", data, images, batch=size, **later)
-        attack = replace(jaxleak.CPL, dummies=1)
+        attack = CPL[kind]
     else:
         client = jaxleak.Client(steps=count, lr=LR[kind])
         victim = jaxleak.make_victim("lenet", data, images, batch=size, client=client)
@@ -85,8 +91,8 @@ def draw(folder: Path) -> None:
     import json
 
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-cell.json"))]
-    figure = Figure(figsize=(7.0, 5.0), dpi=140, layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True)
+    figure = Figure(figsize=(7.0, 7.0), dpi=120, layout="constrained")
+    panels = figure.subplots(len(LR), 2, sharex=True)
     for line, kind in zip(panels, LR, strict=True):
         for axes, column in zip(line, ("ssim", "mse_clipped"), strict=True):
             for number, batch in enumerate(BATCHES):
@@ -100,7 +106,7 @@ def draw(folder: Path) -> None:
             axes.set_ylabel(f"{kind}: {column.replace('_clipped', '').upper()}", fontsize=8)
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
-    for axes in panels[1]:
+    for axes in panels[-1]:
         axes.set_xlabel("client iterations", fontsize=8)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=7)
     figure.savefig(folder / "table1.png")

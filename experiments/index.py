@@ -483,6 +483,7 @@ LINES: list[Callable[[], Line]] = [
     *[lambda name=name: inverting_gradients(name) for name in IG_PAPER],
     *[lambda size=size: batches(size) for size in (1, 2, 4, 8)],
     lambda: client_steps("cpl"),
+    lambda: client_steps("scaled"),
     lambda: client_steps("joint"),
     *[lambda size=size: resolution(size) for size in (32, 64, 128)],
     *[
