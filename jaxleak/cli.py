@@ -230,22 +230,9 @@ def build_sweep(command: RunCommand):
 
 def run(command: RunCommand) -> int:
     """`jaxleak run`."""
-    import jax
-
-    from jaxleak.environment import use_all_cores
-    from jaxleak.sweep import run_sweep
-
-    jax.config.update("jax_enable_x64", command.x64)
-    use_all_cores()
+    _prepare(command)
     sweep = build_sweep(command)
-    try:
-        result = run_sweep(sweep, command.out, lanes=lanes(command))
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted: finished trials are in {command.out}; the same command continues there.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    result = _swept(sweep, command)
     _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
     print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
     if command.figures:
@@ -254,18 +241,36 @@ def run(command: RunCommand) -> int:
     return 0
 
 
-def attack(command: AttackCommand) -> int:
-    """`jaxleak attack`."""
+def _prepare(command: AttackFlags) -> None:
+    """Precision and devices, before anything is computed."""
     import jax
 
     from jaxleak.environment import use_all_cores
-    from jaxleak.evidence import write_report
-    from jaxleak.sweep import Sweep, run_sweep
-    from jaxleak.tables import evidence_table
-    from jaxleak.update import load_update
 
     jax.config.update("jax_enable_x64", command.x64)
     use_all_cores()
+
+
+def _swept(sweep: Any, command: RunCommand | AttackCommand) -> Any:
+    """The result in the run directory; Ctrl-C ends the program there."""
+    from jaxleak.sweep import run_sweep
+
+    try:
+        return run_sweep(sweep, command.out, lanes=lanes(command))
+    except KeyboardInterrupt:
+        told = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
+        print(told, file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def attack(command: AttackCommand) -> int:
+    """`jaxleak attack`."""
+    from jaxleak.evidence import write_report
+    from jaxleak.sweep import Sweep
+    from jaxleak.tables import evidence_table
+    from jaxleak.update import load_update
+
+    _prepare(command)
     attacks = build_attacks(command)
     victim = load_update(
         command.update,
@@ -287,14 +292,7 @@ def attack(command: AttackCommand) -> int:
         criteria=build_criteria(command),
         snapshots=command.snapshots,
     )
-    try:
-        result = run_sweep(sweep, command.out, lanes=lanes(command))
-    except KeyboardInterrupt:
-        print(
-            f"\nInterrupted: finished restarts are in {command.out}; the same command continues there.",
-            file=sys.stderr,
-        )
-        return INTERRUPTED
+    result = _swept(sweep, command)
     told = write_report(result, victim, command.out)
     _console().print(evidence_table(told))
     for one in told:
