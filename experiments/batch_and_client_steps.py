@@ -91,9 +91,10 @@ def draw(folder: Path) -> None:
     import json
 
     cells = [json.loads(path.read_text()) for path in sorted(folder.glob("*-cell.json"))]
-    figure = Figure(figsize=(7.0, 7.0), dpi=120, layout="constrained")
-    panels = figure.subplots(len(LR), 2, sharex=True)
-    for line, kind in zip(panels, LR, strict=True):
+    kinds = [kind for kind in LR if any(cell["kind"] == kind for cell in cells)]
+    figure = Figure(figsize=(7.0, 2.3 * len(kinds) + 0.3), dpi=120, layout="constrained")
+    panels = figure.subplots(len(kinds), 2, sharex=True, sharey="col", squeeze=False)
+    for line, kind in zip(panels, kinds, strict=True):
         for axes, column in zip(line, ("ssim", "mse_clipped"), strict=True):
             for number, batch in enumerate(BATCHES):
                 own = sorted((c for c in cells if (c["kind"], c["batch"]) == (kind, batch)), key=lambda c: c["steps"])
