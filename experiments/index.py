@@ -256,6 +256,26 @@ def resnet18_eval() -> Line:
     )
 
 
+def kan_resnet18() -> Line:
+    parts, where = [], ""
+    for path in sorted((RESULTS / "kan2022_resnet18").glob("*-table.json")):
+        told = json.loads(path.read_text())
+        low, middle, high = told["psnr_quartiles"]
+        parts.append(
+            f"`{told['setting']}` (width {told['width']}): {share_solved(told, 'recovered')}, "
+            f"PSNR {middle:.1f} ({low:.1f} to {high:.1f}) dB"
+        )
+        where = told["device"]
+    return Line(
+        "Kan et al. 2022, ResNet-18: images that come back, by setting",
+        "python -m experiments.kan2022_resnet18",
+        "no image recovered of 20, 20 starts each",
+        "–",
+        "; ".join(parts) or NOT_RUN,
+        where,
+    )
+
+
 def share_solved(cell: dict, key: str = "solved") -> str:
     low, high = cell["ci95"]
     return f"{cell[key]}/{cell['trials']} [{low:.2f}, {high:.2f}]"
@@ -491,6 +511,7 @@ LINES: list[Callable[[], Line]] = [
         for kind in ("none", "gaussian", "laplace", "prune", "prune-layer", "precision", "clip", "dp-sgd")
     ],
     resnet18_eval,
+    kan_resnet18,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,
     precision,
