@@ -259,6 +259,10 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             "`start` surrogate needs an image of the data set that is not attacked; attack fewer, or give the victim "
             "`surrogates`."
         )
+    if dummies != victim.batch and not victim.knows_truth:
+        raise InputError(
+            f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
+        )
     if attack.label == "known" and not victim.knows_labels:
         raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
     if attack.statistics and not victim.knows_truth:

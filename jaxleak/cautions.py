@@ -1,6 +1,5 @@
 """Warnings when an evaluation may mislead."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +39,7 @@ def after(rows: Sequence[Row], criteria: Any) -> list[str]:
     found = []
     for attack in dict.fromkeys(row["attack"] for row in rows):
         own = [row for row in rows if row["attack"] == attack]
-        if all(row["status"] == "matched" or math.isnan(row["mse"]) for row in own) and own[0]["label"] < 0:
+        if any(row["status"] == "matched" for row in own) or all(row["label"] < 0 for row in own):
             found.append(f"{attack}: the private images are not known, so nothing counts as solved; see report.json.")
         zero = sum(row["update_norm2"] == 0 for row in own)
         if zero:

@@ -13,6 +13,7 @@ from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.flags import AttackFlags, ClientFlags, build_attacks, build_client, build_criteria, lanes, model_fields
 
 INTERRUPTED = 130
+TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
 BAD_INPUT = 2
 
 
@@ -166,6 +167,7 @@ def build_sweep(command: RunCommand):
     from jaxleak.data import BATCH_LABELS, load_dataset
     from jaxleak.defences import parse_defence
     from jaxleak.models import MODELS, build_model
+    from jaxleak.store import Run
     from jaxleak.sweep import Sweep
     from jaxleak.victim import NETWORKS, NORMALISATIONS, make_victim
 
@@ -224,7 +226,11 @@ def build_sweep(command: RunCommand):
         )
 
     if command.trained_steps:
-        sweep(0).check()  # what cannot be run is refused before anything is trained
+        before = sweep(0)  # what cannot be run is refused before anything is trained
+        before.check()
+        settings = before.settings()
+        settings["victim"]["trained_steps"] = command.trained_steps
+        Run.check(command.out, settings, TRAINED)
     return sweep(command.trained_steps)
 
 
@@ -345,11 +351,14 @@ def models(command: ModelsCommand) -> int:
 
     use_all_cores()
     lines = []
-    for line in measure_models(command.only, seconds=command.seconds if command.measure else 0.0):
-        lines.append(line)
-        if command.measure:
-            print(f"{line.model}: measured", file=sys.stderr, flush=True)
-    _console().print(models_table(lines))
+    try:
+        for line in measure_models(command.only, seconds=command.seconds if command.measure else 0.0):
+            lines.append(line)
+            if command.measure:
+                print(f"{line.model}: measured", file=sys.stderr, flush=True)
+    finally:
+        if lines:
+            _console().print(models_table(lines))
     return 0
 
 

@@ -3,6 +3,7 @@
 import difflib
 import math
 from collections.abc import Iterable
+from numbers import Real
 
 
 class InputError(ValueError):
@@ -29,7 +30,9 @@ def check_positive(argument: str, value: float, *, integer: bool = False) -> Non
     Raises:
         InputError: `value` is zero, negative, not a number, or not whole where it must be.
     """
-    if integer and (isinstance(value, bool) or int(value) != value):
+    if not isinstance(value, Real):
+        raise InputError(f"`{argument}` must be a {'whole ' if integer else ''}number; got {value!r}.")
+    if integer and (isinstance(value, bool) or not math.isfinite(value) or int(value) != value):
         raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
     if not value > 0:
         raise InputError(f"`{argument}` must be above 0; got {value!r}.")

@@ -25,6 +25,7 @@ class Restarts(NamedTuple):
     rows: list[Row]
     images: Float[np.ndarray, "n b h w c"]  # as they ended, not cut to [0, 1]; slots as the first one has them
     distances: Float[np.ndarray, "n b"]  # relative distance of each image from the first one's
+    labels: list[list[int]]  # that each worked with, in the order of its images
     total: int  # restarts, those without a finite objective included
 
 
@@ -40,11 +41,25 @@ def restarts(result: Result, attack: str) -> Restarts:
         for trial, images in zip(candidates["trial"], candidates["candidate"], strict=True)
     }
     images = [of_trial[row["trial"]] for row in rows]
-    images = [one[match(one, images[0])] for one in images]
     if not images:
-        return Restarts(attack, rows, np.zeros((0, batch, 1, 1, 1)), np.zeros((0, batch)), total)
+        return Restarts(attack, rows, np.zeros((0, batch, 1, 1, 1)), np.zeros((0, batch)), [], total)
+    order = [match(one, images[0]) for one in images]
+    images = [one[places] for one, places in zip(images, order, strict=True)]
     distances = [relative_error(np.asarray(one), np.asarray(images[0])) for one in images]
-    return Restarts(attack, rows, np.stack(images), np.stack(distances), total)
+    labels = [one[places].tolist() for one, places in zip(_labels(result, rows, batch), order, strict=True)]
+    return Restarts(attack, rows, np.stack(images), np.stack(distances), labels, total)
+
+
+def _labels(result: Result, rows: list[Row], batch: int) -> list[np.ndarray]:
+    """The labels of each restart, in the order in which its images are stored; -1 where it has none for one."""
+    if batch == 1:
+        return [np.array([row["label_found"]]) for row in rows]
+    arrays = result.run.arrays(["trial", "slots", "labels_found"], trials=[row["trial"] for row in rows])
+    of_trial = {
+        int(trial): np.where(slots >= 0, labels[slots], -1)
+        for trial, slots, labels in zip(arrays["trial"], arrays["slots"], arrays["labels_found"], strict=True)
+    }
+    return [of_trial[row["trial"]] for row in rows]
 
 
 def fits(row: Row) -> bool:
@@ -52,13 +67,9 @@ def fits(row: Row) -> bool:
     return row["relative_objective"] < EXPLAINS
 
 
-def report(found: Restarts, labels: list[list[int]]) -> dict[str, Any]:
-    """What the restarts of one attack come to, as plain data.
-
-    Args:
-        found: its restarts.
-        labels: that each of them worked with.
-    """
+def report(found: Restarts) -> dict[str, Any]:
+    """What the restarts of one attack come to, as plain data."""
+    labels = found.labels
     fitting = np.array([fits(row) for row in found.rows], bool)
     same = np.all(found.distances < AGREES, axis=1) & fitting
     slots = np.sum((found.distances < AGREES) & fitting[:, None], axis=0)
@@ -74,14 +85,14 @@ def report(found: Restarts, labels: list[list[int]]) -> dict[str, Any]:
         "same_labels": sum(sorted(one) == sorted(labels[0]) for one in labels) if labels else 0,
         "trial": best and best["trial"],
         "objective": best and best["objective"],
-        "relative_objective": best and best["relative_objective"],
+        "relative_objective": best and _known(best["relative_objective"]),
         "psnr": best and _known(best["psnr"]),
         "missing": _missing(found, fitting, slots),
     }
 
 
 def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
 
 
 def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[str]:
@@ -102,15 +113,6 @@ def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[st
     return [f"image {slot}: no two restarts that explain the update agree on it" for slot in alone]
 
 
-def labels_found(result: Result, victim: Victim, found: Restarts) -> list[list[int]]:
-    """The labels of each restart, in the order of `found.rows`."""
-    if victim.batch == 1:
-        return [[int(row["label_found"])] for row in found.rows]
-    arrays = result.run.arrays(["trial", "labels_found"], trials=[row["trial"] for row in found.rows])
-    of_trial = {int(t): one.tolist() for t, one in zip(arrays["trial"], arrays["labels_found"], strict=True)}
-    return [of_trial[row["trial"]] for row in found.rows]
-
-
 def write_report(result: Result, victim: Victim, folder: Path) -> list[dict[str, Any]]:
     """`report.json`, `best.npz` and `best.png` in the run directory; returns what the first one holds.
 
@@ -120,12 +122,11 @@ def write_report(result: Result, victim: Victim, folder: Path) -> list[dict[str,
     told, kept = [], []
     for attack in dict.fromkeys(row["attack"] for row in result.rows):
         found = restarts(result, attack)
-        labels = labels_found(result, victim, found)
-        told.append(report(found, labels))
+        told.append(report(found))
         kept += [
             (attack, row["trial"], row["objective"], one, np.clip(images, 0, 1), distance)
             for row, one, images, distance in zip(
-                found.rows[:KEPT], labels[:KEPT], found.images[:KEPT], found.distances[:KEPT], strict=True
+                found.rows[:KEPT], found.labels[:KEPT], found.images[:KEPT], found.distances[:KEPT], strict=True
             )
         ]
     (folder / "report.json").write_text(json.dumps({"attacks": told}, indent=1) + "\n")
@@ -161,7 +162,8 @@ def _draw(kept: list[tuple], victim: Victim, path: Path) -> None:
     for row, (attack, line) in zip(panels, zip(attacks, lines, strict=True), strict=True):
         row[0].set_ylabel(attack, fontsize=8)
         for axes, (text, picture) in zip(row, line, strict=False):
-            axes.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+            shown = picture if picture.shape[-1] == 3 else picture[..., 0]
+            axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
             axes.set_title(text, fontsize=7)
         for axes in row[len(line) :]:
             axes.set_visible(False)

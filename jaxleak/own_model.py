@@ -5,6 +5,7 @@ Nothing in the model is edited: its layers are replaced while it is applied, by 
 
 import hashlib
 import inspect
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -23,7 +24,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
-from jaxleak.traced import slow_convolutions, with_fast_convolutions
+from jaxleak.traced import flattened_shapes, slow_convolutions, with_fast_convolutions
 
 Path = tuple[str, ...]
 
@@ -41,7 +42,7 @@ PRODUCTS: dict[type[nn.Module], tuple[str, Callable]] = {
     nn.Dense: ("dot_general", blocked_dot_general),
 }
 # What a model may say of itself, for files in torch's names and layout (`models.weights`).
-TOLD = ("torch_names", "head_input_shape", "flattened", "num_classes")
+TOLD = ("torch_names", "num_classes")
 WITHOUT_FIELD = (nn.ConvTranspose, nn.ConvLocal)  # layers that call `lax` themselves
 
 
@@ -143,6 +144,33 @@ class AdaptedModel:
     def _named_head(self, name: str) -> bool:
         """Whether it is "head", "head_" and so on, and taken from its owner."""
         return bool(self.head) and self.head != ("head",) and name.rstrip("_") == "head"
+
+    def flattened(self, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
+        """The dense layer that reads a flattened map, and that one's height, width and channels; "" where none does.
+
+        As the model says it (`flattened`, or `head_input_shape` for the head), else as its forward pass shows.
+        """
+        if hasattr(self.module, "flattened"):
+            return self.module.flattened(image_shape)
+        if hasattr(self.module, "head_input_shape"):
+            return "head", self.module.head_input_shape(image_shape)
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        variables: Any = jax.eval_shape(self.init, jax.random.key(0), image)
+        maps = flattened_shapes(lambda *args: self.apply(*args), variables, image)
+        inputs: dict[str, int] = {}
+
+        def note(call, args, kwargs, context):
+            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
+                inputs.setdefault("/".join(self.path_in_params(context.module.path)), args[0].shape[-1])
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            jax.eval_shape(lambda *args: self.apply(*args), variables, image)  # a function not traced before
+        for shape in maps:
+            for layer, size in inputs.items():
+                if size == math.prod(shape):
+                    return layer, shape
+        return "", (1, 1, 1)
 
     def __getattr__(self, name: str) -> Any:
         if name in TOLD:

@@ -74,6 +74,13 @@ def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
     return [f"{name}: {shown(old, name)} in the directory, {shown(new, name)} asked" for name in names]
 
 
+def _other_settings(path: Path, differences: list[str]) -> str:
+    return (
+        f"`out` {path} holds a run with other settings: {'; '.join(differences)}."
+        " Give the same settings to continue it, or another directory."
+    )
+
+
 def _make_directory(path: Path) -> None:
     if path.exists() and not path.is_dir():
         raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
@@ -174,10 +181,7 @@ class Run:
                 description = _read_description(path)
                 differences = _differences(description["settings"], settings)
                 if differences:
-                    raise InputError(
-                        f"`out` {path} holds a run with other settings: {'; '.join(differences)}."
-                        " Give the same settings to continue it, or another directory."
-                    )
+                    raise InputError(_other_settings(path, differences))
             else:
                 description = _describe(settings, environment)
                 write_atomically(path / "run.json", json_bytes(description))
@@ -187,6 +191,28 @@ class Run:
         except BaseException:
             lock.close()
             raise
+
+    @classmethod
+    def check(cls, path: str | Path, settings: dict[str, Any], later: tuple[str, ...]) -> None:
+        """Raise what `create_or_resume` would, of what is known before long work; nothing is written.
+
+        Args:
+            path: the directory.
+            settings: as far as they are known.
+            later: dotted names of settings that are not.
+
+        Raises:
+            InputError: as there.
+        """
+        path = Path(path)
+        if not path.exists():
+            return
+        _make_directory(path)
+        if (path / "run.json").exists():
+            differences = _differences(_read_description(path)["settings"], settings)
+            known = [text for text in differences if not text.startswith(tuple(f"{name}:" for name in later))]
+            if known:
+                raise InputError(_other_settings(path, known))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":

@@ -144,13 +144,20 @@ def train_network(
         drawn = jax.random.fold_in(key, number)
         params, state, loss = step(params, state, pixels[place], labels[place], drawn)
         losses.append(loss)
+    told = np.array(losses, float)
+    if not np.isfinite(told).all():
+        first = int(np.argmin(np.isfinite(told)))
+        raise InputError(
+            f"`train_lr` {victim.train_lr:g} makes the loss {told[first]} at step {first + 1} of training; "
+            "use a smaller one."
+        )
     test = data if held_out is None else held_out
     tested = order[:apart] if held_out is None else rng.permutation(held_out.index)[:10_000]
     statistics = None
     if victim.learns_statistics:
         statistics = running_statistics(learner, params, data, mine[: STATISTICS_BATCHES * batch].tolist(), batch)
         victim = victim.in_evaluation(statistics)
-    return Trained(params, np.array(losses, float), accuracy(victim, params, test, tested.tolist()), statistics)
+    return Trained(params, told, accuracy(victim, params, test, tested.tolist()), statistics)
 
 
 def running_statistics(

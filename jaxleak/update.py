@@ -1,10 +1,12 @@
 """The user's own update: what a client shared, from a file, as a victim whose images need not be known."""
 
 import importlib.util
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -44,9 +46,9 @@ def load_update(
         batch: images the update was computed from.
         client: how it was computed; None: one gradient.
         normalise: by whose mean and deviation the network's input is normalised.
-        truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them. Its
-            labels are the truth's, and are used only where an attack is told them.
-        labels: the labels, one per image, where they are known and the images are not.
+        truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them, with
+            labels. A folder's are numbered by name, which need not be the network's numbers.
+        labels: the labels, one per image, where they are known; in place of the truth's own.
         fields: of the model, by their names.
 
     Raises:
@@ -54,12 +56,15 @@ def load_update(
     """
     check_positive("batch", batch, integer=True)
     tensors, shared = read_tensors(weights, "weights"), read_tensors(update, "update")
+    for size in image_shape:
+        check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)
     classes = _classes(build(2, **fields), tensors)
-    module = build(classes, **fields)
-    if name not in MODELS:
-        module = adapt_model(module, image_shape, num_classes=classes)
+    module = adapt_model(build(classes, **fields), image_shape, num_classes=classes)
     variables = variables_from_torch(module, tensors, image_shape)
+    gradient = update_from_torch(module, shared, image_shape)
+    if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
+        raise InputError("`update` is zero everywhere: there is nothing to match.")
     pixels, known = _truth(truth, labels, image_shape, batch)
     if max(known, default=0) >= classes:
         raise InputError(f"`labels` must be below the network's {classes} classes; got {max(known)}.")
@@ -79,7 +84,7 @@ def load_update(
         client=client or Client(),
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
         batch_stats=variables.get("batch_stats"),
-        update=update_from_torch(module, shared, image_shape),
+        update=gradient,
     )
 
 
@@ -101,10 +106,11 @@ def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
 def _function(file: Path, name: str) -> Callable[..., Any]:
     if not file.is_file():
         raise InputError(f"`model` must be a name or a Python file; there is no file {str(file)!r}.")
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    spec = importlib.util.spec_from_file_location(f"jaxleak_model_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
     try:
         spec.loader.exec_module(module)
     except Exception as error:  # whatever the user's file raises
@@ -112,7 +118,16 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
     build = getattr(module, name, None)
     if not callable(build):
         raise InputError(f"`model` {str(file)!r} has no function {name!r}; name another after a colon.")
-    return build
+
+    def checked(classes: int, **fields: Any) -> Any:
+        try:
+            return build(classes, **fields)
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's function raises
+            raise InputError(f"`model` {str(file)!r}: {name} fails: {type(error).__name__}: {error}.") from error
+
+    return checked
 
 
 def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
@@ -120,7 +135,7 @@ def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     head = dict(getattr(model, "torch_names", ())).get("head", "head")
     for name in (f"{head}.bias", f"{head}.weight"):
         if name in tensors:
-            return len(tensors[name])
+            return int(np.shape(tensors[name])[0]) if np.ndim(tensors[name]) else 1
     raise InputError(
         f"`weights` have no {head}.weight, the head of {type(model).__name__}; they have "
         f"{', '.join(list(tensors)[:6])}. Choose another --model, or rename the tensors."
@@ -131,17 +146,20 @@ def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b
     """Images and labels, NaN and -1 where they are not known."""
     h, w, c = image_shape
     if truth is None:
-        known = [-1] * batch if labels is None else [int(label) for label in labels]
-        if len(known) != batch or (labels is not None and min(known) < 0):
-            raise InputError(f"`labels` must be {batch} classes, one per image, from 0 up; got {list(labels or [])}.")
+        known = [-1] * batch if labels is None else _given(labels, batch)
         return np.full((batch, h, w, c), np.nan, np.float32), known
-    if labels is not None:
-        raise InputError("`truth` has labels of its own; leave out --labels.")
-    data = load_dataset(truth, image_size=h)
+    data = load_dataset(truth, image_size=h if h == w and Path(truth).is_dir() else None)
     if data.image_shape != (h, w, c) or len(data) != batch:
         raise InputError(
             f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
             f"{'x'.join(map(str, data.image_shape))}. Change --batch, --image-shape or the file."
         )
     pixels, own = data.images(sorted(data.index.tolist()))
-    return pixels, own.tolist()
+    return pixels, own.tolist() if labels is None else _given(labels, batch)
+
+
+def _given(labels: Sequence[int], batch: int) -> list[int]:
+    known = [int(label) for label in labels]
+    if len(known) != batch or min(known) < 0:
+        raise InputError(f"`labels` must be {batch} classes, one per image, from 0 up; got {known}.")
+    return known

@@ -387,7 +387,7 @@ def _trained(victim: Victim, data: Dataset, steps: int, checkpoint: Path | None)
     params = networks[0]["params"]
     if victim.network == "per-image":
         params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one["params"] for one in networks))
-    done: dict[str, Any] = {"params": params, "batch_stats": networks[0].get("batch_stats")}
+    done: dict[str, Any] = {"params": params, "batch_stats": networks[0].get("batch_stats", victim.batch_stats)}
     training = {**training, "id": identity}
     return replace(victim, **done, trained_steps=steps, training=training, weights_name="trained")
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from jaxleak import Sweep, make_victim, run_sweep
+from jaxleak import InputError, Run, Sweep, make_victim, run_sweep
 from jaxleak import victim as victim_module
 from jaxleak.data import Dataset
 from jaxleak.victim import Victim
@@ -72,3 +72,24 @@ def test_a_damaged_file_is_no_checkpoint(data, tmp_path):
     again = trained(data, tmp_path / "run")
     assert np.array_equal(flat(again.params), flat(first.params))
     assert jax.tree.structure(again.params) == jax.tree.structure(first.params)
+
+
+def test_a_training_that_diverges_is_said(data):
+    with pytest.raises(InputError, match=r"`train_lr` 1e\+308 makes the loss \S+ at step \d+ of training"):
+        trained(data, train_optimizer="sgd", train_lr=1e308)
+
+
+def test_a_directory_with_other_settings_is_refused_before_training(data, tmp_path):
+    swept(trained(data), tmp_path / "run")
+    settings = Run.open(tmp_path / "run").settings
+    later = ("victim.weights",)
+    Run.check(tmp_path / "run", settings, later)
+    Run.check(tmp_path / "run", {**settings, "victim": {**settings["victim"], "weights": None}}, later)
+    with pytest.raises(InputError, match="other settings: seeds: 1 in the directory, 2 asked"):
+        Run.check(tmp_path / "run", {**settings, "seeds": 2}, later)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes/text").write_text("mine")
+    with pytest.raises(InputError, match="not empty and not a run directory"):
+        Run.check(tmp_path / "notes", settings, later)
+    Run.check(tmp_path / "new", settings, later)
+    assert not (tmp_path / "new").exists()

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,8 +15,9 @@ from safetensors.numpy import load_file, save_file
 
 from jaxleak.evidence import Restarts, report
 from jaxleak.models import LeNet
-from jaxleak.models.weights import to_torch
+from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.objectives import loss_gradient
+from jaxleak.update import load_update
 from jaxleak.victim import draw_params
 from tests.oracles.require_torch import require_torch
 from tests.test_cli import call, refusal, restored_globals
@@ -193,7 +195,7 @@ def test_models_that_are_none(files, tmp_path):
 def test_truths_and_labels_that_do_not_fit(files, truth):
     assert "`labels` must be 1 classes" in refusal(*given(files), "--labels", 1, 2)
     assert "`labels` must be below the network's 10 classes; got 10" in refusal(*given(files), "--labels", 10)
-    assert "leave out --labels" in refusal(*given(files, truth=truth), "--labels", 3)
+    assert "`labels` must be 1 classes" in refusal(*given(files, truth=truth), "--labels", 3, 4)
     assert "`truth` must hold 2 images" in refusal(*given(files, truth=truth, batch=2))
     assert "`label` known needs the labels" in refusal(*given(files, label="known"))
 
@@ -201,7 +203,7 @@ def test_truths_and_labels_that_do_not_fit(files, truth):
 # --- the evidence ---
 
 
-def found(objectives: list[float], shown: list[int], batch: int = 1) -> Restarts:
+def found(objectives: list[float], shown: list[int], labels: list[list[int]], batch: int = 1) -> Restarts:
     """Restarts of which those with the same number show the same images."""
     pictures = np.random.default_rng(0).uniform(size=(max(shown) + 1, batch, 4, 4, 1))
     images = pictures[shown]
@@ -213,28 +215,118 @@ def found(objectives: list[float], shown: list[int], batch: int = 1) -> Restarts
         {"trial": place, "objective": value, "relative_objective": value, "psnr": float("nan")}
         for place, value in enumerate(objectives)
     ]
-    return Restarts("some", rows, images, distances, len(rows) + 1)
+    return Restarts("some", rows, images, distances, labels, len(rows) + 1)
 
 
 def test_agreement_counts_restarts_that_explain_the_update():
-    told = report(found([1e-9, 1e-8, 1e-7, 0.5], [0, 0, 1, 0]), [[1], [1], [2], [1]])
+    told = report(found([1e-9, 1e-8, 1e-7, 0.5], [0, 0, 1, 0], [[1], [1], [2], [1]]))
     assert (told["restarts"], told["finite"], told["fit"], told["agree"], told["same_labels"]) == (5, 4, 3, 2, 3)
     assert told["missing"] == []
     assert (told["trial"], told["objective"], told["labels"]) == (0, 1e-9, [1])
 
 
 def test_what_is_missing_is_said():
-    assert "it is not determined" in report(found([1e-9, 1e-8], [0, 1]), [[1], [1]])["missing"][0]
-    assert "use more --seeds" in report(found([1e-9, 0.3], [0, 0]), [[1], [1]])["missing"][0]
-    assert "no restart explains" in report(found([0.2, 0.3], [0, 0]), [[1], [1]])["missing"][0]
-    empty = Restarts("some", [], np.zeros((0, 1, 4, 4, 1)), np.zeros((0, 1)), 2)
-    assert report(empty, [])["missing"] == ["every restart ended with an objective that is not a number"]
+    assert "it is not determined" in report(found([1e-9, 1e-8], [0, 1], [[1], [1]]))["missing"][0]
+    assert "use more --seeds" in report(found([1e-9, 0.3], [0, 0], [[1], [1]]))["missing"][0]
+    assert "no restart explains" in report(found([0.2, 0.3], [0, 0], [[1], [1]]))["missing"][0]
+    empty = Restarts("some", [], np.zeros((0, 1, 4, 4, 1)), np.zeros((0, 1)), [], 2)
+    assert report(empty)["missing"] == ["every restart ended with an objective that is not a number"]
 
 
 def test_images_of_a_batch_agree_one_by_one():
-    one = found([1e-9, 1e-8], [0, 1], batch=2)
+    one = found([1e-9, 1e-8], [0, 1], [[1, 2], [2, 1]], batch=2)
     one.images[1, 0], one.distances[1, 0] = one.images[0, 0], 0.0
-    told = report(one, [[1, 2], [2, 1]])
+    told = report(one)
     assert told["agree_by_image"] == [2, 1]
     assert told["same_labels"] == 2
     assert told["missing"] == ["image 1: no two restarts that explain the update agree on it"]
+
+
+STOCK = """
+from __future__ import annotations
+
+import flax.linen as nn
+
+
+class CNN(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.avg_pool(nn.sigmoid(nn.Conv(4, (3, 3))(x)), (2, 2), strides=(2, 2))
+        x = nn.sigmoid(nn.Dense(6)(x.reshape((x.shape[0], -1))))
+        return nn.Dense(self.classes)(x)
+
+
+def build_model(classes):
+    return CNN(classes)
+"""
+
+
+def test_a_stock_model_in_a_file_whatever_its_name(tmp_path):
+    """Named as a built-in one; torch flattens NCHW, Flax NHWC, and the first dense layer reads the map."""
+    (tmp_path / "mlp.py").write_text(STOCK)
+    rng = np.random.default_rng(0)
+    shapes = {"Conv_0.weight": (4, 3, 3, 3), "Dense_0.weight": (6, 4 * 8 * 8), "head.weight": (CLASSES, 6)}
+    tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    tensors |= {name.replace("weight", "bias"): np.zeros(shape[0], np.float32) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "w.safetensors")
+    victim = load_update(tmp_path / "w.safetensors", tmp_path / "w.safetensors", tmp_path / "mlp.py", image_shape=SHAPE)
+    params: Any = victim.params
+    wanted = tensors["Dense_0.weight"].reshape(6, 4, 8, 8).transpose(2, 3, 1, 0).reshape(-1, 6)
+    np.testing.assert_array_equal(params["Dense_0"]["kernel"], wanted)
+    np.testing.assert_array_equal(params["head"]["kernel"], tensors["head.weight"].T)
+
+
+def test_labels_go_with_their_images(files, tmp_path):
+    """Of a batch: each restart numbers its dummies in its own way."""
+    with jax.enable_x64(True):
+        params = draw_params(MODEL, jax.random.key(0), SHAPE)
+        images = np.concatenate([photo(), photo()[:, ::-1] // 2]) / 255.0
+        target = jax.nn.one_hot(np.array([LABEL, 7]), CLASSES, dtype=float)
+        update = jax.jit(lambda p: loss_gradient(MODEL, p, jnp.asarray(images), target))(params)
+    tensors = {name: value.astype(np.float32) for name, value in to_torch(MODEL, update, SHAPE).items()}
+    save_file(tensors, tmp_path / "grads.safetensors")
+    (tmp_path / "w.safetensors").write_bytes((files / "w.safetensors").read_bytes())
+    options = ("--attack", "dlg", "--start", "uniform", "--tv", 0.001, "--batch", 2, "--iterations", 40, "--seeds", 3)
+    told = attack(tmp_path, tmp_path / "RUN", *options)
+    with np.load(tmp_path / "RUN/best.npz") as best:
+        errors = np.mean((best["images"][:, :, None] - images[None, None]) ** 2, axis=(3, 4, 5))
+        near = np.argmin(errors, axis=2)
+        good = np.min(errors, axis=2) < 0.02
+        assert good.sum() >= 2
+        assert np.all((np.array([LABEL, 7])[near] == best["labels"])[good])
+    assert sorted(told["labels"]) == sorted([LABEL, 7])
+
+
+def test_what_cannot_be_attacked_is_refused(files, tmp_path):
+    zero = {name: np.zeros_like(tensor) for name, tensor in load_file(files / "grads.safetensors").items()}
+    save_file(zero, tmp_path / "zero.safetensors")
+    assert "`update` is zero everywhere" in refusal(*given(files, update=tmp_path / "zero.safetensors"))
+    assert "`dummies` must be as many as the update's images, 1" in refusal(*given(files, dummies=2))
+    assert "`image_shape` must be above 0" in refusal(*given(files, shape=(-8, 8, 3)))
+    (tmp_path / "net.py").write_text(STOCK)
+    line = refusal(*given(files, model=tmp_path / "net.py"), "--model-field", "width=3")
+    assert "build_model fails: TypeError" in line
+    assert "`strides` must be whole numbers" in refusal(*given(files), "--model-field", "strides=a,b")
+    assert "`channels` must be a whole number; got 'abc'" in refusal(*given(files), "--model-field", "channels=abc")
+    line = refusal(*given(files, model="resnet18"), "--model-field", "train=no")
+    assert "`train` must be true or false; got 'no'" in line
+
+
+class Odd(nn.Module):
+    """Layers with kernels of three axes, and a parameter that is neither a kernel nor a bias."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Conv(4, (3,))(x.reshape(x.shape[0], -1, x.shape[-1]))
+        return nn.Dense(CLASSES, name="head")(nn.PReLU()(jnp.mean(x, axis=1)))
+
+
+def test_any_parameters_go_through_files():
+    model, shape = Odd(), (4, 4, 2)
+    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    again = variables_from_torch(model, to_torch(model, params, shape), shape)["params"]
+    assert jax.tree.structure(again) == jax.tree.structure(params)
+    for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(params), strict=True):
+        np.testing.assert_array_equal(one, other)

@@ -1,10 +1,11 @@
 """Linen models. In every one the last dense layer is named "head"."""
 
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 
-from jaxleak.errors import check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models.activations import ACTIVATIONS, find_activation
 from jaxleak.models.convnet import ConvNet
 from jaxleak.models.densenet import DenseNet, DenseNet121
@@ -84,6 +85,25 @@ def build_model(name: str, num_classes: int, **fields) -> nn.Module:
     own = set(type(model).__dataclass_fields__) - {"num_classes", "parent", "name"}
     for field in fields:
         check_choice("field", field, own)
-    if "activation" in fields:
-        fields["activation"] = find_activation(fields["activation"])
-    return model.clone(**fields)
+    checked = {field: _checked(field, value, getattr(model, field)) for field, value in fields.items()}
+    return model.clone(**checked)
+
+
+def _checked(field: str, value: Any, default: Any) -> Any:
+    """A field's value, of the kind that its default has; one number stands for a tuple of one.
+
+    Raises:
+        InputError: it is of another kind, or a number that is not above 0.
+    """
+    if field == "activation":
+        return find_activation(value)
+    if isinstance(default, tuple):
+        return value if isinstance(value, tuple) else (value,)
+    if isinstance(default, bool):
+        if not isinstance(value, bool):
+            raise InputError(f"`{field}` must be true or false; got {value!r}.")
+    elif isinstance(default, int | float):
+        check_positive(field, value, integer=isinstance(default, int))
+    elif isinstance(default, str) and not isinstance(value, str):
+        raise InputError(f"`{field}` must be a name; got {value!r}.")
+    return value

@@ -121,19 +121,18 @@ def _collections(model, state, image_shape, needed: dict[str, Expected]) -> Vari
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
         layer, (h, w, c) = _flattened(model, image_shape)
-        if path == ("params", layer, "kernel"):
+        if path == ("params", *layer.split("/"), "kernel"):
             # Linen flattens NHWC, torch NCHW: the layer's inputs come in another order.
             tensor = tensor.reshape(torch_shape[0], c, h, w)
-        if tensor.ndim == 4:
-            tensor = tensor.transpose(2, 3, 1, 0)
-        tensors[path] = jnp.asarray((tensor.T if tensor.ndim == 2 else tensor).reshape(shape), dtype=float)
+        tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+        tensors[path] = jnp.asarray(tensor.reshape(shape), dtype=float)
     return unflatten_dict(tensors)
 
 
 def _torch_name(model, path: tuple[str, ...]) -> str:
     """torch's name of the tensor at `path`, which starts with the collection."""
     renamed = dict(getattr(model, "torch_names", ()))
-    return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES[path[-1]]])
+    return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES.get(path[-1], path[-1])])
 
 
 def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
@@ -147,7 +146,7 @@ def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int
 
 def _torch_layout(model, path: tuple[str, ...], tensor: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
     layer, shape = _flattened(model, image_shape)
-    if path == ("params", layer, "kernel"):
+    if path == ("params", *layer.split("/"), "kernel"):
         tensor = tensor.reshape(*shape, -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
     return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
