@@ -59,7 +59,7 @@ def to_torch(
     """
     tensors = flatten_dict({"params": params, "batch_stats": batch_stats or {}})
     return {
-        _torch_name(model, path): np.ascontiguousarray(_torch_layout(model, path, np.asarray(tensor), image_shape))
+        _torch_name(model, path): np.asarray(_torch_layout(model, path, np.asarray(tensor), image_shape), order="C")
         for path, tensor in tensors.items()
     }
 
