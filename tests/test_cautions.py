@@ -124,6 +124,8 @@ def test_a_defence_drawn_anew_makes_trials_differ_from_the_same_start(small):
 def row(**fields) -> dict[str, Any]:
     plain = {
         "attack": "dlg",
+        "status": "wrong-image",
+        "label": 3,
         "objective_kind": "l2",
         "objective": 1e-5,
         "relative_objective": 1e-5,
@@ -145,6 +147,8 @@ def row(**fields) -> dict[str, Any]:
         ([row(update_norm2=0.0, relative_objective=float("nan"))], "dlg: the update is zero in 1 of 1 trials"),
         ([row(update_norm2=0.0, relative_objective=float("inf"))], "dlg: the update is zero in 1 of 1 trials"),
         ([row(), row(attack="idlg", update_norm2=0.0)], "idlg: the update is zero in 1 of 1 trials"),
+        ([row(status="matched")], "dlg: the private images are not known"),
+        ([row(status="stalled", label=-1)], "dlg: the private images are not known"),
         ([], None),
     ],
     ids=str,
