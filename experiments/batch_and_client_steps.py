@@ -14,7 +14,7 @@ had a data range of 0, here 1.
 
 A joint evaluation costs batch x steps gradients, so the evaluations of a trial are limited (`--evaluations`).
 
-    python -m experiments.batch_and_client_steps --data-dir DIR --updates 3 --seeds 2 --evaluations 300
+    python -m experiments.batch_and_client_steps --data-dir DIR --updates 3 --seeds 2 --evaluations 1500
 """
 
 from dataclasses import replace
@@ -39,7 +39,7 @@ CPL = {
 
 
 def main() -> None:
-    numbers = {"updates": 3, "seeds": 2, "evaluations": 300}
+    numbers = {"updates": 3, "seeds": 2, "evaluations": 1500}
     options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
     data = jaxleak.load_dataset("lfw", split="train", data_dir=options.data_dir)
     folder = results_folder("batch_and_client_steps")
