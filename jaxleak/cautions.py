@@ -15,6 +15,11 @@ def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
     """What the settings alone give away."""
     found = []
     train_mode = getattr(victim.model, "train", False) and getattr(victim.model, "norm", "batch") == "batch"
+    if not victim.knows_statistics and victim.batch_stats is None:
+        found.append(
+            "hidden statistics change nothing: this network has none but those of a new one, which the attacker "
+            "works with anyway."
+        )
     one_by_one = any(defence.per_example for defence in victim.defences)
     if train_mode and (one_by_one or (victim.client.batch or victim.batch // victim.client.clients) == 1):
         found.append(

@@ -20,9 +20,13 @@ def training_id(settings: dict[str, Any], steps: int) -> str:
 
 
 def write_checkpoint(
-    folder: Path, model: Any, networks: list[dict[str, PyTree]], training: dict[str, Any], shape
+    folder: Path,
+    model: Any,
+    networks: list[dict[str, PyTree]],
+    training: dict[str, Any],
+    shape: tuple[int, int, int],
 ) -> None:
-    """One safetensors file for each network, in torch's names and layout, unless it is there already.
+    """One safetensors file for each network, in torch's names and layout, unless they can be read back already.
 
     Args:
         folder: the run directory.
@@ -33,10 +37,10 @@ def write_checkpoint(
     """
     from safetensors.numpy import save
 
+    if read_checkpoint(folder, model, len(networks), training["id"], shape) is not None:
+        return
     for number, network in enumerate(networks):
         path = folder / FILE.format(number)
-        if path.exists():
-            continue
         told = {"id": training["id"], "loss": training["loss"][number], "accuracy": training["accuracy"][number]}
         tensors = to_torch(model, network["params"], shape, network.get("batch_stats"))
         write_atomically(path, save(tensors, {"training": json.dumps(told)}))

@@ -10,7 +10,16 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxleak.errors import InputError, check_choice, check_positive
-from jaxleak.flags import AttackFlags, ClientFlags, build_attacks, build_client, build_criteria, lanes, model_fields
+from jaxleak.flags import (
+    AttackFlags,
+    ClientFlags,
+    build_attacks,
+    build_client,
+    build_criteria,
+    lanes,
+    model_fields,
+    sweep_of,
+)
 
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
@@ -168,7 +177,6 @@ def build_sweep(command: RunCommand):
     from jaxleak.defences import parse_defence
     from jaxleak.models import MODELS, build_model
     from jaxleak.store import Run
-    from jaxleak.sweep import Sweep
     from jaxleak.victim import NETWORKS, NORMALISATIONS, make_victim
 
     # Names and counts first: they are checked without touching data.
@@ -187,7 +195,7 @@ def build_sweep(command: RunCommand):
     fields = model_fields(command.model_field)
     build_model(command.model, 2, **fields)
     defences = tuple(parse_defence(text) for text in command.defence)
-    criteria = build_criteria(command)
+    build_criteria(command)
     data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
     images = command.images
     if images is None:
@@ -216,14 +224,7 @@ def build_sweep(command: RunCommand):
             train_optimizer=command.train_optimizer,
             train_lr=command.train_lr,
         )
-        return Sweep(
-            victim=victim,
-            attacks=attacks,
-            seeds=command.seeds,
-            start_seed=command.start_seed,
-            criteria=criteria,
-            snapshots=command.snapshots,
-        )
+        return sweep_of(victim, attacks, command)
 
     if command.trained_steps:
         before = sweep(0)  # what cannot be run is refused before anything is trained
@@ -271,8 +272,7 @@ def _swept(sweep: Any, command: RunCommand | AttackCommand) -> Any:
 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
-    from jaxleak.evidence import write_report
-    from jaxleak.sweep import Sweep
+    from jaxleak.evidence import draw, write_report
     from jaxleak.tables import evidence_table
     from jaxleak.update import load_update
 
@@ -290,21 +290,17 @@ def attack(command: AttackCommand) -> int:
         labels=command.labels,
         **model_fields(command.model_field),
     )
-    sweep = Sweep(
-        victim=victim,
-        attacks=attacks,
-        seeds=command.seeds,
-        start_seed=command.start_seed,
-        criteria=build_criteria(command),
-        snapshots=command.snapshots,
-    )
-    result = _swept(sweep, command)
-    told = write_report(result, victim, command.out)
+    result = _swept(sweep_of(victim, attacks, command), command)
+    told, kept = write_report(result, command.out)
     _console().print(evidence_table(told))
     for one in told:
         for text in one["missing"]:
             print(f"{one['attack']}: {text}")
-    print(f"{command.out}: report.json, best.npz, best.png")
+    files = ["report.json"]
+    if kept:
+        draw(kept, victim, command.out / "best.png")
+        files += ["best.npz", "best.png"]
+    print(f"{command.out}: {', '.join(files)}")
     return 0
 
 

@@ -30,10 +30,7 @@ def check_positive(argument: str, value: float, *, integer: bool = False) -> Non
     Raises:
         InputError: `value` is zero, negative, not a number, or not whole where it must be.
     """
-    if not isinstance(value, Real):
-        raise InputError(f"`{argument}` must be a {'whole ' if integer else ''}number; got {value!r}.")
-    if integer and (isinstance(value, bool) or not math.isfinite(value) or int(value) != value):
-        raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
+    _check_number(argument, value, integer)
     if not value > 0:
         raise InputError(f"`{argument}` must be above 0; got {value!r}.")
     if math.isinf(value):
@@ -46,11 +43,17 @@ def check_not_negative(argument: str, value: float, *, integer: bool = False) ->
     Raises:
         InputError: `value` is negative, infinite, not a number, or not whole where it must be.
     """
+    _check_number(argument, value, integer)
     if not value >= 0:
         raise InputError(f"`{argument}` must be 0 or above; got {value!r}.")
     if math.isinf(value):
         raise InputError(f"`{argument}` must be finite; got {value!r}.")
-    if integer and int(value) != value:
+
+
+def _check_number(argument: str, value: float, integer: bool) -> None:
+    if not isinstance(value, Real):
+        raise InputError(f"`{argument}` must be a {'whole ' if integer else ''}number; got {value!r}.")
+    if integer and (isinstance(value, bool) or not math.isfinite(value) or int(value) != value):
         raise InputError(f"`{argument}` must be a whole number; got {value!r}.")
 
 

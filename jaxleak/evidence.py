@@ -1,6 +1,5 @@
 """What restarts say about images nobody can compare with the truth: which fit the update, and whether they agree."""
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +8,7 @@ from jaxtyping import Float
 
 from jaxleak.matching import match, mosaic
 from jaxleak.metrics import relative_error
+from jaxleak.parts import json_bytes, npz_bytes, write_atomically
 from jaxleak.stats import Row
 from jaxleak.sweep import Result
 from jaxleak.victim import Victim
@@ -113,8 +113,8 @@ def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[st
     return [f"image {slot}: no two restarts that explain the update agree on it" for slot in alone]
 
 
-def write_report(result: Result, victim: Victim, folder: Path) -> list[dict[str, Any]]:
-    """`report.json`, `best.npz` and `best.png` in the run directory; returns what the first one holds.
+def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], list[tuple]]:
+    """`report.json` and `best.npz` in the run directory; returns what the first one holds, and what `draw` takes.
 
     `best.npz` has, of the best restarts of each attack, `images` [n, b, h, w, c] cut to [0, 1], `objective` [n],
     `labels` [n, b], `trial` [n] and `attack` [n].
@@ -129,22 +129,21 @@ def write_report(result: Result, victim: Victim, folder: Path) -> list[dict[str,
                 found.rows[:KEPT], found.labels[:KEPT], found.images[:KEPT], found.distances[:KEPT], strict=True
             )
         ]
-    (folder / "report.json").write_text(json.dumps({"attacks": told}, indent=1) + "\n")
+    write_atomically(folder / "report.json", json_bytes({"attacks": told}))
     if kept:
         names, trials, objectives, labels, images, _ = zip(*kept, strict=True)
-        np.savez(
-            folder / "best.npz",
-            images=np.stack(images).astype(np.float32),
-            objective=np.array(objectives),
-            labels=np.array(labels),
-            trial=np.array(trials),
-            attack=np.array(names),
-        )
-        _draw(kept, victim, folder / "best.png")
-    return told
+        arrays = {
+            "images": np.stack(images).astype(np.float32),
+            "objective": np.array(objectives),
+            "labels": np.array(labels),
+            "trial": np.array(trials),
+            "attack": np.array(names),
+        }
+        write_atomically(folder / "best.npz", npz_bytes(arrays))
+    return told, kept
 
 
-def _draw(kept: list[tuple], victim: Victim, path: Path) -> None:
+def draw(kept: list[tuple], victim: Victim, path: Path) -> None:
     """A line of pictures for each attack, the best restart first, the truth before them where it is known."""
     from matplotlib.figure import Figure
 

@@ -96,7 +96,7 @@ class ClientFlags:
     """How the client turned its images into an update."""
 
     batch: int = 1
-    """Images per update: the first of --images make the first update, and so on."""
+    """Images that an update is computed from (of `run`: the first of --images make the first update, and so on)."""
     normalise: str = "none"
     """Whose mean and deviation the network's input is brought to: none, cifar100, cifar10, mnist, imagenet."""
     client_steps: int = 0
@@ -235,6 +235,20 @@ def build_criteria(command: AttackFlags):
         cosine=command.success_cosine,
         relative_error=command.success_error,
         mse_thresholds=command.mse_thresholds,
+    )
+
+
+def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
+    """These attacks on a victim, with the flags' seeds, criteria and snapshots."""
+    from jaxleak.sweep import Sweep
+
+    return Sweep(
+        victim=victim,
+        attacks=attacks,
+        seeds=command.seeds,
+        start_seed=command.start_seed,
+        criteria=build_criteria(command),
+        snapshots=command.snapshots,
     )
 
 

@@ -219,7 +219,9 @@ def _rates(rows: list[Row], criteria: Criteria) -> dict[str, Any]:
         "evaluations_mean": np.mean(evaluations) if evaluations else None,
         "evaluations_median": np.median(evaluations) if evaluations else None,
         "label_accuracy": sum(bool(row["label_correct"]) for row in rows) / n,
+        "labels_known": any(row.get("label", 0) >= 0 for row in rows),
         "status": {status: sum(row["status"] == status for row in rows) for status in STATUSES},
+        "truth_known": not any(math.isfinite(row["objective"]) and math.isnan(row["mse"]) for row in rows),
         "mse_below": {f"{t:g}": sum(row["mse"] < t for row in rows) / n for t in criteria.mse_thresholds},
     }
 

@@ -16,12 +16,12 @@ NOTHING = "–"  # a number that does not exist, as the iterations of no success
 
 # Heading and text of each column after those that name the group.
 COLUMNS: dict[str, Callable[[Group], str]] = {
-    "solved": lambda group: _solved(group),
-    "rate [95 %]": lambda group: rate_text(group),
+    "solved": lambda group: _judged(group, _solved),
+    "rate [95 %]": lambda group: _judged(group, rate_text),
     "iterations\nmean,\nmedian": lambda group: _pair(group["iterations_mean"], group["iterations_median"]),
     "eval.\nmedian": lambda group: _number(group["evaluations_median"]),
-    "label\nright": lambda group: f"{group['label_accuracy']:.2f}",
-    "selected,\noracle": lambda group: _restarts(group),
+    "label\nright": lambda group: f"{group['label_accuracy']:.2f}" if group.get("labels_known", True) else NOTHING,
+    "selected,\noracle": lambda group: _judged(group, _restarts),
 }
 NOTE = (
     "Iterations and evaluations are those to the objective threshold, over solved trials. Selected, oracle: "
@@ -41,6 +41,11 @@ def partial_text(summary: Summary) -> str:
         return ""
     done = sum(group["trials"] for group in _overall(summary))
     return f"partial: {done} of {summary['trials_expected']} trials"
+
+
+def _judged(group: Group, text: Callable[[Group], str]) -> str:
+    """`text` of a group, where there are private images to compare with."""
+    return text(group) if group.get("truth_known", True) else NOTHING
 
 
 def _number(value: float | None) -> str:

@@ -95,7 +95,7 @@ def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
         InputError: no such model, file or function.
     """
     if not isinstance(model, str | Path):
-        return module_name(model), lambda classes, **fields: model.clone(**fields)
+        return module_name(model), lambda classes, **fields: model.clone(**fields) if fields else model
     file, colon, function = str(model).partition(":")
     if not file.endswith(".py"):
         check_choice("model", str(model), MODELS)

@@ -172,7 +172,7 @@ class Victim:
         h, w, c = self.images.shape[1:]
         write_checkpoint(folder, self.model, networks, self.training, (h, w, c))
 
-    @property
+    @functools.cached_property
     def knows_truth(self) -> bool:
         """Whether the private images are at hand, to measure against."""
         return not np.isnan(self.images).any()

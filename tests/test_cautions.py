@@ -26,7 +26,8 @@ QUICK = replace(IDLG, name="quick", solver=Adam(), iterations=2)
 BATCHNORM = "BatchNorm in train mode sees one image at a time"
 DRAWN = "the defence is drawn anew for each restart"
 CONSTANT = "is the same for every seed"
-KINDS = (BATCHNORM, DRAWN, CONSTANT)
+HIDDEN = "hidden statistics change nothing"
+KINDS = (BATCHNORM, DRAWN, CONSTANT, HIDDEN)
 
 
 @pytest.fixture
@@ -116,6 +117,13 @@ def test_a_defence_drawn_anew_makes_trials_differ_from_the_same_start(small):
         Tiny(CLASSES), small, [0], network="shared", defences=(Gaussian(sigma=1.0),), defence_draw="per-trial"
     )
     assert kinds(cautions.before(victim, [replace(QUICK, init="black")], 2)) == {DRAWN}
+
+
+def test_hidden_statistics_of_a_network_that_has_none(small):
+    victim = make_victim(resnet(train=False), small, [0], network="shared", knows_statistics=False)
+    assert kinds(cautions.before(victim, (QUICK,), 1)) == {HIDDEN}
+    measured = replace(victim, batch_stats={"any": np.ones(2)})
+    assert not kinds(cautions.before(measured, (QUICK,), 1))
 
 
 # --- after ---

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from jaxleak import InputError, Run, Sweep, make_victim, run_sweep
 from jaxleak import victim as victim_module
@@ -72,6 +73,8 @@ def test_a_damaged_file_is_no_checkpoint(data, tmp_path):
     again = trained(data, tmp_path / "run")
     assert np.array_equal(flat(again.params), flat(first.params))
     assert jax.tree.structure(again.params) == jax.tree.structure(first.params)
+    swept(again, tmp_path / "run")
+    assert load_file(tmp_path / "run/trained-0.safetensors"), "the damaged file is replaced"
 
 
 def test_a_training_that_diverges_is_said(data):

@@ -124,6 +124,15 @@ def test_the_python_example_runs(tmp_path):
     example = examples[0]
     assert "photos" in example, "the example must run without prepared data"
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
+    run_python(example, tmp_path)
+
+
+def test_the_example_of_an_own_model_runs(tmp_path):
+    (example,) = [block for block in blocks("python") if "class CNN" in block]
+    run_python(example + "\nassert victim.updates == 1\n", tmp_path)
+
+
+def run_python(example: str, tmp_path: Path) -> None:
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(

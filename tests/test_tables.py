@@ -1,6 +1,7 @@
 """Tables: every number in its place, nothing cut off at 100 columns, partial runs marked."""
 
 import io
+import math
 import statistics
 
 import pytest
@@ -180,3 +181,15 @@ def test_a_run_without_trials_is_an_empty_table_that_says_so():
         assert "partial: 0 of 10 trials" in shown(table)
     assert markdown_table(empty).endswith("partial: 0 of 10 trials\n")
     assert shown(summary_table([]))
+
+
+def test_what_cannot_be_compared_has_no_rate():
+    """Without the private images nothing counts as solved, and without their labels none as right."""
+    rows = [make_row(i, 0, "matched", mse=math.nan, psnr=math.nan, label=-1, success=False) for i in range(3)]
+    (line,) = [line for line in shown(summary_table([summarise(rows, Criteria())])).splitlines() if "dlg" in line]
+    assert "0/3" not in line
+    assert "0.00" not in line
+    known = [row | {"label": 4, "label_correct": True} for row in rows]
+    (line,) = [line for line in shown(summary_table([summarise(known, Criteria())])).splitlines() if "dlg" in line]
+    assert "1.00" in line
+    assert "0/3" not in line

@@ -58,8 +58,9 @@ def to_torch(
         batch_stats: its running statistics, if they are to be among the tensors.
     """
     tensors = flatten_dict({"params": params, "batch_stats": batch_stats or {}})
+    reader = _flattened(model, image_shape)
     return {
-        _torch_name(model, path): np.asarray(_torch_layout(model, path, np.asarray(tensor), image_shape), order="C")
+        _torch_name(model, path): np.asarray(_torch_layout(reader, path, np.asarray(tensor)), order="C")
         for path, tensor in tensors.items()
     }
 
@@ -118,9 +119,9 @@ def _known(model, state, image_shape, needed: dict[str, Expected]) -> dict[str, 
 
 def _collections(model, state, image_shape, needed: dict[str, Expected]) -> Variables:
     tensors = {}
+    layer, (h, w, c) = _flattened(model, image_shape)
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
-        layer, (h, w, c) = _flattened(model, image_shape)
         if path == ("params", *layer.split("/"), "kernel"):
             # Linen flattens NHWC, torch NCHW: the layer's inputs come in another order.
             tensor = tensor.reshape(torch_shape[0], c, h, w)
@@ -144,8 +145,9 @@ def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int
     return "", (1, 1, 1)  # none: dense layers are as in torch but for the transpose
 
 
-def _torch_layout(model, path: tuple[str, ...], tensor: np.ndarray, image_shape: tuple[int, int, int]) -> np.ndarray:
-    layer, shape = _flattened(model, image_shape)
+def _torch_layout(reader: tuple[str, tuple[int, int, int]], path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """A tensor as torch lays it out; `reader`: see `_flattened`."""
+    layer, shape = reader
     if path == ("params", *layer.split("/"), "kernel"):
         tensor = tensor.reshape(*shape, -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
@@ -156,10 +158,10 @@ def _expected(model, image_shape: tuple[int, int, int]) -> dict[str, Expected]:
     """The model's tensors by torch's name."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     template: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore[reportAssignmentType]
-    expected = {}
+    expected, reader = {}, _flattened(model, image_shape)
     for path, leaf in template.items():
         blank = np.broadcast_to(np.float32(0), leaf.shape)
-        torch_shape = _torch_layout(model, path, blank, image_shape).shape
+        torch_shape = _torch_layout(reader, path, blank).shape
         expected[_torch_name(model, path)] = Expected(path, leaf.shape, torch_shape)
     return expected
 
