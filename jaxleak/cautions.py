@@ -24,7 +24,7 @@ def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
     if train_mode and (one_by_one or (victim.client.batch or victim.batch // victim.client.clients) == 1):
         found.append(
             "BatchNorm in train mode sees one image at a time: its outputs no longer tell that image's brightness and "
-            "contrast, so a failure says little about larger batches."
+            "contrast. Compare by affine_error, which leaves those out; a failure says little about larger batches."
         )
     drawn_anew = victim.defence_draw == "per-trial" and any(defence.random for defence in victim.defences)
     if drawn_anew:

@@ -42,7 +42,7 @@ class BatchMetrics(NamedTuple):
     """How close the candidates of n trials are, p = min(d, b) of whose images are matched."""
 
     slots: Int[np.ndarray, "n b"]  # see `match`
-    trials: dict[str, np.ndarray]  # one number per trial: means, but the largest `relative_error` and `max_abs`
+    trials: dict[str, np.ndarray]  # one number per trial: means, but the largest of the errors and `max_abs`
     errors: Float[np.ndarray, "n p"]  # relative error of each matched image
 
 
@@ -50,7 +50,7 @@ def batch_metrics(candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.n
     """Slots and metrics of whole trials."""
     slots, matched, places = _matched(candidates, truths)
     each = {name: one.reshape(len(slots), -1) for name, one in image_metrics(matched, places).items()}
-    worst = ("relative_error", "max_abs")
+    worst = ("relative_error", "affine_error", "max_abs")
     whole = {name: np.max(one, axis=1) if name in worst else np.mean(one, axis=1) for name, one in each.items()}
     return BatchMetrics(slots, whole, each["relative_error"])
 

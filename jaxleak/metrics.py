@@ -7,6 +7,7 @@ pixel of it.
 """
 
 import functools
+import math
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +21,7 @@ PerImage = Float[np.ndarray, "n"]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 # Images per compiled SSIM call; smaller batches are padded to a power of two, so few shapes are compiled.
 SSIM_BLOCK = 64
+ONE_COLOUR = 1e-20  # below this sum of squares about its mean, an image has no shape
 
 
 def mse(x: Images, truth: Images, clip: bool = False) -> PerImage:
@@ -71,6 +73,32 @@ def relative_error(x: Images, truth: Images) -> PerImage:
         return np.where((error == 0) & (length == 0), 0.0, error / length)
 
 
+def affine_error(x: Images, truth: Images) -> PerImage:
+    """What is wrong but for contrast and brightness: `|a (x - mean) - (x* - mean)| / |x* - mean|`, means by channel.
+
+    The contrast `a`, one number of 0 or above, is that of least squares; the brightness of each channel is taken from
+    the truth. 0 is the same picture, 1 nothing in common (or its negative). BatchNorm in train mode on one image takes
+    just these four numbers out of the gradient, so that no attack can know them. `x` is not clipped. Against a truth of
+    one colour it is NaN.
+    """
+    x, truth = _pair(x, truth)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        flat, flat_truth = _shape_alone(x), _shape_alone(truth)
+        squares, squares_truth = np.sum(flat**2, axis=1), np.sum(flat_truth**2, axis=1)
+        contrast = np.where(squares > 0, np.maximum(np.sum(flat * flat_truth, axis=1) / squares, 0), 0.0)
+        left = np.sum((contrast[:, None] * flat - flat_truth) ** 2, axis=1)
+        error = np.sqrt(left / squares_truth)
+    measurable = np.isfinite(x).all(axis=(1, 2, 3)) & (squares_truth > ONE_COLOUR)
+    return np.where(measurable, error, np.nan)
+
+
+def _shape_alone(x: Images) -> Float[np.ndarray, "n p"]:
+    """Images less the mean of each channel, in units of their largest pixel so that no square overflows."""
+    largest = np.abs(x).max(axis=(1, 2, 3), keepdims=True)
+    x = x / np.where(largest > 0, largest, 1.0)
+    return (x - x.mean(axis=(1, 2), keepdims=True)).reshape(len(x), math.prod(x.shape[1:]))
+
+
 def max_abs(x: Images) -> PerImage:
     """Largest `|pixel|` of each image."""
     x = _batch("x", x)
@@ -90,6 +118,7 @@ def image_metrics(candidates: Images, truths: Images) -> dict[str, PerImage]:
         "psnr": psnr(candidates, truths),
         "ssim": ssim(candidates, truths),
         "relative_error": relative_error(candidates, truths),
+        "affine_error": affine_error(candidates, truths),
         "max_abs": max_abs(candidates),
     }
 

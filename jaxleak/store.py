@@ -38,7 +38,7 @@ from jaxleak.parts import (
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 2  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
+FORMAT = 3  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
 
 
 def _canonical(value: Any) -> str:

@@ -90,7 +90,7 @@ def test_metrics_are_means_and_the_largest_errors():
     for trial in range(2):
         each = image_metrics(candidates[trial, [1, 2, 0]], truths[trial])
         for name, values in each.items():
-            whole = np.max if name in ("relative_error", "max_abs") else np.mean
+            whole = np.max if name in ("relative_error", "affine_error", "max_abs") else np.mean
             assert found.trials[name][trial] == pytest.approx(whole(values), rel=1e-12), name
         np.testing.assert_allclose(found.errors[trial], each["relative_error"], rtol=1e-12)
     np.testing.assert_array_equal(found.trials["relative_error"], found.errors.max(axis=1))

@@ -59,10 +59,31 @@ def test_relative_error_and_max_abs_equal_numpy():
     np.testing.assert_array_equal(metrics.max_abs(x), np.abs(x).reshape(5, -1).max(axis=1))
 
 
+def test_affine_error_equals_least_squares():
+    """One contrast for all channels, a brightness for each: numpy's solution of the same problem."""
+    x, truth = pair((9, 7, 3))
+    channel = np.broadcast_to(np.eye(3), (9, 7, 3, 3)).reshape(-1, 3)
+    for i in range(len(x)):
+        columns = np.column_stack([x[i].ravel(), channel])
+        fit = columns @ np.linalg.lstsq(columns, truth[i].ravel(), rcond=None)[0]
+        spread = np.linalg.norm(truth[i] - truth[i].mean(axis=(0, 1)))
+        expected = np.linalg.norm(fit - truth[i].ravel()) / spread
+        assert metrics.affine_error(x, truth)[i] == pytest.approx(expected, rel=1e-9)
+
+
+def test_affine_error_does_not_see_contrast_and_brightness():
+    x, truth = pair((32, 32, 3))
+    changed = 7.5 * x + np.array([3.0, -2.0, 0.5])
+    np.testing.assert_allclose(metrics.affine_error(changed, truth), metrics.affine_error(x, truth), rtol=1e-9)
+    np.testing.assert_allclose(metrics.affine_error(-x, truth), 1)  # a negative is not the picture
+    np.testing.assert_allclose(metrics.affine_error(np.full_like(truth, 0.3), truth), 1)
+    assert np.isnan(metrics.affine_error(x, np.full_like(truth, 0.1))).all()
+
+
 def test_true_image_is_perfect():
     _, truth = pair((32, 32, 3))
     values = metrics.image_metrics(truth, truth)
-    for name, perfect in {"mse": 0, "mse_clipped": 0, "psnr": np.inf, "ssim": 1, "relative_error": 0}.items():
+    for name, perfect in {"mse": 0, "mse_clipped": 0, "psnr": np.inf, "ssim": 1, "relative_error": 0, "affine_error": 0}.items():
         np.testing.assert_allclose(values[name], perfect, atol=1e-9)
 
 
@@ -118,7 +139,7 @@ def test_non_finite_pixels_make_no_noise_and_touch_no_neighbour(bad):
         np.testing.assert_allclose(np.delete(values[name], 2), np.delete(expected[name], 2), atol=1e-12)
     for name in ("mse", "relative_error", "max_abs"):
         np.testing.assert_equal(values[name][2], np.nan if np.isnan(bad) else np.inf)
-    for name in ("mse_clipped", "psnr", "ssim"):
+    for name in ("mse_clipped", "psnr", "ssim", "affine_error"):
         assert np.isnan(values[name][2])
 
 
