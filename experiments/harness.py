@@ -46,16 +46,17 @@ def run_all(
     experiment: str, sweeps: Mapping[str, jaxleak.Sweep], options: argparse.Namespace
 ) -> dict[str, jaxleak.Result]:
     """Run or resume each sweep in `RUNS/EXPERIMENT/NAME`, and copy its rows and summary to the results folder."""
-    results = {}
-    for name in chosen_runs(sweeps, options):
-        sweep = sweeps[name]
-        result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
-        folder = results_folder(experiment)
-        result.run.write_rows(folder / f"{name}.parquet")
-        summary = {**result.summary, "settings": result.run.settings, "environment": result.run.environment}
-        write_json(folder / f"{name}.json", summary)
-        results[name] = result
-    return results
+    return {name: run_one(experiment, name, sweeps[name], options) for name in chosen_runs(sweeps, options)}
+
+
+def run_one(experiment: str, name: str, sweep: jaxleak.Sweep, options: argparse.Namespace) -> jaxleak.Result:
+    """`run_all` for one sweep."""
+    result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
+    folder = results_folder(experiment)
+    result.run.write_rows(folder / f"{name}.parquet")
+    summary = {**result.summary, "settings": result.run.settings, "environment": result.run.environment}
+    write_json(folder / f"{name}.json", summary)
+    return result
 
 
 def results_folder(experiment: str) -> Path:

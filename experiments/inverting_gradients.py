@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 
 import jaxleak
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+from experiments.sheet import draw_sheet, picture
 
 SMOOTH = replace(jaxleak.IG, name="ig, TV 0.01", tv=1e-2)
 ATTACKS = (
@@ -124,18 +125,12 @@ def shares(result: jaxleak.Result, path: Path, name: str) -> None:
 def pictures(result: jaxleak.Result, path: Path) -> None:
     """The first images and what each attack makes of them."""
     truth = result.run.truth()
-    figure = Figure(figsize=(6.4, 0.62 * (len(ATTACKS) + 1) + 0.1), dpi=130)
-    panels = figure.subplots(len(ATTACKS) + 1, PICTURES, subplot_kw={"xticks": [], "yticks": []})
-    figure.subplots_adjust(left=0.17, right=0.995, top=0.99, bottom=0.02, wspace=0.05, hspace=0.22)
-    for line, name in zip(panels, ["truth", *(attack.name for attack in ATTACKS)], strict=True):
-        rows = {row["image"]: row for row in result.rows if row["attack"] == name}
-        for axes, image, pixels in zip(line, truth["image"].tolist(), truth["pixels"], strict=False):
-            shown = pixels if name == "truth" else result.reconstructions([rows[image]["trial"]])["candidate"][0]
-            axes.imshow(np.clip(shown, 0, 1), interpolation="nearest")
-            if name != "truth":
-                axes.set_xlabel(f"{rows[image]['psnr']:.1f}", fontsize=6, labelpad=1)
-        line[0].set_ylabel(name, fontsize=6, rotation=0, ha="right", va="center")
-    figure.savefig(path)
+    lines = [("truth", [(pixels, "") for pixels in truth["pixels"][:PICTURES]])]
+    for attack in ATTACKS:
+        rows = {row["image"]: row for row in result.rows if row["attack"] == attack.name}
+        chosen = [rows[image] for image in truth["image"].tolist()[:PICTURES]]
+        lines.append((attack.name, [(picture(result, row), f"{row['psnr']:.1f} dB") for row in chosen]))
+    draw_sheet(lines, path)
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ network of 12 channels shares numbers about: wider ones share more.
 
 from dataclasses import replace
 
-import matplotlib as mpl
 import numpy as np
-from matplotlib.figure import Figure
 
 import jaxleak
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+from experiments.sheet import draw_sheet, picture
 
 SIZES = (32, 64, 128)
 CHANNELS = (12, 24, 48)
@@ -66,21 +65,12 @@ def cell(result: jaxleak.Result, attack: str) -> dict:
 def pictures(result: jaxleak.Result, path) -> None:
     """Each image, and seed 0 of each attack."""
     truth = result.run.truth()
-    names = list(dict.fromkeys(row["attack"] for row in result.rows))
-    figure = Figure(figsize=(1.0 * len(truth["image"]) + 0.9, 1.05 * (len(names) + 1)), dpi=110)
-    panels = figure.subplots(
-        len(names) + 1, len(truth["image"]), squeeze=False, subplot_kw={"xticks": [], "yticks": []}
-    )
-    figure.subplots_adjust(left=0.15, right=0.995, top=0.99, bottom=0.03, wspace=0.05, hspace=0.15)
-    for line, name in zip(panels, ["truth", *names], strict=True):
+    lines = [("truth", [(pixels, "") for pixels in truth["pixels"]])]
+    for name in dict.fromkeys(row["attack"] for row in result.rows):
         rows = {row["image"]: row for row in result.rows if row["attack"] == name and row["seed"] == 0}
-        for axes, image, pixels in zip(line, truth["image"].tolist(), truth["pixels"], strict=True):
-            shown = pixels if name == "truth" else result.reconstructions([rows[image]["trial"]])["candidate"][0]
-            axes.imshow(np.clip(np.nan_to_num(shown), 0, 1), interpolation="nearest", cmap=mpl.colormaps["gray"])
-            if name != "truth":
-                axes.set_xlabel(f"{rows[image]['psnr']:.1f} dB", fontsize=6, labelpad=1)
-        line[0].set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
-    figure.savefig(path)
+        chosen = [rows[image] for image in truth["image"].tolist()]
+        lines.append((name, [(picture(result, row), f"{row['psnr']:.1f} dB") for row in chosen]))
+    draw_sheet(lines, path)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,14 @@ def test_affine_error_does_not_see_contrast_and_brightness():
 def test_true_image_is_perfect():
     _, truth = pair((32, 32, 3))
     values = metrics.image_metrics(truth, truth)
-    for name, perfect in {"mse": 0, "mse_clipped": 0, "psnr": np.inf, "ssim": 1, "relative_error": 0, "affine_error": 0}.items():
+    for name, perfect in {
+        "mse": 0,
+        "mse_clipped": 0,
+        "psnr": np.inf,
+        "ssim": 1,
+        "relative_error": 0,
+        "affine_error": 0,
+    }.items():
         np.testing.assert_allclose(values[name], perfect, atol=1e-9)
 
 
