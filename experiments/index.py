@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jaxleak
-from experiments import options
+from experiments import kan2022_resnet18, options
 from experiments.harness import HERE, RESULTS
+from experiments.ig_models import SETTINGS as IG_MODELS
 
 NOT_RUN = "not run"
 PYTORCH_SOURCE = "64/100 (DLG), 75/100 (iDLG), ten images and networks"
@@ -256,22 +257,99 @@ def resnet18_eval() -> Line:
     )
 
 
-def kan_resnet18() -> Line:
+def kan_resnet18(width: int) -> Line:
     parts, where = [], ""
-    for path in sorted((RESULTS / "kan2022_resnet18").glob("*-table.json")):
-        told = json.loads(path.read_text())
-        low, middle, high = told["psnr_quartiles"]
-        parts.append(
-            f"`{told['setting']}` (width {told['width']}): {share_solved(told, 'recovered')}, "
-            f"PSNR {middle:.1f} ({low:.1f} to {high:.1f}) dB"
-        )
+    for told in resnet18_cells(width):
+        median = f"median {told['psnr_quartiles'][1]:.1f} dB"
+        if told["setting"].startswith(("train", "published")) and "lenet" not in told["setting"]:
+            median = f"but for contrast and brightness {told['recovered_but_affine']}"
+        parts.append(f"`{told['setting']}` {share_solved(told, 'recovered')}, {median}")
         where = told["device"]
+    size = "full width" if width == 64 else f"width {width}"
     return Line(
-        "Kan et al. 2022, ResNet-18: images that come back, by setting",
-        "python -m experiments.kan2022_resnet18",
+        f"Kan et al. 2022, ResNet-18 ({size}): trials whose image comes back, by setting",
+        f"python -m experiments.kan2022_resnet18 --width {width}",
         "no image recovered of 20, 20 starts each",
         "–",
-        "; ".join(parts) or NOT_RUN,
+        "; ".join(parts) + " ([figures](results/kan2022_resnet18))" if parts else NOT_RUN,
+        where,
+    )
+
+
+def resnet18_cells(width: int) -> list[dict]:
+    """What was stored for each setting, in the order of the experiment."""
+    files = [f"kan2022_resnet18/{name}-{width}-table.json" for name in kan2022_resnet18.SETTINGS]
+    return [told for told in map(stored, files) if isinstance(told, dict)]
+
+
+def resnet18_table() -> str:
+    """The settings of `kan2022_resnet18` with all that was measured, in Markdown."""
+    heads = (
+        "setting", "width", "images x starts", "recovered", "but for contrast and brightness", "PSNR in dB, quartiles",
+        "error but for these, quartiles", "objective below 1e-4", "relative objective", "label right",
+    )  # fmt: skip
+    lines = [heads, ["---"] * len(heads)]
+    for told in [*resnet18_cells(64), *resnet18_cells(16)]:
+        n, psnr, error = told["trials"], told["psnr_quartiles"], told["affine_error_quartiles"]
+        shape = {"solved": told["recovered_but_affine"], "trials": n, "ci95": told["ci95_but_affine"]}
+        accuracy = f" ({told['accuracy']:.1%} accuracy)" if told["accuracy"] is not None else ""
+        lines.append([
+            f"`{told['setting']}`{accuracy}", str(told["width"]), f"{told['images']} x {n // told['images']}",
+            share_solved(told, "recovered"), share_solved(shape), ", ".join(f"{one:.1f}" for one in psnr),
+            ", ".join(f"{one:.2f}" for one in error), f"{told['objective_below_1e-4']}/{n}",
+            f"{told['relative_objective_median']:.0e}", f"{told['labels_right']}/{n}",
+        ])  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) if len(lines) > 2 else ""
+
+
+# Deakin report 2022, as quoted in the comparison papers.
+DEAKIN = {
+    "lenet": "converges in about 100 steps",
+    "resnet18": "needs more than 300 steps; MSE an order above LeNet's",
+    "densenet121": "converges in about 50 steps; MSE an order above LeNet's",
+    "inception3": "does not converge in 300 steps (batch 2)",
+}
+
+
+def deakin(name: str) -> Line:
+    told = stored(f"deakin_models/{name}-table.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        parts = [
+            f"{cell['attack']} {share_solved(cell, 'recovered')} (but for contrast and brightness "
+            f"{cell['recovered_but_affine']}), median MSE {cell['mse_clipped_median']:.3f}"
+            for cell in told["cells"]
+        ]
+        ours = (
+            f"{told['iterations']} iterations, {told['size']} pixels, batch {told['batch']}, {told['parameters']:,} "
+            f"parameters: {'; '.join(parts)} ([figure](results/deakin_models/curves.png))"
+        )
+        where = told["device"]
+    command = f"python -m experiments.deakin_models --only {name}"
+    return Line(f"Deakin report 2022: DLG on {name}, sigmoids", command, DEAKIN[name], "–", ours, where)
+
+
+def ig_models() -> Line:
+    parts, where = [], ""
+    for name in IG_MODELS:
+        told = stored(f"ig_models/{name}-table.json")
+        if not isinstance(told, dict):
+            continue
+        accuracy = f", {told['accuracy']:.1%} accuracy" if told["accuracy"] is not None else ""
+        if "batch" in told:
+            low, middle, high = told["psnr_quartiles"]
+            median = f"{told['batch']} images, PSNR {middle:.1f} ({low:.1f} to {high:.1f}) dB"
+            median += f", {told['more_than_half_explained']} with over half of their variance explained"
+        else:
+            median = f"median {told['psnr_median']:.1f} dB of {told['trials']}"
+        parts.append(f"`{name}` ({told['parameters']:,} parameters{accuracy}, {told['iterations']:,} steps): {median}")
+        where = told["device"]
+    return Line(
+        "Inverting Gradients on deep networks: cosine, TV, signed Adam",
+        "python -m experiments.ig_models",
+        "ResNet-18 and 152, trained and not, show recognisable images; of 100 CIFAR-100 images some are recognisable",
+        "–",
+        "; ".join(parts) + " ([figures](results/ig_models))" if parts else NOT_RUN,
         where,
     )
 
@@ -511,7 +589,10 @@ LINES: list[Callable[[], Line]] = [
         for kind in ("none", "gaussian", "laplace", "prune", "prune-layer", "precision", "clip", "dp-sgd")
     ],
     resnet18_eval,
-    kan_resnet18,
+    lambda: kan_resnet18(64),
+    lambda: kan_resnet18(16),
+    *[lambda name=name: deakin(name) for name in DEAKIN],
+    ig_models,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,
     precision,
@@ -535,6 +616,7 @@ read off a figure.
 COLUMNS = """| item | command | paper | PyTorch | jaxleak | device |
 |---|---|---|---|---|---|
 """
+RESNET18 = "<!-- kan2022_resnet18 -->\n"  # in NOTES.md, where its table stands
 PROJECT = HERE.parent / "README.md"
 
 
@@ -546,7 +628,7 @@ def table() -> str:
 
 def page() -> str:
     """experiments/README.md as the stored results have it."""
-    return HEADER + table() + "\n" + (HERE / "NOTES.md").read_text()
+    return HEADER + table() + "\n" + (HERE / "NOTES.md").read_text().replace(RESNET18, resnet18_table())
 
 
 def marks(name: str) -> tuple[str, str]:

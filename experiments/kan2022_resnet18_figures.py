@@ -1,4 +1,7 @@
-"""The table and the figures of `kan2022_resnet18`."""
+"""The table and the figures of `kan2022_resnet18`.
+
+python -m experiments.kan2022_resnet18 --data-dir DIR
+"""
 
 from pathlib import Path
 from typing import Any

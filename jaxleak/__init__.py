@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.matching import unmosaic
-    from jaxleak.models import build_model, load_weights, save_weights
+    from jaxleak.models import build_model, load_weights, parameter_count, save_weights
     from jaxleak.own_model import adapt_model
     from jaxleak.plots import hold_last
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
@@ -31,7 +31,7 @@ _HOMES = {
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "matching": ("unmosaic",),
-    "models": ("build_model", "load_weights", "save_weights"),
+    "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
     "own_model": ("adapt_model",),
     "plots": ("hold_last",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
@@ -75,6 +75,7 @@ __all__ = [
     "load_update",
     "load_weights",
     "make_victim",
+    "parameter_count",
     "parse_defence",
     "run_sweep",
     "save_weights",

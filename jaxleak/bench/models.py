@@ -1,17 +1,15 @@
 """What each model costs an attack: parameters, bytes a lane takes, evaluations per second on this machine."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jaxleak.attacks import IDLG
 from jaxleak.engine import Engine
 from jaxleak.errors import check_choice, check_positive
-from jaxleak.models import MODELS, build_model
+from jaxleak.models import MODELS, build_model, parameter_count
 from jaxleak.sweep import Sweep
 from jaxleak.victim import Victim
 
@@ -33,12 +31,6 @@ class Measured(NamedTuple):
 
 class _EnoughError(Exception):
     """Measured for long enough."""
-
-
-def parameter_count(model: Any, image_shape: tuple[int, int, int]) -> int:
-    """Numbers in the model's `params`."""
-    variables: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def measure_models(only: tuple[str, ...] | None = None, *, seconds: float = 5.0) -> Iterator[Measured]:

@@ -1,9 +1,12 @@
 """Linen models. In every one the last dense layer is named "head"."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
+import jax.numpy as jnp
 
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models.activations import ACTIVATIONS, find_activation
@@ -63,6 +66,7 @@ __all__ = [
     "build_model",
     "load_variables",
     "load_weights",
+    "parameter_count",
     "save_weights",
 ]
 
@@ -87,6 +91,12 @@ def build_model(name: str, num_classes: int, **fields) -> nn.Module:
         check_choice("field", field, own)
     checked = {field: _checked(field, value, getattr(model, field)) for field, value in fields.items()}
     return model.clone(**checked)
+
+
+def parameter_count(model: Any, image_shape: tuple[int, int, int]) -> int:
+    """Numbers in the model's `params`, for images of this height, width and channels."""
+    variables: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 
 
 def _checked(field: str, value: Any, default: Any) -> Any:

@@ -1,0 +1,149 @@
+"""The Deakin report of 2022 (Figures 7 to 12, Table 2): DLG against LeNet, ResNet-18, DenseNet-121 and Inception v3.
+
+MSE against iterations, ReLU replaced by a sigmoid, inputs normalised by ImageNet's statistics, the embedded photographs
+at 32 pixels (LeNet, weights U(-0.5, 0.5)), 224 (ResNet-18, DenseNet-121) and 299 (Inception v3, two images at once; all
+three with torch's initialisation and 1,000 classes, BatchNorm in train mode, as a model of torch's is when it is made).
+`dlg` is the published attack with torch's solver; `relative` has the label, jaxleak's L-BFGS and an objective measured
+tensor by tensor. On a CPU the deep networks get fewer iterations than the report's 300, one start and one image (or
+pair), which is in the table; on a GPU: `--iterations 300 --images 4 --seeds 4`.
+
+    python -m experiments.deakin_models --iterations 20 --images 1 --seeds 1
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.figure import Figure
+
+import jaxleak
+from experiments.harness import DLG, arguments, chosen_runs, results_folder, run_one, write_json
+from experiments.sheet import draw_sheet, picture
+
+CLASSES = 1000  # of ImageNet, as in the models' published sizes
+PER_ITERATION = 20  # evaluations
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A network: its fields, the side of its images, images an update, and whether it is small."""
+
+    model: str
+    fields: dict[str, Any]
+    size: int
+    batch: int = 1
+    small: bool = False
+
+
+DEEP = {"activation": "sigmoid", "weight_init": "torch", "train": True}
+SETTINGS = {
+    "lenet": Setting("lenet", {}, 32, small=True),
+    "resnet18": Setting("resnet18", DEEP | {"stem": "imagenet"}, 224),
+    "densenet121": Setting("densenet121", DEEP | {"stem": "imagenet"}, 224),
+    "inception3": Setting("inception3", DEEP, 299, batch=2),
+}
+
+
+def main() -> None:
+    numbers = {"iterations": 20, "images": 1, "seeds": 1}
+    options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
+    folder = results_folder("deakin_models")
+    results = {}
+    for name in chosen_runs(SETTINGS, options):
+        setting = SETTINGS[name]
+        iterations = 300 if setting.small else options.iterations
+        sweep = jaxleak.Sweep(
+            victim=victim(setting, 4 if setting.small else options.images),
+            attacks=attacks(iterations),
+            seeds=4 if setting.small else options.seeds,
+            snapshots=(),
+        )
+        results[name] = run_one("deakin_models", name, sweep, options)
+        write_json(folder / f"{name}-table.json", table(name, iterations, results[name]))
+        pictures(results[name], folder / f"{name}.png")
+    curves(results, folder / "curves.png")
+
+
+def victim(setting: Setting, updates: int) -> jaxleak.Victim:
+    """The first photographs, in as many updates."""
+    data = jaxleak.load_dataset("photos", image_size=setting.size)
+    names = (*data.class_names, *map(str, range(len(data.class_names), CLASSES)))
+    data = replace(data, class_names=names)
+    return jaxleak.make_victim(
+        setting.model,
+        data,
+        list(range(updates * setting.batch)),
+        fields=setting.fields,
+        normalise="imagenet",
+        network="shared",
+        batch=setting.batch,
+    )
+
+
+def attacks(iterations: int) -> tuple[jaxleak.Attack, ...]:
+    """The published attack and ours, with the same budget in evaluations."""
+    ours = replace(jaxleak.IDLG, name="relative", label="known", scale="per-tensor", stop_objective=0.0)
+    budget = iterations * PER_ITERATION
+    return replace(DLG, iterations=iterations), replace(ours, iterations=iterations, max_evaluations=budget)
+
+
+def table(name: str, iterations: int, result: jaxleak.Result) -> dict[str, Any]:
+    """Of each attack: how near its images came, and the network's size."""
+    victim, setting = result.run.settings["victim"], SETTINGS[name]
+    model = jaxleak.build_model(setting.model, victim["num_classes"], **setting.fields)
+    return {
+        "model": name,
+        "device": result.rows[0]["device"],
+        "parameters": jaxleak.parameter_count(model, tuple(victim["image_shape"])),
+        "size": setting.size,
+        "batch": setting.batch,
+        "iterations": iterations,
+        "cells": [cell(attack, result) for attack in dict.fromkeys(row["attack"] for row in result.rows)],
+    }
+
+
+def cell(attack: str, result: jaxleak.Result) -> dict[str, Any]:
+    """Of one attack."""
+    rows = [row for row in result.rows if row["attack"] == attack]
+    back, shape = (sum(row[key] < 0.2 for row in rows) for key in ("relative_error", "affine_error"))
+    medians = ("mse_clipped", "psnr", "affine_error", "evaluations", "relative_objective")
+    told = {"attack": attack, "trials": len(rows), "recovered": back, "ci95": jaxleak.wilson(back, len(rows))}
+    told["recovered_but_affine"] = shape
+    return told | {f"{key}_median": float(np.nanmedian([row[key] for row in rows])) for key in medians}
+
+
+def pictures(result: jaxleak.Result, path: Path) -> None:
+    """Each image, and seed 0 of each attack; the images of a batch as one picture."""
+    truth = result.run.truth()
+    lines = [("truth", [(pixels, "") for pixels in truth["pixels"]])]
+    for attack in dict.fromkeys(row["attack"] for row in result.rows):
+        first = [row for row in result.rows if row["attack"] == attack and row["seed"] == 0]
+        lines.append((attack, [(picture(result, row), f"{row['psnr']:.1f} dB") for row in first]))
+    draw_sheet(lines, path)
+
+
+def curves(results: dict[str, jaxleak.Result], path: Path) -> None:
+    """MSE against iterations, a line for each trial, a panel for each attack."""
+    names = list(dict.fromkeys(row["attack"] for result in results.values() for row in result.rows))
+    figure = Figure(figsize=(3.3 * len(names), 2.7), dpi=130, layout="constrained")
+    panels = figure.subplots(1, len(names), squeeze=False, sharey=True)[0]
+    for axes, attack in zip(panels, names, strict=True):
+        for place, (name, result) in enumerate(results.items()):
+            trials = [row["trial"] for row in result.rows if row["attack"] == attack]
+            for number, trace in enumerate(result.run.arrays(keys=["mse_trace"], trials=trials)["mse_trace"]):
+                shown = trace[np.isfinite(trace)]
+                steps = np.arange(1, len(shown) + 1)
+                axes.loglog(steps, shown, color=mpl.colormaps["tab10"](place), lw=1, label="" if number else name)
+        axes.set_title(attack, fontsize=8)
+        axes.set_xlabel("iterations of at most 20 evaluations", fontsize=8)
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[0].set_ylabel("MSE", fontsize=8)
+    panels[-1].legend(fontsize=7, frameon=False)
+    figure.savefig(path)
+
+
+if __name__ == "__main__":
+    main()
