@@ -354,6 +354,20 @@ def ig_models() -> Line:
     )
 
 
+def stock_model() -> Line:
+    told = stored("stock_model/summary.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        ours = "; ".join(
+            f"{line['variant']} {line['median']:,.0f} evaluations/s"
+            + (f", {line['ratio_median']:.2f} times jaxleak's own" if set(line["ratios"]) != {1.0} else "")
+            for line in told["lines"]
+        )
+        where = told["device"]
+    command = "python -m experiments.stock_model"
+    return Line("Stock Flax models, attacked as they are", command, "–", "–", ours, where)
+
+
 def share_solved(cell: dict, key: str = "solved") -> str:
     low, high = cell["ci95"]
     return f"{cell[key]}/{cell['trials']} [{low:.2f}, {high:.2f}]"
@@ -593,6 +607,7 @@ LINES: list[Callable[[], Line]] = [
     lambda: kan_resnet18(16),
     *[lambda name=name: deakin(name) for name in DEAKIN],
     ig_models,
+    stock_model,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,
     precision,

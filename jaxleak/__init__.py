@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
     from jaxleak.client import Client
+    from jaxleak.conv import fast_conv
     from jaxleak.data import Dataset, load_dataset
     from jaxleak.defences import parse_defence
+    from jaxleak.dense import blocked_dot_general
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.matching import unmosaic
@@ -26,8 +28,10 @@ if TYPE_CHECKING:
 _HOMES = {
     "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
     "client": ("Client",),
+    "conv": ("fast_conv",),
     "data": ("Dataset", "load_dataset"),
     "defences": ("parse_defence",),
+    "dense": ("blocked_dot_general",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "matching": ("unmosaic",),
@@ -67,8 +71,10 @@ __all__ = [
     "Victim",
     "adapt_model",
     "attack",
+    "blocked_dot_general",
     "build_model",
     "draw_params",
+    "fast_conv",
     "fisher",
     "hold_last",
     "load_dataset",
