@@ -20,6 +20,7 @@ from jaxleak.flags import (
     model_fields,
     sweep_of,
 )
+from jaxleak.shard import ALL, Shard, parse_shard
 
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
@@ -81,6 +82,9 @@ class RunCommand(ClientFlags, AttackFlags):
     """From which their noise is drawn."""
     defence_draw: str = "per-victim"
     """Whether restarts meet the same noise (per-victim) or each its own (per-trial)."""
+    shard: str | None = None
+    """This process's part of a run that several write to the same --out, as in 0/8 to 7/8 of a Slurm array; the figures
+    are drawn where the last one is done."""
     figures: bool = True
     """Draw the figures at the end."""
 
@@ -238,11 +242,12 @@ def build_sweep(command: RunCommand):
 def run(command: RunCommand) -> int:
     """`jaxleak run`."""
     _prepare(command)
+    shard = parse_shard(command.shard) if command.shard else ALL
     sweep = build_sweep(command)
-    result = _swept(sweep, command)
+    result = _swept(sweep, command, shard)
     _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
     print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
-    if command.figures:
+    if command.figures and (shard == ALL or result.summary["complete"]):
         for path in result.plot():
             print(f"figure: {path}")
     return 0
@@ -258,12 +263,12 @@ def _prepare(command: AttackFlags) -> None:
     use_all_cores()
 
 
-def _swept(sweep: Any, command: RunCommand | AttackCommand) -> Any:
+def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL) -> Any:
     """The result in the run directory; Ctrl-C ends the program there."""
     from jaxleak.sweep import run_sweep
 
     try:
-        return run_sweep(sweep, command.out, lanes=lanes(command))
+        return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard)
     except KeyboardInterrupt:
         told = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
         print(told, file=sys.stderr)
@@ -384,7 +389,8 @@ def _summary(path: Path) -> dict[str, Any]:
     )
     # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
     known = written.get("warnings") if finished == len(rows) else None
-    return {**summary, "warnings": cautions.after(rows, criteria) if known is None else known}
+    found = cautions.after(rows, criteria) if known is None else known
+    return {**summary, "shards": stored.shards(expected_trials(settings)), "warnings": found}
 
 
 def _overall(summary: dict[str, Any]) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ import json
 import numbers
 import os
 import re
+import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxleak.errors import InputError
+from jaxleak.shard import ALL, Shard
 
 if TYPE_CHECKING:
     import pyarrow
@@ -64,7 +66,8 @@ def sync_directory(path: Path) -> None:
 
 
 def write_atomically(path: Path, payload: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     with open(temporary, "wb") as file:
         file.write(payload)
         file.flush()
@@ -83,9 +86,9 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def own_debris(path: Path) -> list[Path]:
-    """Temporary files that a killed run left."""
-    return [file for file in path.glob(".*.tmp") if re.match(r"\.(run|truth|summary|rows-|arrays-)", file.name)]
+def own_debris(path: Path, prefix: str = r"(run|truth|summary|rows-|arrays-)") -> list[Path]:
+    """Temporary files that a killed run left, of those whose names begin as given."""
+    return [file for file in path.glob(".*.tmp") if re.match(rf"\.{prefix}", file.name)]
 
 
 def schema() -> "pyarrow.Schema":
@@ -163,15 +166,37 @@ def arrays_path_of(rows_path: Path) -> Path:
     return rows_path.with_name(rows_path.name.replace("rows-", "arrays-").replace(".parquet", ".npz"))
 
 
-def part_number(path: Path) -> int:
-    match = re.fullmatch(r"rows-(\d+)\.parquet(\.corrupt)?", path.name)
-    return int(match[1]) if match else -1
+class PartName(NamedTuple):
+    """Who wrote a part, and its number among theirs. The parts of a run that is not sharded are those of 0/1."""
+
+    shard: Shard
+    number: int
+
+    @property
+    def file(self) -> str:
+        """Name of its rows' file."""
+        prefix = "" if self.shard.count == 1 else f"{self.shard.index:03}of{self.shard.count:03}-"
+        return f"rows-{prefix}{self.number:05}.parquet"
 
 
-def load_parts(path: Path, *, writable: bool) -> list[Part]:
-    """The sound parts in order, each trial once; damaged ones are set aside if `writable`, else skipped."""
+def part_name(path: Path) -> PartName | None:
+    """What the name of a rows' file says, damaged ones included; None if it is none."""
+    match = re.fullmatch(r"rows-(?:(\d+)of(\d+)-)?(\d+)\.parquet(?:\.corrupt)?", path.name)
+    return PartName(Shard(int(match[1] or 0), int(match[2] or 1)), int(match[3])) if match else None
+
+
+def part_names(path: Path) -> list[PartName]:
+    """The parts that a run directory has or had, in order."""
+    return sorted(filter(None, map(part_name, path.glob("rows-*"))))
+
+
+def load_parts(path: Path, owner: Shard | None) -> list[Part]:
+    """The sound parts in order, each trial once; damaged ones of `owner` are set aside, of other shards skipped."""
     parts, seen = [], set()
-    for rows_path in sorted(path.glob("rows-*.parquet"), key=part_number):
+    for name in dict.fromkeys(part_names(path)):
+        rows_path, writable = path / name.file, owner in (ALL, name.shard)
+        if not rows_path.exists():
+            continue
         arrays = arrays_path_of(rows_path)
         try:
             table = read_part(rows_path, arrays)

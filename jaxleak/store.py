@@ -6,12 +6,13 @@ Every file is written atomically (`parts.py`). A damaged part is set aside and i
 system (`fcntl`).
 """
 
+import contextlib
 import hashlib
 import io
 import json
 import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ import numpy as np
 from jaxleak.errors import InputError, check_choice
 from jaxleak.parts import (
     Part,
+    PartName,
     arrays_path_of,
     joined,
     json_bytes,
@@ -28,12 +30,13 @@ from jaxleak.parts import (
     npz_bytes,
     own_debris,
     parquet_bytes,
-    part_number,
+    part_names,
     rows_table,
     schema,
     sync_directory,
     write_atomically,
 )
+from jaxleak.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:
     import pyarrow
@@ -91,28 +94,68 @@ def _make_directory(path: Path) -> None:
         contents = {file.name for file in path.iterdir()}
     except OSError as error:
         raise InputError(f"`out` {path} cannot be made or read ({error.strerror}). Give another path.") from error
-    if "run.json" not in contents and contents - {".lock"} - {file.name for file in own_debris(path)}:
+    foreign = {name for name in contents if not name.startswith(".lock")} - {file.name for file in own_debris(path)}
+    if "run.json" not in contents and foreign:
         raise InputError(
             f"`out` {path} is not empty and not a run directory (no run.json). Give a new or empty directory."
         )
 
 
-def _lock(path: Path) -> io.TextIOWrapper:
-    """An exclusive lock on the directory, held while the file is open; a killed process lets go of it."""
+def _lock(path: Path, shard: Shard) -> list[io.TextIOWrapper]:
+    """Locks, held while the files are open; a killed process lets go of them.
+
+    A run that is not sharded has the directory to itself; shards share it, each with a lock of its own.
+    """
+    if shard.count == 1:
+        return [_locked(path, ".lock", True, "another process is writing this run")]
+    all_shards = _locked(path, ".lock", False, "a process that is no shard is writing this run")
+    try:
+        name = f".lock-{shard.index}of{shard.count}"
+        return [all_shards, _locked(path, name, True, f"another process is writing shard {shard}")]
+    except BaseException:
+        all_shards.close()
+        raise
+
+
+def _locked(path: Path, name: str, exclusive: bool, busy: str) -> io.TextIOWrapper:
     import fcntl
 
     try:
-        file = open(path / ".lock", "a")  # noqa: SIM115
+        file = open(path / name, "a")  # noqa: SIM115
     except OSError as error:
         raise InputError(f"`out` {path} is not writable ({error.strerror}). Give another path.") from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise InputError(f"`out` {path}: another process is writing this run. Wait for it or stop it.") from None
+        raise InputError(f"`out` {path}: {busy}. Wait for it or stop it.") from None
     except OSError as error:
-        warnings.warn(f"{path} cannot be locked ({error.strerror}): start no second run there", stacklevel=4)
+        warnings.warn(f"{path} cannot be locked ({error.strerror}): start no second run there", stacklevel=5)
     return file
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One shard after the other: the first one makes run.json."""
+    import fcntl
+
+    with open(path / ".lock-run", "a") as file:
+        with contextlib.suppress(OSError):  # a file system without locks: said before
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _begun(path: Path, settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
+    """`run.json`, made if it is not there; it must have these settings."""
+    if not (path / "run.json").exists():
+        description = _describe(settings, environment)
+        write_atomically(path / "run.json", json_bytes(description))
+        return description
+    description = _read_description(path)
+    differences = _differences(description["settings"], settings)
+    if differences:
+        raise InputError(_other_settings(path, differences))
+    return description
 
 
 def _read_description(path: Path) -> dict[str, Any]:
@@ -149,47 +192,71 @@ class Run:
         settings, settings_hash, environment, created: what `run.json` holds.
     """
 
-    def __init__(self, path: Path, description: dict[str, Any], lock: io.TextIOWrapper | None):
+    def __init__(self, path: Path, description: dict[str, Any], locks: list[io.TextIOWrapper], shard: Shard = ALL):
         self.path = path
         self.settings: dict[str, Any] = description["settings"]
         self.settings_hash: str = description["settings_hash"]
         self.environment: dict[str, Any] = description["environment"]
         self.created: str = description["created"]
-        self._lock = lock
-        self._parts = load_parts(path, writable=lock is not None)
+        self.shard = shard
+        self._locks = locks
+        self._read_parts()
+        self._next = 1 + max((name.number for name in part_names(path) if name.shard == shard), default=-1)
+
+    def _read_parts(self) -> None:
+        self._parts = load_parts(self.path, self.shard if self._locks else None)
         self._done = {trial for part in self._parts for trial in part.table["trial"].to_pylist()}
-        self._next = 1 + max(map(part_number, path.glob("rows-*")), default=-1)
+
+    def shards(self, total: int) -> dict[str, Any] | None:
+        """Into how many shards a run of `total` trials was divided, and what is there of those that are not complete.
+
+        As its parts say; None if it was not divided.
+        """
+        count = max((name.shard.count for name in part_names(self.path)), default=1)
+        if count == 1:
+            return None
+        sizes = {index: Shard(index, count).size(total) for index in range(count)}
+        done = missing_shards(count, total, self._done)
+        missing = [{"shard": str(Shard(i, count)), "done": n, "trials": sizes[i]} for i, n in done.items()]
+        return {"count": count, "missing": missing}
 
     @classmethod
-    def create_or_resume(cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any]) -> "Run":
+    def create_or_resume(
+        cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any], shard: Shard = ALL
+    ) -> "Run":
         """Start a run in a new or empty directory, or continue the one that is there with the same settings.
 
         Args:
             path: the directory; made if it is not there.
             settings: all that decides the results, as JSON values.
             environment: versions, device, git revision: recorded when the run is made, not compared.
+            shard: which of the processes that write this run at the same time this one is.
 
         Raises:
             InputError: other settings (each is named), a directory of something else, a file, a damaged
-                run.json, a directory that cannot be written, or another process writing to it.
+                run.json, a directory that cannot be written, another process writing to it, or another number of
+                shards than before.
         """
         path = Path(path)
         _make_directory(path)
-        lock = _lock(path)
+        locks = _lock(path, shard)
         try:
-            if (path / "run.json").exists():
-                description = _read_description(path)
-                differences = _differences(description["settings"], settings)
-                if differences:
-                    raise InputError(_other_settings(path, differences))
-            else:
-                description = _describe(settings, environment)
-                write_atomically(path / "run.json", json_bytes(description))
-            for file in own_debris(path):
+            with contextlib.nullcontext() if shard == ALL else _alone(path):
+                description = _begun(path, settings, environment)
+            others = {name.shard.count for name in part_names(path)} - {1, shard.count}
+            if others and shard.count > 1:
+                raise InputError(
+                    f"`shard` {shard}: {path} was begun in {max(others)} shards. Give one of these, or none to run "
+                    "all that is left in one process."
+                )
+            # Of shards at work, temporary files may be in use.
+            own = () if shard.count == 1 else (PartName(shard, 0).file.rpartition("-")[0].removeprefix("rows-"),)
+            for file in own_debris(path, *[f"(rows|arrays)-{prefix}-" for prefix in own]):
                 file.unlink()
-            return cls(path, description, lock)
+            return cls(path, description, locks, shard)
         except BaseException:
-            lock.close()
+            for lock in locks:
+                lock.close()
             raise
 
     @classmethod
@@ -225,13 +292,13 @@ class Run:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")
-        return cls(path, _read_description(path), None)
+        return cls(path, _read_description(path), [])
 
     def close(self) -> None:
         """Let other processes write the run; this object can still read it."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        for lock in self._locks:
+            lock.close()
+        self._locks = []
 
     def __enter__(self) -> "Run":
         return self
@@ -240,7 +307,7 @@ class Run:
         self.close()
 
     def _check_writable(self) -> None:
-        if self._lock is None:
+        if not self._locks:
             raise ValueError(f"the run {self.path} is open for reading only")
 
     def append(self, rows: Sequence[dict[str, Any]], arrays: dict[str, np.ndarray]) -> None:
@@ -262,7 +329,7 @@ class Run:
         arrays = {"trial": trials} | {name: np.asarray(array) for name, array in arrays.items()}
         self._check_new(trials, arrays)
         payload = npz_bytes(arrays)
-        rows_path = self.path / f"rows-{self._next:05}.parquet"
+        rows_path = self.path / PartName(self.shard, self._next).file
         parquet = parquet_bytes(table, hashlib.sha256(payload).hexdigest())
         write_atomically(arrays_path_of(rows_path), payload)
         write_atomically(rows_path, parquet)

@@ -21,6 +21,7 @@ from jaxleak.errors import InputError, check_positive, check_seed
 from jaxleak.labels import labels_right
 from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, unmosaic, worst_errors
 from jaxleak.progress import Progress
+from jaxleak.shard import ALL, Shard, parse_shard
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, Criteria, classify, summarise
 from jaxleak.store import Run
@@ -120,12 +121,12 @@ class Sweep:
             "dtype": _dtype(),
         }
 
-    def jobs(self, attack: int, done: set[int]) -> Job:
-        """The trials of one attack that are still to do, seed by seed over the updates."""
+    def jobs(self, attack: int, done: set[int], shard: Shard = ALL) -> Job:
+        """The trials of one attack that are still to do by this shard, seed by seed over the updates."""
         images, count = np.asarray(self.victim.indices)[:: self.victim.batch], self.victim.updates
         seed, slot = (axis.ravel() for axis in np.indices((self.seeds, count)))
         trial = (attack * count + slot) * self.seeds + seed
-        todo = ~np.isin(trial, sorted(done))
+        todo = ~np.isin(trial, sorted(done)) & shard.takes(trial)
         return Job(*(axis[todo].astype(np.int32) for axis in (trial, slot, images[slot], seed)))
 
 
@@ -215,7 +216,14 @@ def attack(
     return run_sweep(sweep, out, lanes=lanes, quiet=quiet)
 
 
-def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None = None, quiet: bool = False) -> Result:
+def run_sweep(
+    sweep: Sweep,
+    out: str | Path | None = None,
+    *,
+    lanes: int | None = None,
+    quiet: bool = False,
+    shard: Shard | str = ALL,
+) -> Result:
     """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
 
     Args:
@@ -223,10 +231,14 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
         out: run directory, or None for a temporary one.
         lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
+        shard: which part of the sweep this process runs, "0/8" to "7/8" of eight that write to the same `out`.
 
     Raises:
         InputError: `out` holds a run with other settings, or cannot be written.
     """
+    shard = parse_shard(shard) if isinstance(shard, str) else shard
+    if shard.count > 1 and out is None:
+        raise InputError("`shard` needs `out`, the run directory that all shards write to.")
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
     sweep.check()
@@ -234,7 +246,7 @@ def run_sweep(sweep: Sweep, out: str | Path | None = None, *, lanes: int | None 
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else Path(out or "")
-    with Run.create_or_resume(path, sweep.settings(), environment()) as run:
+    with Run.create_or_resume(path, sweep.settings(), environment(), shard) as run:
         victim = sweep.victim
         victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
@@ -249,16 +261,16 @@ class _Session:
 
     def __init__(self, sweep: Sweep, run: Run, quiet: bool):
         self.sweep, self.run = sweep, run
-        rows = run.rows()
-        self.done = {row["trial"] for row in rows}
+        self.done = run.done()
+        rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
         self.progress = Progress(
-            sweep.total,
+            total,
             done=len(rows),
             successes=sum(row["success"] for row in rows),
             write=(lambda line: None) if quiet else None,
         )
-        if rows and len(rows) < sweep.total:
-            self.progress.say(f"{run.path}: continuing, {len(rows)} of {sweep.total} trials are there")
+        if rows and len(rows) < total:
+            self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
         self.engines: list[Engine] = []
         self.buffer: list[tuple[Finished, list[str]]] = []  # finished and judged, not written
         self.flushed = time.monotonic()
@@ -282,7 +294,7 @@ class _Session:
     def run_all(self, lanes: int | None) -> dict[str, Any]:
         try:
             for number, attack in enumerate(self.sweep.attacks):
-                jobs = self.sweep.jobs(number, self.done)
+                jobs = self.sweep.jobs(number, self.done, self.run.shard)
                 if jobs.trial.size:
                     self.run_attack(attack, jobs, lanes)
         finally:
@@ -411,7 +423,9 @@ class _Session:
         self.run.append(self.rows(attack, finished, statuses, metrics), arrays)
 
     def summarise(self) -> dict[str, Any]:
-        sweep, rows = self.sweep, self.run.rows()
+        sweep = self.sweep
+        run = self.run if self.run.shard == ALL else Run.open(self.run.path)  # with what there is of other shards
+        rows = run.rows()
         summary = summarise(
             rows,
             sweep.criteria,
@@ -421,7 +435,7 @@ class _Session:
         )
         found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
         training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
-        return {**summary, "warnings": found, **training}
+        return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
 
     def engine_summary(self) -> dict[str, float] | None:
         """Of this session; a session that had nothing to do keeps what the last one wrote."""

@@ -40,7 +40,9 @@ def partial_text(summary: Summary) -> str:
     if summary["complete"]:
         return ""
     done = sum(group["trials"] for group in _overall(summary))
-    return f"partial: {done} of {summary['trials_expected']} trials"
+    missing = (summary.get("shards") or {}).get("missing", [])
+    told = ", ".join(f"{one['shard']} ({one['done']} of {one['trials']} trials)" for one in missing)
+    return f"partial: {done} of {summary['trials_expected']} trials" + (f"; shards missing: {told}" if told else "")
 
 
 def _judged(group: Group, text: Callable[[Group], str]) -> str:
