@@ -40,6 +40,9 @@ def loss_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Flo
     return jax.grad(lambda p: cross_entropy(model.apply({"params": p}, x), target))(params)
 
 
+NORMS = (BatchNorm, nn.BatchNorm)  # layers whose inputs' statistics are looked at
+
+
 class Moments(NamedTuple):
     """Mean and biased variance of each channel, over the images of a batch and their pixels."""
 
@@ -77,7 +80,7 @@ def observe(
 
         def look(module, args, output):
             path = _path(model, module)
-            if isinstance(module, BatchNorm):
+            if isinstance(module, NORMS):
                 moments["/".join(path)] = _moments(args[0])
                 return output
             if path not in shifts:
@@ -85,7 +88,7 @@ def observe(
             inputs[path] = args[0]
             return output + shifts[path]
 
-        with nn.intercept_methods(_after(look, nn.Dense, *([BatchNorm] if statistics else []))):
+        with nn.intercept_methods(_after(look, nn.Dense, *(NORMS if statistics else ()))):
             logits = model.apply({"params": unflatten_dict({**rest, **known})}, x)
         return cross_entropy(logits, target), (inputs, logits, moments)
 

@@ -260,6 +260,25 @@ def test_batch_norm_and_dropout_in_evaluation(images):
     assert_close(adapted.apply(trained, x), model.apply(trained, x, train=False))
 
 
+def test_statistics_of_a_stock_batch_norm_are_observed(images):
+    """Those of the layer's input, whatever mode the layer is in."""
+    x, target = images
+    model = Normed()
+    adapted = adapt_model(model, SHAPE)
+    params = adapted.init(jax.random.key(0), x)["params"]
+    _, seen = model.apply(
+        model.init(jax.random.key(0), x, train=False),
+        x,
+        train=False,
+        mutable="intermediates",
+        capture_intermediates=lambda module, _: isinstance(module, nn.Conv),
+    )
+    (inputs,) = jax.tree.leaves(seen)
+    (moments,) = observe(adapted, params, x, target, statistics=True).statistics.values()
+    assert_close(moments.mean, jnp.mean(inputs, axis=(0, 1, 2)))
+    assert_close(moments.var, jnp.var(inputs, axis=(0, 1, 2)))
+
+
 class OwnProducts(nn.Module):
     """Products that the author chose."""
 
