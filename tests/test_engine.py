@@ -126,6 +126,36 @@ def test_every_job_is_done_once(lanes, chunk, devices):
     assert stats.compile_seconds > 0
 
 
+@pytest.mark.parametrize("devices", [ONE, TWO], ids=["1 device", "2 devices"])
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+def test_jobs_may_be_added_until_the_queue_is_closed(devices, pause):
+    """Lanes that run out meanwhile wait for them; the run ends when all is done."""
+    jobs = countdown_jobs(STEPS)
+    parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + 4], jobs) for i in range(0, len(STEPS), 4)]
+    queue, collected = JobQueue(parts[0], more=True), Collected()
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), lanes=3, chunk=7, devices=devices)
+
+    def add():
+        for part in parts[1:]:
+            time.sleep(pause)
+            queue.extend(part)
+        time.sleep(pause)
+        queue.close()
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    engine.run(queue, collected)
+    thread.join()
+    done = collected.all().jobs
+    assert Counter(done.trial.tolist()) == Counter(range(100, 120))
+    np.testing.assert_array_equal(done.steps, np.array(STEPS)[done.trial - 100])
+    stats = engine.stats
+    assert (stats.trials_done, stats.trials_running, stats.trials_waiting) == (20, 0, 0)
+    assert stats.steps_useful == sum(STEPS)
+    with pytest.raises(ValueError, match="closed"):
+        queue.extend(parts[0])
+
+
 def test_one_lane_is_always_useful():
     assert count_down([4, 2, 5], lanes=1, chunk=100, devices=ONE)[1].utilisation == 1
 

@@ -1,6 +1,7 @@
 """A run of the engine: one queue, one thread a device, and the calling thread, which hands finished trials over."""
 
 import queue as queues
+import sys
 import threading
 import time
 import warnings
@@ -84,7 +85,8 @@ class Engine:
         """Run every job; hand finished ones over as they end.
 
         Args:
-            jobs: a pytree of numpy integer arrays with the queue as leading axis.
+            jobs: a pytree of numpy integer arrays with the queue as leading axis, or a queue of such that is left open:
+                then the run ends when it is closed and all that was added has been run.
             on_finished: called with trials that ended, while the next chunk computes.
             on_chunk: called once per chunk, for progress.
 
@@ -94,7 +96,7 @@ class Engine:
         Raises:
             InputError: a single lane per device does not fit in the memory.
         """
-        queue = JobQueue(jobs)
+        queue = jobs if isinstance(jobs, JobQueue) else JobQueue(jobs)
         if queue.total:
             _Run(self, queue, on_finished, on_chunk).work()
 
@@ -134,22 +136,28 @@ class _Run:
         self._engine, self._queue, self._on_finished, self._on_chunk = engine, queue, on_finished, on_chunk
         self._stats = engine.stats
         self._stats.trials_waiting, self._stats.trials_running = queue.total, 0
+        self._entered = 0  # trials that were let into lanes
         self._seconds_before = self._stats.seconds
-        self._devices = list(engine.devices or jax.devices())[: queue.total]
+        self._most = sys.maxsize if queue.open else queue.total  # trials that there may be
+        self._devices = list(engine.devices or jax.devices())[: self._most]
         self._traced = engine.trace(queue.job_type)
         self._room = memory.budget(self._devices) - memory.tree_bytes(self._traced.shared_type)
         self._search: LaneSearch | None = None
         self._coming: Future[list[Programs]] | None = None  # programs for other lanes, while they are compiled
 
     def work(self) -> None:
-        crew = self._hire(self._engine.wanted_lanes(self._queue.total, self._devices))
+        crew = self._hire(self._engine.wanted_lanes(self._most, self._devices))
         if self._engine.lanes is None and self._engine.best is None:
-            limit = min(self._room // crew[0].bytes_each, self._queue.total // (2 * len(crew)))
+            limit = min(self._room // crew[0].bytes_each, self._most // (2 * len(crew)))
             self._search = LaneSearch(crew[0].count, len(crew), limit)
         error = self._phase(crew)
-        while error is not None or self._stats.trials_waiting + self._stats.trials_running:
+        while error is not None or (self._coming is not None and self._unfinished):
             crew = self._exchange(crew) if error is None else self._shrink(crew, error)
             error = self._phase(crew)
+
+    @property
+    def _unfinished(self) -> bool:
+        return bool(self._stats.trials_waiting + self._stats.trials_running)
 
     # --- how many lanes ---
 
@@ -190,8 +198,8 @@ class _Run:
         for one in crew:
             self._queue.put_back(one.release())
         crew.clear()  # and with it the arrays
-        self._stats.trials_waiting += self._stats.trials_running
-        self._stats.trials_running = 0
+        self._entered -= self._stats.trials_running
+        self._stats.trials_waiting, self._stats.trials_running = self._queue.total - self._entered, 0
         return self._hire(lanes)
 
     def _exchange(self, crew: list[Lanes]) -> list[Lanes]:
@@ -266,7 +274,8 @@ class _Run:
         stats, left = self._stats, 0 if report.finished is None else report.finished.seconds.size
         stats.trials_done += left
         stats.trials_running += report.entered - left
-        stats.trials_waiting -= report.entered
+        self._entered += report.entered
+        stats.trials_waiting = self._queue.total - self._entered
         stats.steps_useful += report.steps_useful
         stats.steps_total += report.steps_total
         stats.host_seconds += report.host_seconds / devices

@@ -42,36 +42,69 @@ class Report:
 
 
 class JobQueue:
-    """Jobs in the order in which they enter lanes; several threads may take from it."""
+    """Jobs in the order in which they enter lanes; several threads may take from it, and add to it while it is open."""
 
-    def __init__(self, jobs: Any):
-        """`jobs` is a pytree of numpy arrays with the queue as leading axis."""
+    def __init__(self, jobs: Any, *, more: bool = False):
+        """`jobs` is a pytree of numpy arrays with the queue as leading axis; `more` leaves it open until `close`."""
         self._jobs = jax.tree.map(np.asarray, jobs)
-        self.total = int(jax.tree.leaves(self._jobs)[0].shape[0])
+        self.total = _length(self._jobs)
         self._waiting = deque(range(self.total))
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._open = more
+
+    @property
+    def open(self) -> bool:
+        """Whether more may come."""
+        return self._open
+
+    def extend(self, jobs: Any) -> None:
+        """Jobs behind those that are there."""
+        with self._changed:
+            if not self._open:
+                raise ValueError("the queue is closed")
+            self._jobs = jax.tree.map(lambda old, new: np.concatenate([old, new]), self._jobs, jobs)
+            self._waiting.extend(range(self.total, self.total + _length(jobs)))
+            self.total += _length(jobs)
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        with self._changed:
+            self._open = False
+            self._changed.notify_all()
+
+    def wait(self, seconds: float) -> bool:
+        """Until there is a job, nothing more comes, or so long; False where nothing more comes and none is there."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or not self._open, seconds)
+            return self._open or bool(self._waiting)
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def take(self, count: int) -> np.ndarray:
         """Positions of the next `count` jobs, fewer at the end."""
-        with self._lock:
+        with self._changed:
             return np.array([self._waiting.popleft() for _ in range(min(count, len(self._waiting)))], int)
 
     def put_back(self, positions: np.ndarray) -> None:
         """These jobs are next again."""
-        with self._lock:
+        with self._changed:
             self._waiting.extendleft(int(position) for position in reversed(positions))
 
     def jobs(self, positions: np.ndarray) -> Any:
         """The jobs at `positions`, stacked."""
-        return jax.tree.map(lambda leaf: leaf[positions], self._jobs)
+        jobs = self._jobs  # another one after `extend`
+        return jax.tree.map(lambda leaf: leaf[positions], jobs)
 
     @property
     def job_type(self) -> Any:
         """The type of one job."""
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((), leaf.dtype), self._jobs)
+
+
+def _length(jobs: Any) -> int:
+    return int(jax.tree.leaves(jobs)[0].shape[0])
 
 
 class _Parked(NamedTuple):
@@ -124,7 +157,14 @@ class Lanes:
                     break
                 self._refill(report)
                 if not np.any(self._owner >= 0):
-                    break
+                    if not self._queue.wait(CHUNK_SECONDS):
+                        break
+                    if report.finished is None:
+                        self._ahead.release()
+                        continue  # with the same report
+                    post((self, report))
+                    report = Report()
+                    continue
                 pending = self._dispatch(report)
                 post((self, report))
                 report = Report()
