@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
     from jaxleak.client import Client
+    from jaxleak.cluster.ray_driver import Ray
     from jaxleak.conv import fast_conv
     from jaxleak.data import Dataset, load_dataset
     from jaxleak.defences import parse_defence
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
     "client": ("Client",),
+    "cluster.ray_driver": ("Ray",),
     "conv": ("fast_conv",),
     "data": ("Dataset", "load_dataset"),
     "defences": ("parse_defence",),
@@ -64,6 +66,7 @@ __all__ = [
     "JaxoptLBFGS",
     "NoSolver",
     "OptaxLBFGS",
+    "Ray",
     "Result",
     "Run",
     "Sweep",

@@ -85,6 +85,16 @@ class RunCommand(ClientFlags, AttackFlags):
     shard: str | None = None
     """This process's part of a run that several write to the same --out, as in 0/8 to 7/8 of a Slurm array; the figures
     are drawn where the last one is done."""
+    on: str = "here"
+    """Where the trials run: here (this process), or ray (the workers of a Ray cluster)."""
+    ray_address: str | None = None
+    """With --on ray: the cluster, as auto or HOST:PORT (default: one is started on this machine)."""
+    workers: int | None = None
+    """With --on ray: how many (default: as many as there is room for); they may join while it runs."""
+    gpus_per_worker: float | None = None
+    """With --on ray (default: one where the cluster has any)."""
+    cpus_per_worker: int | None = None
+    """With --on ray (default: one beside a GPU, else an equal share of a node's)."""
     figures: bool = True
     """Draw the figures at the end."""
 
@@ -243,8 +253,9 @@ def run(command: RunCommand) -> int:
     """`jaxleak run`."""
     _prepare(command)
     shard = parse_shard(command.shard) if command.shard else ALL
+    cluster = _cluster(command)
     sweep = build_sweep(command)
-    result = _swept(sweep, command, shard)
+    result = _swept(sweep, command, shard, cluster)
     _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
     print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
     if command.figures and (shard == ALL or result.summary["complete"]):
@@ -263,12 +274,29 @@ def _prepare(command: AttackFlags) -> None:
     use_all_cores()
 
 
-def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL) -> Any:
+def _cluster(command: RunCommand) -> Any:
+    """Where the trials run; None is here."""
+    check_choice("on", command.on, ("here", "ray"))
+    given = {name: getattr(command, name) for name in ("workers", "gpus_per_worker", "cpus_per_worker")}
+    if command.on == "here":
+        flags = [name for name, value in {"ray_address": command.ray_address, **given}.items() if value is not None]
+        if flags:
+            raise InputError(f"`{flags[0]}` is a setting of --on ray; add that, or leave it out.")
+        return None
+    import jax
+
+    from jaxleak.cluster.ray_driver import Ray
+
+    jax.config.update("jax_platforms", "cpu")  # accelerators are the workers'
+    return Ray(address=command.ray_address, **given)
+
+
+def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, on: Any = None) -> Any:
     """The result in the run directory; Ctrl-C ends the program there."""
     from jaxleak.sweep import run_sweep
 
     try:
-        return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard)
+        return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=on)
     except KeyboardInterrupt:
         told = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
         print(told, file=sys.stderr)

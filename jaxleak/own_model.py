@@ -6,7 +6,6 @@ Nothing in the model is edited: its layers are replaced while it is applied, by 
 import hashlib
 import inspect
 import math
-import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
+from jaxleak.models.describe import description
 from jaxleak.traced import flattened_shapes, slow_convolutions, with_fast_convolutions
 
 Path = tuple[str, ...]
@@ -184,15 +184,10 @@ class AdaptedModel:
         return hash(repr(self))
 
     def __repr__(self) -> str:
-        parts = [_plain_repr(self.module), f"head={'/'.join(self.head)}"]
-        parts += [f"{name}={_plain_repr(value)}" for name, value in self.arguments]
+        parts = [description(self.module), f"head={'/'.join(self.head)}"]
+        parts += [f"{name}={description(value)}" for name, value in self.arguments]
         parts += [f"state=sha256:{_digest(self.state)}"] if self.state else []
         return f"AdaptedModel({', '.join(parts)})"
-
-
-def _plain_repr(value: Any) -> str:
-    """Its `repr` without addresses in memory, which differ between processes."""
-    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
 def _digest(tree: PyTree) -> str:

@@ -36,10 +36,10 @@ ROW_COLUMNS = {
     "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
     "start": "string", "label_strategy": "string", "objective_kind": "string", "batch": "int64", "dummies": "int64",
     "labels_right": "int64", "images_recovered": "int64", "defence": "string", "client_steps": "int64",
-    "trained_steps": "int64", "victim_loss": "double", "update_norm2": "double",
+    "trained_steps": "int64", "reason": "string", "victim_loss": "double", "update_norm2": "double",
     "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
 }  # fmt: skip
-NULLABLE = {"threshold_iterations", "threshold_evaluations"}
+NULLABLE = {"threshold_iterations", "threshold_evaluations", "reason"}
 PYTHON_TYPES = {"string": str, "int64": numbers.Integral, "double": numbers.Real, "bool": (bool, np.bool_)}
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from jaxleak.errors import InputError, check_choice
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
-STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite")
+STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite", "lost")
 ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
 
 Row = dict[str, Any]

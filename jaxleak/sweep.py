@@ -2,34 +2,32 @@
 
 import hashlib
 import tempfile
-import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
+from jaxtyping import Int
 
 from jaxleak import cautions
 from jaxleak.attacker import check_attack
 from jaxleak.attacks import Attack, get_attack
-from jaxleak.engine import Engine, Finished
-from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
+from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive, check_seed
-from jaxleak.labels import labels_right
-from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, unmosaic, worst_errors
-from jaxleak.progress import Progress
+from jaxleak.matching import mosaic, unmosaic
+from jaxleak.session import Session, dtype
 from jaxleak.shard import ALL, Shard, parse_shard
-from jaxleak.solvers import solver_name
-from jaxleak.stats import ENDINGS, Criteria, classify, summarise
+from jaxleak.stats import Criteria
 from jaxleak.store import Run
-from jaxleak.trial import Job, Outcome, Trial
+from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim
 
+if TYPE_CHECKING:
+    from jaxleak.cluster.ray_driver import Ray
+
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
-FLUSH_SECONDS = 10.0
 MOST_TRIALS = 10_000_000  # of one sweep: its queue lies in memory
 
 
@@ -118,16 +116,21 @@ class Sweep:
             "starts": starts,
             "criteria": asdict(self.criteria),
             "snapshots": list(self.snapshots),
-            "dtype": _dtype(),
+            "dtype": dtype(),
         }
 
     def jobs(self, attack: int, done: set[int], shard: Shard = ALL) -> Job:
         """The trials of one attack that are still to do by this shard, seed by seed over the updates."""
-        images, count = np.asarray(self.victim.indices)[:: self.victim.batch], self.victim.updates
+        count = self.victim.updates
         seed, slot = (axis.ravel() for axis in np.indices((self.seeds, count)))
         trial = (attack * count + slot) * self.seeds + seed
-        todo = ~np.isin(trial, sorted(done)) & shard.takes(trial)
-        return Job(*(axis[todo].astype(np.int32) for axis in (trial, slot, images[slot], seed)))
+        return self.jobs_of(trial[~np.isin(trial, sorted(done)) & shard.takes(trial)])
+
+    def jobs_of(self, trials: Int[np.ndarray, "n"]) -> Job:
+        """Trials by their ids, which may be of several attacks."""
+        images = np.asarray(self.victim.indices)[:: self.victim.batch]
+        slot, seed = trials // self.seeds % self.victim.updates, trials % self.seeds
+        return Job(*(np.asarray(axis, np.int32) for axis in (trials, slot, images[slot], seed)))
 
 
 @dataclass(eq=False)
@@ -223,6 +226,7 @@ def run_sweep(
     lanes: int | None = None,
     quiet: bool = False,
     shard: Shard | str = ALL,
+    on: "Ray | None" = None,
 ) -> Result:
     """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
 
@@ -232,9 +236,10 @@ def run_sweep(
         lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
         shard: which part of the sweep this process runs, "0/8" to "7/8" of eight that write to the same `out`.
+        on: a Ray cluster whose workers run the trials; None runs them in this process.
 
     Raises:
-        InputError: `out` holds a run with other settings, or cannot be written.
+        InputError: `out` holds a run with other settings, or cannot be written; or the cluster cannot be used.
     """
     shard = parse_shard(shard) if isinstance(shard, str) else shard
     if shard.count > 1 and out is None:
@@ -252,227 +257,15 @@ def run_sweep(
         first = slice(None, None, victim.batch)
         pictures = mosaic(victim.images.reshape(victim.updates, victim.batch, *victim.images.shape[1:]))
         run.write_truth(np.asarray(victim.indices)[first], np.asarray(victim.labels)[first], pictures)
-        summary = _Session(sweep, run, quiet).run_all(lanes)
+        session = Session(sweep, run, quiet)
+        if on is None:
+            summary = session.run_all(lanes)
+        else:
+            from jaxleak.cluster.ray_driver import run_on_ray
+
+            summary = run_on_ray(session, on, lanes)
     return Result(Run.open(path), summary, temporary)
-
-
-class _Session:
-    """One process working on a run directory."""
-
-    def __init__(self, sweep: Sweep, run: Run, quiet: bool):
-        self.sweep, self.run = sweep, run
-        self.done = run.done()
-        rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
-        self.progress = Progress(
-            total,
-            done=len(rows),
-            successes=sum(row["success"] for row in rows),
-            write=(lambda line: None) if quiet else None,
-        )
-        if rows and len(rows) < total:
-            self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
-        self.engines: list[Engine] = []
-        self.buffer: list[tuple[Finished, list[str]]] = []  # finished and judged, not written
-        self.flushed = time.monotonic()
-        victim = sweep.victim
-        self.truths = np.asarray(victim.images).reshape(victim.updates, victim.batch, *victim.images.shape[1:])
-        self.labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
-        self.constant = {
-            "batch": victim.batch,
-            "defence": victim.defence_name,
-            "client_steps": victim.client.total_steps(victim.batch) if victim.client.trains else 0,
-            "trained_steps": int(victim.trained_steps),
-            "model": sweep.victim.model_name,
-            "dataset": sweep.victim.dataset,
-            "split": sweep.victim.split,
-            "network": sweep.victim.network,
-            "settings_hash": run.settings_hash,
-            "dtype": _dtype(),
-            **{key: environment()[key] for key in ENVIRONMENT_COLUMNS},
-        }
-
-    def run_all(self, lanes: int | None) -> dict[str, Any]:
-        try:
-            for number, attack in enumerate(self.sweep.attacks):
-                jobs = self.sweep.jobs(number, self.done, self.run.shard)
-                if jobs.trial.size:
-                    self.run_attack(attack, jobs, lanes)
-        finally:
-            summary = self.summarise()
-            self.run.write_summary(summary)
-        return summary
-
-    def run_attack(self, attack: Attack, jobs: Job, lanes: int | None) -> None:
-        trial = self.sweep.trial(attack)
-        engine = Engine(trial, trial.shared(), lanes=lanes)
-        self.engines.append(engine)
-        self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
-        try:
-            engine.run(
-                jobs,
-                lambda finished: self.take(attack, finished),
-                lambda: self.progress.update(attack.name, engine.stats),
-            )
-        finally:
-            self.flush(attack)
-        self.progress.update(attack.name, engine.stats, force=True)
-
-    def take(self, attack: Attack, finished: Finished) -> None:
-        """Judge trials that ended; their rows are made when they are written, many at once."""
-        statuses = self.statuses(attack, finished)
-        self.buffer.append((finished, statuses))
-        evaluations = int(np.sum(finished.outcomes.evaluations))
-        self.progress.finished(len(statuses), statuses.count("converged"), evaluations)
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
-            self.flush(attack)
-
-    def statuses(self, attack: Attack, finished: Finished) -> list[str]:
-        outcome: Outcome = finished.outcomes
-        threshold = self.sweep.criteria.threshold(attack.objective)
-        errors = worst_errors(outcome.candidate, self.truths[finished.jobs.slot])
-        return [
-            classify(
-                ending=ENDINGS[int(ending)],
-                objective=float(objective),
-                relative_error=float(error),
-                max_abs=float(largest),
-                reached_objective=bool(objective < threshold),
-                criteria=self.sweep.criteria,
-                threshold=threshold,
-                knows_truth=self.sweep.victim.knows_truth,
-            )
-            for ending, objective, error, largest in zip(
-                outcome.ending,
-                outcome.objective,
-                errors,
-                np.abs(outcome.candidate).max(axis=(1, 2, 3, 4)),
-                strict=True,
-            )
-        ]
-
-    def rows(
-        self, attack: Attack, finished: Finished, statuses: list[str], metrics: BatchMetrics
-    ) -> list[dict[str, Any]]:
-        jobs = finished.jobs
-        outcome: Outcome = finished.outcomes
-        truths = self.labels[jobs.slot]
-        dummies = outcome.label_found.shape[1]
-        right = labels_right(outcome.label_found, truths[:, np.arange(dummies) % truths.shape[1]])
-        recovered = np.sum(metrics.errors < self.sweep.criteria.relative_error, axis=1)
-        relative = outcome.objective
-        if attack.objective == "l2":
-            with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
-                relative = np.divide(outcome.objective, outcome.update_norm2)
-        constant = {
-            "attack": attack.name,
-            "solver": solver_name(attack.solver),
-            "start": attack.init,
-            "label_strategy": attack.label,
-            "objective_kind": attack.objective,
-            "dummies": dummies,
-            **self.constant,
-        }
-        rows = []
-        for i, trial in enumerate(jobs.trial):
-            rows.append(
-                {
-                    "image": int(jobs.image[i]),
-                    "label": int(truths[i, 0]),
-                    "trial": int(trial),
-                    "seed": int(jobs.seed[i]),
-                    "status": statuses[i],
-                    "success": statuses[i] == "converged",
-                    "objective": float(outcome.objective[i]),
-                    "relative_objective": float(relative[i]),
-                    "update_norm2": float(outcome.update_norm2[i]),
-                    "victim_loss": float(outcome.loss[i]),
-                    "evaluations": int(outcome.evaluations[i]),
-                    "iterations": int(outcome.iterations[i]),
-                    "threshold_iterations": _reached(outcome.threshold_iterations[i]),
-                    "threshold_evaluations": _reached(outcome.threshold_evaluations[i]),
-                    "label_found": int(outcome.label_found[i, max(metrics.slots[i, 0], 0)]),
-                    "label_correct": bool(right[i] == dummies),
-                    "labels_right": int(right[i]),
-                    "images_recovered": int(recovered[i]),
-                    "seconds": float(finished.seconds[i]),
-                    **{name: float(values[i]) for name, values in metrics.trials.items()},
-                    **constant,
-                }
-            )
-        return rows
-
-    def flush(self, attack: Attack) -> None:
-        """Write what is finished. The metrics of many trials cost one wait for the device, not one for each."""
-        buffer, self.buffer = self.buffer, []
-        self.flushed = time.monotonic()
-        if not buffer:
-            return
-        finished: Finished = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part for part, _ in buffer))
-        outcome: Outcome = finished.outcomes
-        metrics = batch_metrics(outcome.candidate, self.truths[finished.jobs.slot])
-        arrays = {
-            "trial": finished.jobs.trial,
-            "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
-            "objective_trace": outcome.objective_trace.astype(np.float32),
-            "mse_trace": outcome.mse_trace.astype(np.float32),
-            "snapshots": _quantise(mosaic(ordered(outcome.snapshots, metrics.slots))),
-        }
-        if self.sweep.victim.batch > 1:
-            arrays |= {"slots": metrics.slots, "labels_found": outcome.label_found, "errors": metrics.errors}
-        statuses = [status for _, part in buffer for status in part]
-        self.run.append(self.rows(attack, finished, statuses, metrics), arrays)
-
-    def summarise(self) -> dict[str, Any]:
-        sweep = self.sweep
-        run = self.run if self.run.shard == ALL else Run.open(self.run.path)  # with what there is of other shards
-        rows = run.rows()
-        summary = summarise(
-            rows,
-            sweep.criteria,
-            expected=sweep.total,
-            engine=self.engine_summary(),
-            settings_hash=self.run.settings_hash,
-        )
-        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
-        training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
-        return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
-
-    def engine_summary(self) -> dict[str, float] | None:
-        """Of this session; a session that had nothing to do keeps what the last one wrote."""
-        if not self.engines:
-            return _stored_engine(self.run.path)
-        stats = [engine.stats for engine in self.engines]
-        seconds, total = sum(one.seconds for one in stats), sum(one.steps_total for one in stats)
-        return {
-            "evaluations": self.progress.evaluations,
-            "seconds": seconds,
-            "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
-            "utilisation": sum(one.steps_useful for one in stats) / total if total else 0.0,
-            "compile_seconds": sum(one.compile_seconds for one in stats),
-            "host_share": sum(one.host_seconds for one in stats) / seconds if seconds else 0.0,
-        }
-
-
-def _stored_engine(path: Path) -> dict[str, float] | None:
-    import json
-
-    try:
-        return json.loads((path / "summary.json").read_text())["engine"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def _dtype() -> str:
-    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _digest(array: np.ndarray) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]
-
-
-def _quantise(images: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
-
-
-def _reached(count: np.ndarray) -> int | None:
-    return int(count) if count >= 0 else None

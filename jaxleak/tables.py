@@ -167,8 +167,8 @@ def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = Non
     """How the trials of one or several runs ended: the count of each status; see `summary_table`."""
     columns = _name_columns(summaries, names)
     groups = [group for summary in summaries for group in _overall(summary)]
-    unjudged = any(group["status"].get("matched") for group in groups)
-    shown = [status for status in STATUSES if status != "matched" or unjudged]
+    there = {status for group in groups for status, count in group["status"].items() if count}
+    shown = [status for status in STATUSES if status not in ("matched", "lost") or status in there]
     lines = [
         [
             *(text(number, group) for text in columns.values()),

@@ -18,6 +18,7 @@ from jaxleak.data import DATASETS, Dataset
 from jaxleak.defences import Defence, check_defences, defence_text, defend
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
+from jaxleak.models.describe import description
 from jaxleak.objectives import loss_gradient
 from jaxleak.own_model import AdaptedModel, adapt_model, module_name
 from jaxleak.training import train_network
@@ -255,8 +256,9 @@ class Victim:
     def settings(self) -> dict[str, Any]:
         """What identifies the victim, as plain data: another victim has other settings."""
         own: dict[str, Any] = {}
-        if self.model_name not in MODELS or self.model != build_model(self.model_name, self.num_classes):
-            own["model_fields"] = repr(self.model)
+        fields = description(self.model)
+        if self.model_name not in MODELS or fields != description(build_model(self.model_name, self.num_classes)):
+            own["model_fields"] = fields
         if self.dataset not in DATASETS:
             own["labels"] = [int(label) for label in self.labels]
         if self.batch_stats is not None:

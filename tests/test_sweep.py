@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import jaxleak.sweep as module
+import jaxleak.session as module
 from jaxleak import (
     DLG,
     IDLG,
@@ -136,7 +136,7 @@ def test_rows_follow_the_schema(small):
     for row in small.rows:
         assert row.keys() == ROW_COLUMNS.keys()
         for name, kind in ROW_COLUMNS.items():
-            missing = row[name] is None and name.startswith("threshold_")
+            missing = row[name] is None and name.startswith(("threshold_", "reason"))
             assert missing or type(row[name]) is kinds[kind], name
 
 

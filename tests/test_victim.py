@@ -131,6 +131,17 @@ def test_a_module_with_other_fields_is_another_setting(data):
     assert narrow != wide
 
 
+def test_activations_are_told_apart(data):
+    """Linen's `repr` has the same text for all functions that jax has compiled."""
+    activations = ("sigmoid", "softplus", "relu", "tanh", "elu", "gelu")
+    texts = {
+        make_victim("mlp", data, [1], fields={"activation": name, "hidden": (4,)}).settings()["model_fields"]
+        for name in activations
+    }
+    assert len(texts) == len(activations)
+    assert not any("0x" in text for text in texts)
+
+
 def test_other_labels_are_another_setting(tmp_path):
     settings = []
     for labels in ([0, 1], [1, 0]):

@@ -100,6 +100,12 @@ class Engine:
         if queue.total:
             _Run(self, queue, on_finished, on_chunk).work()
 
+    def forget(self) -> None:
+        """Let go of the compiled programs and arrays; the counters stay."""
+        self._placed.clear()
+        self._programs.clear()
+        self._traced = None
+
     def wanted_lanes(self, total: int, devices: list[Any]) -> int:
         """Lanes per device that were asked for, or are a good start; no more than `total` jobs need."""
         lanes = self.best or first_lanes(devices[0]) if self.lanes is None else -(-self.lanes // len(devices))

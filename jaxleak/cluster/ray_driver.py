@@ -1,0 +1,272 @@
+"""A sweep on a Ray cluster: the driver owns the run directory, workers are actors that may join, leave and die."""
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxleak.cluster.scheduler import Scheduler
+from jaxleak.cluster.worker import Hello, Results, Worker
+from jaxleak.engine import EngineStats
+from jaxleak.errors import InputError, check_not_negative, check_positive
+from jaxleak.session import dtype
+
+if TYPE_CHECKING:
+    from jaxleak.session import Session
+
+COLLECT_SECONDS = 1.0  # that a worker waits for something to end before it says that nothing did
+REPLACEMENTS = 20  # workers that are started for lost ones before the driver gives up, for each that was asked for
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ray:
+    """Where and with how much a sweep runs.
+
+    Attributes:
+        address: of a running cluster, as `ray.init` takes it ("auto", "HOST:PORT"); None starts one on this machine.
+        workers: how many; those for which there is no room yet join when there is. None: what the cluster has room for
+            at the start.
+        gpus_per_worker: None: one where the cluster has any.
+        cpus_per_worker: None: on a cluster with GPUs one; else an equal share of this machine's or the smallest node's.
+    """
+
+    address: str | None = None
+    workers: int | None = None
+    gpus_per_worker: float | None = None
+    cpus_per_worker: int | None = None
+
+    def __post_init__(self):
+        for name in ("workers", "cpus_per_worker"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name), integer=True)
+        if self.gpus_per_worker is not None:
+            check_not_negative("gpus_per_worker", self.gpus_per_worker)
+
+
+@dataclass(eq=False)
+class _Member:
+    """An actor that was started."""
+
+    name: str
+    actor: Any
+    asked: Any  # the call that has not returned
+    hello: Hello | None = None
+    results: Results | None = None
+    trials: int = 0
+
+
+def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str, Any]:
+    """Run what is missing of the session's sweep; returns the summary, which is written too.
+
+    Raises:
+        InputError: Ray is not installed, no such cluster, or no worker can do it.
+    """
+    ray = _ray()
+    began_here = not ray.is_initialized()
+    if began_here:
+        try:
+            ray.init(address=options.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise InputError(f"`ray_address` {options.address!r}: no cluster can be reached ({told}).") from error
+    driver = _Driver(ray, session, options, lanes)
+    try:
+        driver.work()
+    finally:
+        summary = driver.end()
+        if began_here:
+            ray.shutdown()
+    return summary
+
+
+def _ray() -> Any:
+    try:
+        import ray
+    except ImportError as error:
+        raise InputError("`on` ray needs Ray; install it with pip install 'jaxleak[ray]'.") from error
+    return ray
+
+
+class _Driver:
+    def __init__(self, ray: Any, session: "Session", options: Ray, lanes: int | None):
+        import jax
+
+        self.ray, self.session, self.lanes = ray, session, lanes
+        sweep = session.sweep
+        self.scheduler = Scheduler(
+            [sweep.jobs(number, session.done, session.run.shard).trial.tolist() for number in range(len(sweep.attacks))]
+        )
+        self.cpus, self.gpus, self.workers = _sizes(ray, options)
+        self.sweep = ray.put(sweep)
+        self.x64 = bool(jax.config.read("jax_enable_x64"))
+        self.kind = ray.remote(max_concurrency=4, num_cpus=self.cpus, num_gpus=self.gpus)(Worker)
+        self.members: dict[Any, _Member] = {}  # by the call that has not returned
+        self.gone: list[_Member] = []
+        self.started = self.failed = 0
+        self.refused: list[str] = []
+        self.last = ""  # why the last one was lost
+        self.began = time.monotonic()
+
+    def work(self) -> None:
+        """Until nothing is left to do."""
+        while not self.scheduler.finished:
+            self._start_missing()
+            ready, _ = self.ray.wait(list(self.members), timeout=0.5)
+            for call in ready:
+                self._answer(self.members.pop(call), call)
+            self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats())
+        self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats(), force=True)
+
+    def _start_missing(self) -> None:
+        while len(self.members) < self.workers:
+            if self.refused and len(self.refused) >= self.workers:
+                raise InputError(f"`on` ray: no worker can be used. {self.refused[-1]}")
+            if self.failed > REPLACEMENTS * self.workers:
+                raise InputError(f"`on` ray: {self.failed} workers were lost, the last one because {self.last}.")
+            name = f"worker-{self.started}"
+            self.started += 1
+            cores = self.cpus if not self.gpus else None
+            actor = self.kind.remote(self.sweep, self.x64, self.lanes, cores)
+            asked = actor.hello.remote()
+            self.members[asked] = _Member(name, actor, asked)
+
+    def _answer(self, member: _Member, call: Any) -> None:
+        """Something returned from a worker, or says that it is no more."""
+        now = time.monotonic()
+        try:
+            answer: Hello | Results = self.ray.get(call)
+        except Exception as error:  # whatever Ray raises of an actor that died, or the actor itself
+            self._lost(member, f"{type(error).__name__}: {' '.join(str(error).split())[:160]}")
+            return
+        if isinstance(answer, Hello):
+            member.hello = answer
+            if self._is_refused(member):
+                return
+            self.scheduler.join(member.name, member.hello.lanes, now)
+            self.session.progress.say(f"{member.name} joined: {member.hello.host}, {member.hello.made['device']}")
+        else:
+            member.results = answer
+            if answer.lanes:
+                self.scheduler.resize(member.name, answer.lanes)
+            self._store(member, now)
+            if answer.error is not None:
+                self._lost(member, answer.error)
+                return
+        block = self.scheduler.next_block(member.name, now)
+        if block is not None:
+            member.actor.give.remote(block.attack, block.trials)
+        member.asked = member.actor.collect.remote(COLLECT_SECONDS)
+        self.members[member.asked] = member
+
+    def _store(self, member: _Member, now: float) -> None:
+        assert member.hello is not None
+        assert member.results is not None
+        for attack, finished in member.results.finished:
+            trials = finished.jobs.trial.tolist()
+            own = set(self.scheduler.returns(member.name, trials, now))
+            if len(own) < len(trials):
+                continue  # of a worker that was taken for lost
+            member.trials += len(own)
+            self.session.take(self.session.sweep.attacks[attack], finished, member.hello.made)
+
+    def _is_refused(self, member: _Member) -> bool:
+        """Whether the worker would give other results; then it is told, and not used."""
+        assert member.hello is not None
+        here, there = self.session.here, member.hello.made
+        pairs = {
+            "jax": (here["jax_version"], there["jax_version"]),
+            "jaxleak": (here["jaxleak_version"], there["jaxleak_version"]),
+            "precision": (dtype(), member.hello.dtype),
+            "settings": (self.session.run.settings_hash, member.hello.settings_hash),
+        }
+        wrong = [f"{name} {theirs} instead of {ours}" for name, (ours, theirs) in pairs.items() if ours != theirs]
+        if wrong:
+            line = f"{member.name} on {member.hello.host} is not used: {', '.join(wrong)}."
+            self.refused.append(line)
+            self.session.progress.say(line)
+            self.ray.kill(member.actor)
+        return bool(wrong)
+
+    def _lost(self, member: _Member, reason: str) -> None:
+        self.failed, self.last = self.failed + 1, reason
+        self.gone.append(member)
+        if member.name not in self.scheduler.members:
+            self.session.progress.say(f"{member.name} did not start: {reason}")
+            return
+        held = len(self.scheduler.members[member.name].held)
+        given_up = self.scheduler.leave(member.name)
+        self.session.progress.say(f"{member.name} is lost, {held} trials begin again: {reason}")
+        sweep = self.session.sweep
+        per_attack = sweep.victim.updates * sweep.seeds
+        for number, attack in enumerate(sweep.attacks):
+            own = [trial for trial in given_up if trial // per_attack == number]
+            if own:
+                self.session.lose(attack, own, reason)
+
+    def _stats(self) -> EngineStats:
+        """Of the whole cluster, for one line of progress."""
+        seen = [one.results for one in [*self.members.values(), *self.gone] if one.results is not None]
+        return EngineStats(
+            trials_running=self.scheduler.held,
+            trials_waiting=self.scheduler.waiting,
+            steps_useful=sum(one.evaluations for one in seen),
+            steps_total=sum(one.steps_total for one in seen),
+            seconds=time.monotonic() - self.began,
+        )
+
+    def end(self) -> dict[str, Any]:
+        """Write what came, and the summary."""
+        self.session.flush()
+        everyone = [one for one in [*self.members.values(), *self.gone] if one.results is not None]
+        for member in self.members.values():
+            self.ray.kill(member.actor)
+        stats = self._stats()
+        engine = {
+            "evaluations": self.session.progress.evaluations,
+            "seconds": stats.seconds,
+            "evaluations_per_second": self.session.progress.evaluations / stats.seconds if stats.seconds else 0.0,
+            "utilisation": stats.utilisation,
+            "compile_seconds": sum(one.results.compile_seconds for one in everyone if one.results),
+            "host_share": None,
+        }
+        return self.session.end(engine if everyone else None, workers=[_told(one) for one in everyone])
+
+
+def _told(member: _Member) -> dict[str, Any]:
+    """A worker in `summary.json`."""
+    assert member.hello is not None
+    assert member.results is not None
+    seconds, total = member.results.seconds, member.results.steps_total
+    return {
+        "name": member.name,
+        "host": member.hello.host,
+        "device": member.hello.made["device"],
+        "trials": member.trials,
+        "lanes": member.results.lanes,
+        "evaluations_per_second": member.results.evaluations / seconds if seconds else 0.0,
+        "utilisation": member.results.evaluations / total if total else 0.0,
+        "compile_seconds": member.results.compile_seconds,
+    }
+
+
+def _sizes(ray: Any, options: Ray) -> tuple[int, float, int]:
+    """CPUs and GPUs of a worker, and how many workers."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = options.gpus_per_worker
+    if gpus is None:
+        gpus = 1.0 if any(node.get("GPU", 0) for node in nodes) else 0.0
+    cpus = options.cpus_per_worker
+    if cpus is None:
+        smallest = int(min(node.get("CPU", 1) for node in nodes))
+        share = -(-options.workers // len(nodes)) if options.workers else 1
+        cpus = 1 if gpus else max(1, smallest // share)
+    room = sum(
+        int(min(node.get("CPU", 0) // cpus, node.get("GPU", 0) // gpus if gpus else node.get("CPU", 0) // cpus))
+        for node in nodes
+    )
+    workers = options.workers or room
+    if workers < 1:
+        raise InputError(
+            f"`on` ray: no node has {cpus} CPUs and {gpus:g} GPUs for a worker; change --cpus-per-worker or "
+            "--gpus-per-worker."
+        )
+    return cpus, gpus, workers

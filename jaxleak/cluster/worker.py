@@ -1,0 +1,138 @@
+"""A worker: holds the compiled engine and the victims of a sweep, takes trials in blocks and hands back what ended."""
+
+import threading
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from jaxleak.engine import Finished
+    from jaxleak.sweep import Sweep
+
+
+class Hello(NamedTuple):
+    """What a worker is, for the driver to accept or refuse."""
+
+    made: dict[str, Any]  # `ENVIRONMENT_COLUMNS`
+    dtype: str
+    settings_hash: str
+    lanes: int  # that it begins with
+    host: str
+    pid: int
+
+
+class Results(NamedTuple):
+    """What a worker has for the driver."""
+
+    finished: "list[tuple[int, Finished]]"  # attacks and their trials
+    lanes: int
+    evaluations: int  # all so far, and the rest of what its engines count
+    steps_total: int
+    seconds: float
+    compile_seconds: float
+    error: str | None  # why it can do no more
+
+
+class Worker:
+    """Runs in a process of its own; its methods may be called from several threads, as Ray does."""
+
+    def __init__(self, sweep: "Sweep | Any", x64: bool, lanes: int | None, cores: int | None):
+        """`sweep`: what is run; `lanes`: None chooses; `cores`: of a CPU, each becomes a device; None: all."""
+        import jax
+
+        from jaxleak.environment import use_all_cores
+
+        jax.config.update("jax_enable_x64", x64)
+        use_all_cores(cores)
+        self._sweep, self._lanes = sweep, lanes
+        self._todo: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._now: tuple[int, Any] | None = None  # attack and its open queue
+        self._changed = threading.Condition()
+        self._finished: list[tuple[int, Finished]] = []
+        self._engines: list[Any] = []
+        self._error: str | None = None
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def hello(self) -> Hello:
+        """Who this is."""
+        import os
+        import socket
+
+        import jax
+
+        from jaxleak.engine.choice import first_lanes
+        from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
+        from jaxleak.session import dtype
+        from jaxleak.store import settings_hash
+
+        made, devices = environment(), jax.devices()
+        return Hello(
+            made={key: made[key] for key in ENVIRONMENT_COLUMNS},
+            dtype=dtype(),
+            settings_hash=settings_hash(self._sweep.settings()),
+            lanes=self._lanes or first_lanes(devices[0]) * len(devices),
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    def give(self, attack: int, trials: list[int]) -> None:
+        """Trials to run; an attack is ended before another one begins."""
+        from jaxleak.engine.lanes import JobQueue
+
+        jobs = self._sweep.jobs_of(np.asarray(trials))
+        if self._now is not None and self._now[0] == attack:
+            self._now[1].extend(jobs)
+            return
+        self.finish()
+        self._now = attack, JobQueue(jobs, more=True)
+        self._todo.put(self._now)
+
+    def finish(self) -> None:
+        """Nothing more comes of the present attack."""
+        if self._now is not None:
+            self._now[1].close()
+        self._now = None
+
+    def collect(self, seconds: float) -> Results:
+        """What ended since the last call; waits so long for something to end."""
+        last = time.monotonic() + seconds
+        with self._changed:
+            self._changed.wait_for(lambda: self._finished or self._error, max(0.0, last - time.monotonic()))
+            finished, self._finished = self._finished, []
+            stats = [engine.stats for engine in self._engines]
+            return Results(
+                finished=finished,
+                lanes=stats[-1].lanes if stats and stats[-1].lanes else 0,
+                evaluations=sum(one.steps_useful for one in stats),
+                steps_total=sum(one.steps_total for one in stats),
+                seconds=sum(one.seconds for one in stats),
+                compile_seconds=sum(one.compile_seconds for one in stats),
+                error=self._error,
+            )
+
+    def _work(self) -> None:
+        try:
+            while True:
+                attack, queue = self._todo.get()
+                self._run(attack, queue)
+        except BaseException as error:  # the driver is told, and raises it or goes on without this worker
+            with self._changed:
+                self._error = f"{type(error).__name__}: {' '.join(str(error).split())}"
+                self._changed.notify_all()
+
+    def _run(self, attack: int, queue: Any) -> None:
+        from jaxleak.engine import Engine
+
+        trial = self._sweep.trial(self._sweep.attacks[attack])
+        engine = Engine(trial, trial.shared(), lanes=self._lanes)
+        self._engines.append(engine)
+
+        def take(finished: "Finished") -> None:
+            with self._changed:
+                self._finished.append((attack, finished))
+                self._changed.notify_all()
+
+        engine.run(queue, take)
+        engine.forget()

@@ -1,0 +1,34 @@
+"""Models and their fields as text: the same in every process, and another for another model."""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+import flax.linen as nn
+
+
+def description(value: Any) -> str:
+    """A model, or a value of one of its fields, without addresses in memory.
+
+    Functions are told by their names: Linen's own `repr` has one text for all that jax has compiled, sigmoid and
+    softplus alike.
+    """
+    if isinstance(value, nn.Module):
+        fields = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
+        return f"{_name(type(value))}({', '.join(f'{name}={description(getattr(value, name))}' for name in fields)})"
+    if isinstance(value, functools.partial):
+        parts = [description(value.func), *map(description, value.args)]
+        parts += [f"{name}={description(one)}" for name, one in value.keywords.items()]
+        return f"partial({', '.join(parts)})"
+    if isinstance(value, tuple | list):
+        return f"({', '.join(map(description, value))})"
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {description(one)}' for name, one in value.items())}}}"
+    if callable(value) and getattr(value, "__qualname__", None):
+        return _name(value)
+    return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
+
+
+def _name(value: Any) -> str:
+    return f"{value.__module__}.{value.__qualname__}"

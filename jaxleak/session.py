@@ -1,0 +1,304 @@
+"""The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
+
+import itertools
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxleak import cautions
+from jaxleak.attacks import Attack
+from jaxleak.engine import Engine, Finished
+from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
+from jaxleak.labels import labels_right
+from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
+from jaxleak.progress import Progress
+from jaxleak.shard import ALL
+from jaxleak.solvers import solver_name
+from jaxleak.stats import ENDINGS, classify, summarise
+from jaxleak.store import Run
+from jaxleak.trial import Job, Outcome
+
+if TYPE_CHECKING:
+    from jaxleak.sweep import Sweep
+
+FLUSH_SECONDS = 10.0
+
+
+class Judged(NamedTuple):
+    """Trials of one attack that ended in one place, with the status of each."""
+
+    attack: Attack
+    finished: Finished
+    statuses: list[str]
+    made: dict[str, Any]  # where: device, versions and revision
+    reason: str | None = None  # why they are lost
+
+
+class Session:
+    """The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
+
+    def __init__(self, sweep: "Sweep", run: Run, quiet: bool):
+        self.sweep, self.run = sweep, run
+        self.done = run.done()
+        rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
+        self.progress = Progress(
+            total,
+            done=len(rows),
+            successes=sum(row["success"] for row in rows),
+            write=(lambda line: None) if quiet else None,
+        )
+        if rows and len(rows) < total:
+            self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
+        self.engines: list[Engine] = []
+        self.buffer: list[Judged] = []  # not written
+        self.flushed = time.monotonic()
+        victim = sweep.victim
+        self.truths = np.asarray(victim.images).reshape(victim.updates, victim.batch, *victim.images.shape[1:])
+        self.labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
+        self.constant = {
+            "batch": victim.batch,
+            "defence": victim.defence_name,
+            "client_steps": victim.client.total_steps(victim.batch) if victim.client.trains else 0,
+            "trained_steps": int(victim.trained_steps),
+            "model": sweep.victim.model_name,
+            "dataset": sweep.victim.dataset,
+            "split": sweep.victim.split,
+            "network": sweep.victim.network,
+            "settings_hash": run.settings_hash,
+            "dtype": dtype(),
+        }
+        self.here = {key: environment()[key] for key in ENVIRONMENT_COLUMNS}
+
+    def run_all(self, lanes: int | None) -> dict[str, Any]:
+        """Run what is missing in this process; returns the summary, which is written too."""
+        try:
+            for number, attack in enumerate(self.sweep.attacks):
+                jobs = self.sweep.jobs(number, self.done, self.run.shard)
+                if jobs.trial.size:
+                    self._run_attack(attack, jobs, lanes)
+        finally:
+            summary = self.end(self._engine_summary())
+        return summary
+
+    def end(self, engine: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
+        """Write the summary; `engine` is what this session computed with, None where it had nothing to do."""
+        summary = {**self._summary(engine), **more}
+        self.run.write_summary(summary)
+        return summary
+
+    def _run_attack(self, attack: Attack, jobs: Job, lanes: int | None) -> None:
+        trial = self.sweep.trial(attack)
+        engine = Engine(trial, trial.shared(), lanes=lanes)
+        self.engines.append(engine)
+        self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
+        try:
+            engine.run(
+                jobs,
+                lambda finished: self.take(attack, finished),
+                lambda: self.progress.update(attack.name, engine.stats),
+            )
+        finally:
+            self.flush()
+        self.progress.update(attack.name, engine.stats, force=True)
+
+    def take(self, attack: Attack, finished: Finished, made: dict[str, Any] | None = None) -> None:
+        """Judge trials that ended; their rows are made when they are written, many at once.
+
+        Args:
+            attack: theirs.
+            finished: as the engine hands them over.
+            made: `ENVIRONMENT_COLUMNS` of the process that ran them; None: this one.
+        """
+        self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
+
+    def lose(self, attack: Attack, trials: Sequence[int], reason: str) -> None:
+        """Rows for trials that nobody could end."""
+        jobs, count = self.sweep.jobs_of(np.asarray(trials)), len(trials)
+        victim, dummies = self.sweep.victim, attack.dummies or self.sweep.victim.batch
+        shape = (dummies, *victim.images.shape[1:])
+        nothing, never = np.full(count, np.nan), np.full(count, -1, np.int32)
+        outcome = Outcome(
+            ending=np.zeros(count, np.int32),
+            evaluations=np.zeros(count, np.int32),
+            iterations=np.zeros(count, np.int32),
+            objective=nothing,
+            update_norm2=nothing,
+            loss=nothing,
+            threshold_iterations=never,
+            threshold_evaluations=never,
+            label_found=np.full((count, dummies), -1, np.int32),
+            candidate=np.full((count, *shape), np.nan, np.float32),
+            objective_trace=np.full((count, 1), np.nan, np.float32),
+            mse_trace=np.full((count, 1), np.nan, np.float32),
+            snapshots=np.full((count, len(self.sweep.snapshots), *shape), np.nan, np.float32),
+        )
+        finished = Finished(jobs, outcome, np.zeros(count))
+        self._keep(Judged(attack, finished, ["lost"] * count, self.here, reason))
+
+    def _keep(self, judged: "Judged") -> None:
+        self.buffer.append(judged)
+        evaluations = int(np.sum(judged.finished.outcomes.evaluations))
+        self.progress.finished(len(judged.statuses), judged.statuses.count("converged"), evaluations)
+        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def _statuses(self, attack: Attack, finished: Finished) -> list[str]:
+        outcome: Outcome = finished.outcomes
+        threshold = self.sweep.criteria.threshold(attack.objective)
+        errors = worst_errors(outcome.candidate, self.truths[finished.jobs.slot])
+        return [
+            classify(
+                ending=ENDINGS[int(ending)],
+                objective=float(objective),
+                relative_error=float(error),
+                max_abs=float(largest),
+                reached_objective=bool(objective < threshold),
+                criteria=self.sweep.criteria,
+                threshold=threshold,
+                knows_truth=self.sweep.victim.knows_truth,
+            )
+            for ending, objective, error, largest in zip(
+                outcome.ending,
+                outcome.objective,
+                errors,
+                np.abs(outcome.candidate).max(axis=(1, 2, 3, 4)),
+                strict=True,
+            )
+        ]
+
+    def _rows(self, judged: "Judged", metrics: BatchMetrics) -> list[dict[str, Any]]:
+        attack, finished, statuses = judged.attack, judged.finished, judged.statuses
+        jobs = finished.jobs
+        outcome: Outcome = finished.outcomes
+        truths = self.labels[jobs.slot]
+        dummies = outcome.label_found.shape[1]
+        right = labels_right(outcome.label_found, truths[:, np.arange(dummies) % truths.shape[1]])
+        recovered = np.sum(metrics.errors < self.sweep.criteria.relative_error, axis=1)
+        relative = outcome.objective
+        if attack.objective == "l2":
+            with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
+                relative = np.divide(outcome.objective, outcome.update_norm2)
+        constant = {
+            "attack": attack.name,
+            "solver": solver_name(attack.solver),
+            "start": attack.init,
+            "label_strategy": attack.label,
+            "objective_kind": attack.objective,
+            "dummies": dummies,
+            "reason": judged.reason,
+            **self.constant,
+            **judged.made,
+        }
+        rows = []
+        for i, trial in enumerate(jobs.trial):
+            rows.append(
+                {
+                    "image": int(jobs.image[i]),
+                    "label": int(truths[i, 0]),
+                    "trial": int(trial),
+                    "seed": int(jobs.seed[i]),
+                    "status": statuses[i],
+                    "success": statuses[i] == "converged",
+                    "objective": float(outcome.objective[i]),
+                    "relative_objective": float(relative[i]),
+                    "update_norm2": float(outcome.update_norm2[i]),
+                    "victim_loss": float(outcome.loss[i]),
+                    "evaluations": int(outcome.evaluations[i]),
+                    "iterations": int(outcome.iterations[i]),
+                    "threshold_iterations": _reached(outcome.threshold_iterations[i]),
+                    "threshold_evaluations": _reached(outcome.threshold_evaluations[i]),
+                    "label_found": int(outcome.label_found[i, max(metrics.slots[i, 0], 0)]),
+                    "label_correct": bool(right[i] == dummies),
+                    "labels_right": int(right[i]),
+                    "images_recovered": int(recovered[i]),
+                    "seconds": float(finished.seconds[i]),
+                    **{name: float(values[i]) for name, values in metrics.trials.items()},
+                    **constant,
+                }
+            )
+        return rows
+
+    def flush(self) -> None:
+        """Write what is finished. The metrics of many trials cost one wait for the device, not one for each."""
+        buffer, self.buffer = self.buffer, []
+        self.flushed = time.monotonic()
+        for _, group in itertools.groupby(buffer, key=lambda one: (one.attack.name, one.made, one.reason)):
+            parts = list(group)
+            statuses = [status for part in parts for status in part.statuses]
+            self._write(parts[0]._replace(finished=_stacked([part.finished for part in parts]), statuses=statuses))
+
+    def _write(self, judged: "Judged") -> None:
+        finished = judged.finished
+        outcome: Outcome = finished.outcomes
+        metrics = batch_metrics(outcome.candidate, self.truths[finished.jobs.slot])
+        arrays = {
+            "trial": finished.jobs.trial,
+            "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
+            "objective_trace": outcome.objective_trace.astype(np.float32),
+            "mse_trace": outcome.mse_trace.astype(np.float32),
+            "snapshots": _quantise(mosaic(ordered(outcome.snapshots, metrics.slots))),
+        }
+        if self.sweep.victim.batch > 1:
+            arrays |= {"slots": metrics.slots, "labels_found": outcome.label_found, "errors": metrics.errors}
+        self.run.append(self._rows(judged, metrics), arrays)
+
+    def _summary(self, engine: dict[str, Any] | None) -> dict[str, Any]:
+        sweep = self.sweep
+        run = self.run if self.run.shard == ALL else Run.open(self.run.path)  # with what there is of other shards
+        rows = run.rows()
+        summary = summarise(
+            rows,
+            sweep.criteria,
+            expected=sweep.total,
+            engine=engine or _stored_engine(self.run.path),
+            settings_hash=self.run.settings_hash,
+        )
+        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
+        training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
+        return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
+
+    def _engine_summary(self) -> dict[str, float] | None:
+        """Of this session; one that had nothing to do keeps what the last one wrote."""
+        if not self.engines:
+            return None
+        stats = [engine.stats for engine in self.engines]
+        seconds, total = sum(one.seconds for one in stats), sum(one.steps_total for one in stats)
+        return {
+            "evaluations": self.progress.evaluations,
+            "seconds": seconds,
+            "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
+            "utilisation": sum(one.steps_useful for one in stats) / total if total else 0.0,
+            "compile_seconds": sum(one.compile_seconds for one in stats),
+            "host_share": sum(one.host_seconds for one in stats) / seconds if seconds else 0.0,
+        }
+
+
+def _stored_engine(path: Path) -> dict[str, float] | None:
+    import json
+
+    try:
+        return json.loads((path / "summary.json").read_text())["engine"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _stacked(parts: list[Finished]) -> Finished:
+    """Trials that ended one after the other; traces and the like may be shorter in some."""
+    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+
+
+def dtype() -> str:
+    """The precision jax is set to."""
+    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _quantise(images: np.ndarray) -> np.ndarray:
+    return np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+
+
+def _reached(count: np.ndarray) -> int | None:
+    return int(count) if count >= 0 else None
