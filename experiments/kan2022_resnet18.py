@@ -20,7 +20,7 @@ from experiments.kan2022_resnet18_figures import curves, pictures, table
 
 OURS = replace(jaxleak.IDLG, name="ours", label="bias", scale="relative", stop_objective=0.0)
 IMAGE = 20319
-CURVES = ("published-lenet", "published", "train-uniform", "eval")
+CURVES = ("published-lenet", "published", "eval-softplus-torch", "train-softplus-torch")
 
 
 @dataclass(frozen=True)
@@ -68,8 +68,9 @@ def main() -> None:
         results[name] = run_one("kan2022_resnet18", f"{name}-{options.width}", sweep, options)
         write_json(folder / f"{name}-{options.width}-table.json", table(name, options.width, results[name]))
     pictures(results, folder / f"pictures-{options.width}.png")
-    if "published" in results:
-        curves({name: results[name] for name in CURVES if name in results}, folder / f"curves-{options.width}.png")
+    shown = {name: results[name] for name in CURVES if name in results}
+    if shown:
+        curves(shown, folder / f"curves-{options.width}.png")
 
 
 def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int], options) -> jaxleak.Sweep:

@@ -9,6 +9,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 import jaxleak
 from experiments.sheet import draw_sheet, picture
@@ -92,6 +93,7 @@ def curves(results: dict[str, jaxleak.Result], path: Path) -> None:
                 axes.semilogy(
                     np.arange(len(trace)), np.maximum(trace, 1e-16), lw=1, color=mpl.colormaps["tab10"](place)
                 )
+            axes.yaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)
         column[0].set_title(name, fontsize=8)
