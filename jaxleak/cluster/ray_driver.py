@@ -1,8 +1,12 @@
 """A sweep on a Ray cluster: the driver owns the run directory, workers are actors that may join, leave and die."""
 
+import functools
+import importlib
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import jax
 
 from jaxleak.cluster.scheduler import Scheduler
 from jaxleak.cluster.worker import Hello, Results, Worker
@@ -80,22 +84,41 @@ def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str,
 
 def _ray() -> Any:
     try:
-        import ray
+        import ray  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         raise InputError("`on` ray needs Ray; install it with pip install 'jaxleak[ray]'.") from error
     return ray
 
 
+def _name_of(function: Any) -> tuple[str, str, Any]:
+    """Where a function that jax has compiled is found; itself, uncompiled, where that is nowhere.
+
+    By value, as they are pickled else, such functions lose their names, by which models are told apart.
+    """
+    where = function.__module__, function.__qualname__
+    try:
+        found = _named((*where, None)) is function
+    except (ImportError, AttributeError):
+        found = False
+    return (*where, None if found else function.__wrapped__)
+
+
+def _named(told: tuple[str, str, Any]) -> Any:
+    module, name, function = told
+    if function is not None:
+        return jax.jit(function)
+    return functools.reduce(getattr, name.split("."), importlib.import_module(module))
+
+
 class _Driver:
     def __init__(self, ray: Any, session: "Session", options: Ray, lanes: int | None):
-        import jax
-
         self.ray, self.session, self.lanes = ray, session, lanes
         sweep = session.sweep
         self.scheduler = Scheduler(
             [sweep.jobs(number, session.done, session.run.shard).trial.tolist() for number in range(len(sweep.attacks))]
         )
         self.cpus, self.gpus, self.workers = _sizes(ray, options)
+        ray.util.register_serializer(type(jax.nn.sigmoid), serializer=_name_of, deserializer=_named)
         self.sweep = ray.put(sweep)
         self.x64 = bool(jax.config.read("jax_enable_x64"))
         self.kind = ray.remote(max_concurrency=4, num_cpus=self.cpus, num_gpus=self.gpus)(Worker)
