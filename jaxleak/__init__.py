@@ -16,11 +16,12 @@ if TYPE_CHECKING:
     from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
     from jaxleak.own_model import adapt_model
+    from jaxleak.plan import Sweep
     from jaxleak.plots import hold_last
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
-    from jaxleak.sweep import Result, Sweep, attack, run_sweep
+    from jaxleak.sweep import Result, attack, run_sweep
     from jaxleak.training import train_network
     from jaxleak.update import load_update
     from jaxleak.victim import Victim, draw_params, make_victim
@@ -43,7 +44,8 @@ _HOMES = {
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
     "store": ("Run",),
-    "sweep": ("Result", "Sweep", "attack", "run_sweep"),
+    "plan": ("Sweep",),
+    "sweep": ("Result", "attack", "run_sweep"),
     "training": ("train_network",),
     "update": ("load_update",),
     "victim": ("Victim", "draw_params", "make_victim"),

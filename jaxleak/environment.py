@@ -27,6 +27,11 @@ def use_all_cores(cores: int | None = None) -> None:
         jax.config.update("jax_num_cpu_devices", cores)
 
 
+def dtype() -> str:
+    """The precision jax is set to."""
+    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]
+
+
 def environment() -> dict[str, Any]:
     """Device, versions and git revision, as `run.json` keeps them; some go into every row."""
     import platform

@@ -240,7 +240,7 @@ def build_criteria(command: AttackFlags):
 
 def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
     """These attacks on a victim, with the flags' seeds, criteria and snapshots."""
-    from jaxleak.sweep import Sweep
+    from jaxleak.plan import Sweep
 
     return Sweep(
         victim=victim,

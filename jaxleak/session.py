@@ -4,7 +4,7 @@ import itertools
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -12,18 +12,16 @@ import numpy as np
 from jaxleak import cautions
 from jaxleak.attacks import Attack
 from jaxleak.engine import Engine, Finished
-from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
+from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
 from jaxleak.labels import labels_right
 from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
+from jaxleak.plan import Sweep
 from jaxleak.progress import Progress
 from jaxleak.shard import ALL
 from jaxleak.solvers import solver_name
 from jaxleak.stats import ENDINGS, classify, summarise
 from jaxleak.store import Run
 from jaxleak.trial import Job, Outcome
-
-if TYPE_CHECKING:
-    from jaxleak.sweep import Sweep
 
 FLUSH_SECONDS = 10.0
 
@@ -41,7 +39,7 @@ class Judged(NamedTuple):
 class Session:
     """The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
 
-    def __init__(self, sweep: "Sweep", run: Run, quiet: bool):
+    def __init__(self, sweep: Sweep, run: Run, quiet: bool):
         self.sweep, self.run = sweep, run
         self.done = run.done()
         rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
@@ -289,11 +287,6 @@ def _stored_engine(path: Path) -> dict[str, float] | None:
 def _stacked(parts: list[Finished]) -> Finished:
     """Trials that ended one after the other; traces and the like may be shorter in some."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
-
-
-def dtype() -> str:
-    """The precision jax is set to."""
-    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _quantise(images: np.ndarray) -> np.ndarray:

@@ -1,136 +1,27 @@
-"""A sweep: attacks x images x seeds on one victim, in a run directory that can be resumed."""
+"""Running a sweep, in a run directory that can be resumed."""
 
-import hashlib
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Int
 
 from jaxleak import cautions
-from jaxleak.attacker import check_attack
 from jaxleak.attacks import Attack, get_attack
 from jaxleak.environment import environment
-from jaxleak.errors import InputError, check_positive, check_seed
+from jaxleak.errors import InputError, check_positive
 from jaxleak.matching import mosaic, unmosaic
-from jaxleak.session import Session, dtype
+from jaxleak.plan import Sweep
+from jaxleak.session import Session
 from jaxleak.shard import ALL, Shard, parse_shard
-from jaxleak.stats import Criteria
 from jaxleak.store import Run
-from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim
 
 if TYPE_CHECKING:
     from jaxleak.cluster.ray_driver import Ray
-
-SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
-MOST_TRIALS = 10_000_000  # of one sweep: its queue lies in memory
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Sweep:
-    """What is to be run; nothing here depends on lanes, devices or where the results go.
-
-    Attributes:
-        victim: who is attacked.
-        attacks: with which attacks.
-        seeds: restarts per update and attack; trial seeds 0..seeds-1.
-        start_seed: from which starts are drawn. A start depends on it, the image's index and the trial seed only.
-        criteria: what counts as success.
-        snapshots: iterations at which candidates are kept for pictures.
-        starts: given starts (see `Trial`), instead of drawn ones.
-    """
-
-    victim: Victim
-    attacks: tuple[Attack, ...]
-    seeds: int
-    start_seed: int = 0
-    criteria: Criteria = field(default_factory=Criteria)
-    snapshots: tuple[int, ...] = SNAPSHOTS
-    starts: Mapping[str, np.ndarray] | None = None
-
-    def __post_init__(self):
-        check_positive("seeds", self.seeds, integer=True)
-        check_seed("start_seed", self.start_seed)
-        if not self.attacks:
-            raise InputError("`attack` must name at least one attack.")
-        names = [attack.name for attack in self.attacks]
-        if len(set(names)) < len(names):
-            raise InputError(f"`attack` names must be distinct; got {', '.join(names)}.")
-        if self.total > MOST_TRIALS:
-            raise InputError(
-                f"`seeds` times images times attacks must be at most {MOST_TRIALS:,}; got {self.total:,}. "
-                "Use fewer seeds, and further runs with another start_seed."
-            )
-        if any(iteration < 0 for iteration in self.snapshots):
-            raise InputError(f"`snapshots` must be iterations, 0 or above; got {list(self.snapshots)}.")
-        needed = {"image"} | {"label" for attack in self.attacks if attack.label == "joint"}
-        if self.starts is not None and not needed <= self.starts.keys():
-            raise InputError(f"`starts` must hold {', '.join(sorted(needed))}; it has {', '.join(self.starts)}.")
-        for name, start in (self.starts or {}).items():
-            if len(start) < self.seeds:
-                raise InputError(f"`starts` holds {len(start)} rows of {name}; `seeds` asks for {self.seeds}.")
-        for attack in self.attacks:
-            check_attack(attack, self.victim)
-
-    @property
-    def total(self) -> int:
-        """Trials of the whole sweep."""
-        return len(self.attacks) * self.victim.updates * self.seeds
-
-    def trial(self, attack: Attack) -> Trial:
-        """One attack on the victim."""
-        return Trial(
-            attack=attack,
-            victim=self.victim,
-            threshold=self.criteria.threshold(attack.objective),
-            snapshots=self.snapshots,
-            starts=None if self.starts is None else dict(self.starts),
-            start_seed=self.start_seed,
-        )
-
-    def check(self) -> None:
-        """Trace what trials begin with, where only that shows that an attack fits the victim.
-
-        Raises:
-            InputError: one does not.
-        """
-        for attack in self.attacks:
-            if attack.needs_check or self.victim.batch > 1:
-                self.trial(attack).check()
-
-    def settings(self) -> dict[str, Any]:
-        """Everything a result depends on, as plain data."""
-        starts = None
-        if self.starts is not None:
-            starts = {name: _digest(array) for name, array in sorted(self.starts.items())}
-        return {
-            "victim": {**self.victim.settings(), "pixels": _digest(self.victim.images)},
-            "attacks": [attack.settings() for attack in self.attacks],
-            "seeds": self.seeds,
-            "start_seed": self.start_seed,
-            "starts": starts,
-            "criteria": asdict(self.criteria),
-            "snapshots": list(self.snapshots),
-            "dtype": dtype(),
-        }
-
-    def jobs(self, attack: int, done: set[int], shard: Shard = ALL) -> Job:
-        """The trials of one attack that are still to do by this shard, seed by seed over the updates."""
-        count = self.victim.updates
-        seed, slot = (axis.ravel() for axis in np.indices((self.seeds, count)))
-        trial = (attack * count + slot) * self.seeds + seed
-        return self.jobs_of(trial[~np.isin(trial, sorted(done)) & shard.takes(trial)])
-
-    def jobs_of(self, trials: Int[np.ndarray, "n"]) -> Job:
-        """Trials by their ids, which may be of several attacks."""
-        images = np.asarray(self.victim.indices)[:: self.victim.batch]
-        slot, seed = trials // self.seeds % self.victim.updates, trials % self.seeds
-        return Job(*(np.asarray(axis, np.int32) for axis in (trials, slot, images[slot], seed)))
 
 
 @dataclass(eq=False)
@@ -265,7 +156,3 @@ def run_sweep(
 
             summary = run_on_ray(session, on, lanes)
     return Result(Run.open(path), summary, temporary)
-
-
-def _digest(array: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()[:12]

@@ -257,6 +257,7 @@ def test_the_tables_hold_the_flags_of_attack_and_threat_model():
         ),
         *("max_evaluations", "stop_objective", "success_objective", "success_cosine", "success_error"),
         *("mse_thresholds", "snapshots", "lanes", "x64", "figures"),
+        *("shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
     }
     shown = {*options.TABLED, *options.TERMS, *options.THREAT}
     assert shown | elsewhere == RunCommand.__dataclass_fields__.keys()

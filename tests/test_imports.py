@@ -35,6 +35,7 @@ LEAVES = {
     "stats",
     "data",
     "errors",
+    "shard",
 }
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {

@@ -11,8 +11,8 @@ import jax
 from jaxleak.cluster.scheduler import Scheduler
 from jaxleak.cluster.worker import Hello, Results, Worker
 from jaxleak.engine import EngineStats
+from jaxleak.environment import dtype
 from jaxleak.errors import InputError, check_not_negative, check_positive
-from jaxleak.session import dtype
 
 if TYPE_CHECKING:
     from jaxleak.session import Session

@@ -9,7 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jaxleak.engine import Finished
-    from jaxleak.sweep import Sweep
+    from jaxleak.plan import Sweep
 
 
 class Hello(NamedTuple):
@@ -63,8 +63,7 @@ class Worker:
         import jax
 
         from jaxleak.engine.choice import first_lanes
-        from jaxleak.environment import ENVIRONMENT_COLUMNS, environment
-        from jaxleak.session import dtype
+        from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
         from jaxleak.store import settings_hash
 
         made, devices = environment(), jax.devices()
