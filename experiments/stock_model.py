@@ -5,7 +5,7 @@ network of Flax's image-classification tutorial on 32x32x3 images (two convoluti
 dense layers), stock and with jaxleak's drop-in convolution and dense product written into it. iDLG, one network for all
 trials, noise for an image; the variants are run in turns, evaluations per second without compiling.
 
-    python -m experiments.stock_model --rounds 5 --seeds 64 --evaluations 200
+    python -m experiments.stock_model --rounds 3 --seeds 32 --evaluations 200
 """
 
 import tempfile
@@ -74,7 +74,7 @@ VARIANTS: dict[str, tuple[str, Any]] = {
 
 
 def main() -> None:
-    numbers = {"rounds": 5, "seeds": 64, "evaluations": 200}
+    numbers = {"rounds": 3, "seeds": 32, "evaluations": 200}
     options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
     rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
     device = ""
