@@ -285,7 +285,8 @@ def resnet18_cells(width: int) -> list[dict]:
 def resnet18_table() -> str:
     """The settings of `kan2022_resnet18` with all that was measured, in Markdown."""
     heads = (
-        "setting", "width", "images x starts", "recovered", "but for contrast and brightness", "PSNR in dB, quartiles",
+        "setting", "width", "images x starts", "evaluations, median",
+        "recovered", "but for contrast and brightness", "PSNR in dB, quartiles",
         "error but for these, quartiles", "objective below 1e-4", "relative objective", "label right",
     )  # fmt: skip
     lines = [heads, ["---"] * len(heads)]
@@ -295,6 +296,7 @@ def resnet18_table() -> str:
         accuracy = f" ({told['accuracy']:.1%} accuracy)" if told["accuracy"] is not None else ""
         lines.append([
             f"`{told['setting']}`{accuracy}", str(told["width"]), f"{told['images']} x {n // told['images']}",
+            f"{told['evaluations_median']:,.0f}",
             share_solved(told, "recovered"), share_solved(shape), ", ".join(f"{one:.1f}" for one in psnr),
             ", ".join(f"{one:.2f}" for one in error), f"{told['objective_below_1e-4']}/{n}",
             f"{told['relative_objective_median']:.0e}", f"{told['labels_right']}/{n}",

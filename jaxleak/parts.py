@@ -86,9 +86,10 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
     return buffer.getvalue()
 
 
-def own_debris(path: Path, prefix: str = r"(run|truth|summary|rows-|arrays-)") -> list[Path]:
-    """Temporary files that a killed run left, of those whose names begin as given."""
-    return [file for file in path.glob(".*.tmp") if re.match(rf"\.{prefix}", file.name)]
+def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
+    """Temporary files that a killed run left; of a shard only its own parts, others may be at work."""
+    own = r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
+    return [file for file in path.glob(".*.tmp") if re.match(own, file.name)]
 
 
 def schema() -> "pyarrow.Schema":
@@ -173,10 +174,14 @@ class PartName(NamedTuple):
     number: int
 
     @property
+    def prefix(self) -> str:
+        """What the names of this shard's parts begin with, after "rows-" or "arrays-"."""
+        return "" if self.shard.count == 1 else f"{self.shard.index:03}of{self.shard.count:03}-"
+
+    @property
     def file(self) -> str:
         """Name of its rows' file."""
-        prefix = "" if self.shard.count == 1 else f"{self.shard.index:03}of{self.shard.count:03}-"
-        return f"rows-{prefix}{self.number:05}.parquet"
+        return f"rows-{self.prefix}{self.number:05}.parquet"
 
 
 def part_name(path: Path) -> PartName | None:

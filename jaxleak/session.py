@@ -224,7 +224,7 @@ class Session:
         """Write what is finished. The metrics of many trials cost one wait for the device, not one for each."""
         buffer, self.buffer = self.buffer, []
         self.flushed = time.monotonic()
-        for _, group in itertools.groupby(buffer, key=lambda one: (one.attack.name, one.made, one.reason)):
+        for _, group in itertools.groupby(sorted(buffer, key=_alike), key=_alike):
             parts = list(group)
             statuses = [status for part in parts for status in part.statuses]
             self._write(parts[0]._replace(finished=_stacked([part.finished for part in parts]), statuses=statuses))
@@ -284,8 +284,13 @@ def _stored_engine(path: Path) -> dict[str, float] | None:
         return None
 
 
+def _alike(judged: Judged) -> tuple[str, str, str]:
+    """What trials share that are written as one part."""
+    return judged.attack.name, str(judged.made), judged.reason or ""
+
+
 def _stacked(parts: list[Finished]) -> Finished:
-    """Trials that ended one after the other; traces and the like may be shorter in some."""
+    """Trials that ended one after the other."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

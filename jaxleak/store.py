@@ -200,12 +200,9 @@ class Run:
         self.created: str = description["created"]
         self.shard = shard
         self._locks = locks
-        self._read_parts()
-        self._next = 1 + max((name.number for name in part_names(path) if name.shard == shard), default=-1)
-
-    def _read_parts(self) -> None:
-        self._parts = load_parts(self.path, self.shard if self._locks else None)
+        self._parts = load_parts(path, shard if locks else None)
         self._done = {trial for part in self._parts for trial in part.table["trial"].to_pylist()}
+        self._next = 1 + max((name.number for name in part_names(path) if name.shard == shard), default=-1)
 
     def shards(self, total: int) -> dict[str, Any] | None:
         """Into how many shards a run of `total` trials was divided, and what is there of those that are not complete.
@@ -249,9 +246,7 @@ class Run:
                     f"`shard` {shard}: {path} was begun in {max(others)} shards. Give one of these, or none to run "
                     "all that is left in one process."
                 )
-            # Of shards at work, temporary files may be in use.
-            own = () if shard.count == 1 else (PartName(shard, 0).file.rpartition("-")[0].removeprefix("rows-"),)
-            for file in own_debris(path, *[f"(rows|arrays)-{prefix}-" for prefix in own]):
+            for file in own_debris(path, shard):
                 file.unlink()
             return cls(path, description, locks, shard)
         except BaseException:

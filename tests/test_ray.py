@@ -113,6 +113,20 @@ def test_a_worker_with_other_settings_is_refused(sweep, tmp_path, monkeypatch):
         run_sweep(sweep, tmp_path / "run", quiet=True, on=Ray(workers=1))
 
 
+@pytest.mark.usefixtures("cluster")
+def test_one_refused_worker_does_not_end_the_run(sweep, whole, tmp_path, monkeypatch):
+    refused = ray_driver._Driver._is_refused
+
+    def refuse_the_first(self, member):
+        member.hello = member.hello._replace(dtype="float16" if member.name == "worker-0" else member.hello.dtype)
+        return refused(self, member)
+
+    monkeypatch.setattr(ray_driver._Driver, "_is_refused", refuse_the_first)
+    result = run_sweep(sweep, tmp_path / "run", lanes=2, quiet=True, on=Ray(workers=2))
+    assert [worker["name"] for worker in result.summary["workers"]] == ["worker-1"]
+    assert_same(result.run, whole)
+
+
 def test_flags_of_ray_need_ray(tmp_path):
     line = refusal("run", "--num-images", "1", "--workers", "2", "--out", tmp_path / "run")
     assert "`workers` is a setting of --on ray" in line

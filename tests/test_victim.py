@@ -12,6 +12,7 @@ from safetensors.numpy import save_file
 from jaxleak.data import Dataset, load_dataset
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet, build_model, save_weights
+from jaxleak.models.describe import description
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.victim import NETWORKS, Victim, draw_params, make_victim
 from tests.oracles.cases import lenet_cases
@@ -140,6 +141,8 @@ def test_activations_are_told_apart(data):
     }
     assert len(texts) == len(activations)
     assert not any("0x" in text for text in texts)
+    one, other, same = lambda x: x + 1, lambda x: x * 2, lambda x: x + 1
+    assert description(one) == description(same) != description(other)
 
 
 def test_other_labels_are_another_setting(tmp_path):

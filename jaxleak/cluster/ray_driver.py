@@ -72,11 +72,13 @@ def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str,
         except (ConnectionError, ValueError, RuntimeError) as error:
             told = " ".join(str(error).split())[:200]
             raise InputError(f"`ray_address` {options.address!r}: no cluster can be reached ({told}).") from error
-    driver = _Driver(ray, session, options, lanes)
     try:
-        driver.work()
+        driver = _Driver(ray, session, options, lanes)
+        try:
+            driver.work()
+        finally:
+            summary = driver.end()
     finally:
-        summary = driver.end()
         if began_here:
             ray.shutdown()
     return summary
@@ -140,9 +142,10 @@ class _Driver:
         self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats(), force=True)
 
     def _start_missing(self) -> None:
-        while len(self.members) < self.workers:
-            if self.refused and len(self.refused) >= self.workers:
-                raise InputError(f"`on` ray: no worker can be used. {self.refused[-1]}")
+        wanted = self.workers - len(self.refused)  # where one was refused, another would be too
+        if wanted <= 0 and not self.members:
+            raise InputError(f"`on` ray: no worker can be used. {self.refused[-1]}")
+        while len(self.members) < wanted:
             if self.failed > REPLACEMENTS * self.workers:
                 raise InputError(f"`on` ray: {self.failed} workers were lost, the last one because {self.last}.")
             name = f"worker-{self.started}"
@@ -184,11 +187,7 @@ class _Driver:
         assert member.hello is not None
         assert member.results is not None
         for attack, finished in member.results.finished:
-            trials = finished.jobs.trial.tolist()
-            own = set(self.scheduler.returns(member.name, trials, now))
-            if len(own) < len(trials):
-                continue  # of a worker that was taken for lost
-            member.trials += len(own)
+            member.trials += len(self.scheduler.returns(member.name, finished.jobs.trial.tolist(), now))
             self.session.take(self.session.sweep.attacks[attack], finished, member.hello.made)
 
     def _is_refused(self, member: _Member) -> bool:

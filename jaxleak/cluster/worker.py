@@ -1,7 +1,6 @@
 """A worker: holds the compiled engine and the victims of a sweep, takes trials in blocks and hands back what ended."""
 
 import threading
-import time
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,6 +47,7 @@ class Worker:
         use_all_cores(cores)
         self._sweep, self._lanes = sweep, lanes
         self._todo: SimpleQueue[tuple[int, Any]] = SimpleQueue()
+        self._giving = threading.Lock()
         self._now: tuple[int, Any] | None = None  # attack and its open queue
         self._changed = threading.Condition()
         self._finished: list[tuple[int, Finished]] = []
@@ -81,24 +81,19 @@ class Worker:
         from jaxleak.engine.lanes import JobQueue
 
         jobs = self._sweep.jobs_of(np.asarray(trials))
-        if self._now is not None and self._now[0] == attack:
-            self._now[1].extend(jobs)
-            return
-        self.finish()
-        self._now = attack, JobQueue(jobs, more=True)
-        self._todo.put(self._now)
-
-    def finish(self) -> None:
-        """Nothing more comes of the present attack."""
-        if self._now is not None:
-            self._now[1].close()
-        self._now = None
+        with self._giving:
+            if self._now is not None and self._now[0] == attack:
+                self._now[1].extend(jobs)
+                return
+            if self._now is not None:
+                self._now[1].close()
+            self._now = attack, JobQueue(jobs, more=True)
+            self._todo.put(self._now)
 
     def collect(self, seconds: float) -> Results:
         """What ended since the last call; waits so long for something to end."""
-        last = time.monotonic() + seconds
         with self._changed:
-            self._changed.wait_for(lambda: self._finished or self._error, max(0.0, last - time.monotonic()))
+            self._changed.wait_for(lambda: self._finished or self._error, seconds)
             finished, self._finished = self._finished, []
             stats = [engine.stats for engine in self._engines]
             return Results(

@@ -2,7 +2,9 @@
 
 import dataclasses
 import functools
+import hashlib
 import re
+from types import CodeType
 from typing import Any
 
 import flax.linen as nn
@@ -12,7 +14,7 @@ def description(value: Any) -> str:
     """A model, or a value of one of its fields, without addresses in memory.
 
     Functions are told by their names: Linen's own `repr` has one text for all that jax has compiled, sigmoid and
-    softplus alike.
+    softplus alike. Those without a name of their own are told by what they do, but for values that they enclose.
     """
     if isinstance(value, nn.Module):
         fields = [field.name for field in dataclasses.fields(value) if field.name not in ("parent", "name")]
@@ -31,4 +33,11 @@ def description(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    return f"{value.__module__}.{value.__qualname__}"
+    name = f"{value.__module__}.{value.__qualname__}"
+    code = getattr(value, "__code__", None)
+    return f"{name}:{_digest(code)}" if "<" in name and code is not None else name
+
+
+def _digest(code: CodeType) -> str:
+    constants = [_digest(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]
