@@ -8,7 +8,7 @@ from typing import Any
 from jaxtyping import PyTree
 
 from jaxleak.models.weights import to_torch, variables_from_torch
-from jaxleak.parts import write_atomically
+from jaxleak.places import local_copy, write_atomically
 
 FILE = "trained-{}.safetensors"
 
@@ -55,7 +55,7 @@ def read_checkpoint(
     networks, training = [], {"id": identity, "loss": [], "accuracy": []}
     for number in range(count):
         try:
-            with safe_open(folder / FILE.format(number), "np") as file:
+            with local_copy(folder / FILE.format(number)) as copy, safe_open(copy, "np") as file:
                 told = json.loads(file.metadata()["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):

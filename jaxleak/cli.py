@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
+from tyro.constructors import PrimitiveConstructorSpec
 
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.flags import (
@@ -20,8 +21,27 @@ from jaxleak.flags import (
     model_fields,
     sweep_of,
 )
+from jaxleak.places import place
 from jaxleak.shard import ALL, Shard, parse_shard
 
+
+def _place(text: str) -> Path:
+    try:
+        return place(text)
+    except InputError:  # where it is used; tyro would draw a box around it
+        return Path(text)
+
+
+Place = Annotated[  # `Path` alone makes one slash of two in s3://
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: _place(words[0]),
+        is_instance=lambda value: hasattr(value, "read_bytes"),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
 BAD_INPUT = 2
@@ -36,8 +56,9 @@ class RunCommand(ClientFlags, AttackFlags):
     Stopped at any moment, the same command continues where it was.
     """
 
-    out: Path
-    """Run directory: settings, one row per trial, reconstructions, summary.json and figures/."""
+    out: Place
+    """Run directory: settings, one row per trial, reconstructions, summary.json and figures/; or in an object store, as
+    in s3://BUCKET/PATH."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), resnet18 to resnet152 (CIFAR
     form), resnet20-4, resnet32-10, densenet121, inception3; `jaxleak models` lists them."""
@@ -113,7 +134,7 @@ class AttackCommand(ClientFlags, AttackFlags):
     """Safetensors file of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict."""
     weights: Path
     """Safetensors file of the network before it, in torch's names and layout."""
-    out: Path
+    out: Place
     """Run directory; in it report.json, best.npz (images in [0, 1]) and best.png."""
     model: str = "lenet"
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
@@ -131,7 +152,7 @@ class AttackCommand(ClientFlags, AttackFlags):
 class TableCommand:
     """Print the success rates of one or several run directories."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Place, ...], tyro.conf.Positional]
     """Run directories."""
     by_image: bool = False
     """Also one line per image."""
@@ -141,7 +162,7 @@ class TableCommand:
 class PlotCommand:
     """Draw the figures of one or several run directories into their figures/."""
 
-    runs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    runs: Annotated[tuple[Place, ...], tyro.conf.Positional]
     """Run directories."""
 
 

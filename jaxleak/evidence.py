@@ -1,5 +1,6 @@
 """What restarts say about images nobody can compare with the truth: which fit the update, and whether they agree."""
 
+import io
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +9,8 @@ from jaxtyping import Float
 
 from jaxleak.matching import match, mosaic
 from jaxleak.metrics import relative_error
-from jaxleak.parts import json_bytes, npz_bytes, write_atomically
+from jaxleak.parts import json_bytes, npz_bytes
+from jaxleak.places import write_atomically
 from jaxleak.stats import Row
 from jaxleak.sweep import Result
 from jaxleak.victim import Victim
@@ -166,4 +168,6 @@ def draw(kept: list[tuple], victim: Victim, path: Path) -> None:
             axes.set_title(text, fontsize=7)
         for axes in row[len(line) :]:
             axes.set_visible(False)
-    figure.savefig(path)
+    png = io.BytesIO()
+    figure.savefig(png)
+    write_atomically(path, png.getvalue())

@@ -4,14 +4,11 @@ A part's arrays go first and its rows second: the Parquet file commits the part,
 the arrays. A part that does not match them is damaged.
 """
 
-import contextlib
 import hashlib
 import io
 import json
 import numbers
-import os
 import re
-import uuid
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxleak.errors import InputError
+from jaxleak.places import is_local, move
 from jaxleak.shard import ALL, Shard
 
 if TYPE_CHECKING:
@@ -55,27 +53,6 @@ class Part(NamedTuple):
     keep: np.ndarray
 
 
-def sync_directory(path: Path) -> None:
-    """Make a rename in the directory last through a power cut, where the file system offers that."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-
-
-def write_atomically(path: Path, payload: bytes) -> None:
-    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    sync_directory(path.parent)
-
-
 def json_bytes(value: Any) -> bytes:
     return json.dumps(value, indent=2, allow_nan=False).encode() + b"\n"
 
@@ -87,7 +64,14 @@ def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
 
 
 def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
-    """Temporary files that a killed run left; of a shard only its own parts, others may be at work."""
+    """Files that a killed run left half done; of a shard only its own parts, others may be at work.
+
+    On a file system these are temporary files, in an object store a part's arrays without its rows.
+    """
+    if not is_local(path):
+        begun = "" if shard == ALL else PartName(shard, 0).prefix
+        rows = {arrays_path_of(file).name for file in path.glob("rows-*.parquet")}
+        return [file for file in path.glob(f"arrays-{begun}*.npz") if file.name not in rows]
     own = r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
     return [file for file in path.glob(".*.tmp") if re.match(own, file.name)]
 
@@ -144,12 +128,14 @@ def read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
 
     try:
         payload = rows_path.read_bytes()
-        with open(arrays_path, "rb") as file:
+        with arrays_path.open("rb") as file:
             arrays_digest = hashlib.file_digest(file, "sha256").hexdigest()
     except FileNotFoundError as error:
-        raise DamagedError(f"{Path(error.filename).name} is missing") from error
+        missing = rows_path if not rows_path.exists() else arrays_path
+        raise DamagedError(f"{missing.name} is missing") from error
     except OSError as error:
-        raise InputError(f"{error.filename} cannot be read ({error.strerror}). Check its permissions.") from error
+        told = f"{error.filename or rows_path} cannot be read ({error.strerror or error})"
+        raise InputError(f"{told}. Check its permissions.") from error
     try:
         file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
         table = file.read(use_threads=False)
@@ -210,7 +196,7 @@ def load_parts(path: Path, owner: Shard | None) -> list[Part]:
             warnings.warn(f"{path}: damaged part {fate}, its trials count as not run ({error})", stacklevel=4)
             for file in (rows_path, arrays) if writable else ():
                 if file.exists():
-                    os.replace(file, f"{file}.corrupt")
+                    move(file, file.with_name(f"{file.name}.corrupt"))
             continue
         trials = table["trial"].to_pylist()
         first = {trial: position for position, trial in reversed(list(enumerate(trials))) if trial not in seen}

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
+from jaxleak.places import is_local, place
 from jaxleak.stats import Criteria, Row, expected_trials, summarise, wilson
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _panels(
 def _save(figure: "Figure", path: str | Path | None) -> "Figure":
     if path is not None:
         try:
-            Path(path).write_bytes(_png(figure))
+            place(path).write_bytes(_png(figure))
         except OSError as error:
             raise InputError(f"`path` {path} cannot be written ({error.strerror}). Give another.") from error
     return figure
@@ -673,9 +674,10 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
 
 
 def _directory(path: str | Path) -> Path:
-    directory = Path(path)
+    directory = place(path)
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        if is_local(directory):
+            directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"`path` {path} cannot be made ({error.strerror}). Give another.") from error
     return directory

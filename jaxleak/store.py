@@ -10,9 +10,8 @@ import contextlib
 import hashlib
 import io
 import json
-import warnings
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxleak.errors import InputError, check_choice
+from jaxleak.locks import Lock, alone, lock
 from jaxleak.parts import (
     Part,
     PartName,
@@ -33,9 +33,8 @@ from jaxleak.parts import (
     part_names,
     rows_table,
     schema,
-    sync_directory,
-    write_atomically,
 )
+from jaxleak.places import check_reachable, create, is_local, place, sync_directory, write_atomically
 from jaxleak.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:
@@ -85,13 +84,14 @@ def _other_settings(path: Path, differences: list[str]) -> str:
 
 
 def _make_directory(path: Path) -> None:
+    check_reachable(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
     try:
-        if not path.exists():
+        if is_local(path) and not path.exists():
             path.mkdir(parents=True, exist_ok=True)
             sync_directory(path.parent)
-        contents = {file.name for file in path.iterdir()}
+        contents = {file.name for file in (path.iterdir() if is_local(path) else path.glob("*"))}
     except OSError as error:
         raise InputError(f"`out` {path} cannot be made or read ({error.strerror}). Give another path.") from error
     foreign = {name for name in contents if not name.startswith(".lock")} - {file.name for file in own_debris(path)}
@@ -101,56 +101,13 @@ def _make_directory(path: Path) -> None:
         )
 
 
-def _lock(path: Path, shard: Shard) -> list[io.TextIOWrapper]:
-    """Locks, held while the files are open; a killed process lets go of them.
-
-    A run that is not sharded has the directory to itself; shards share it, each with a lock of its own.
-    """
-    if shard.count == 1:
-        return [_locked(path, ".lock", True, "another process is writing this run")]
-    all_shards = _locked(path, ".lock", False, "a process that is no shard is writing this run")
-    try:
-        name = f".lock-{shard.index}of{shard.count}"
-        return [all_shards, _locked(path, name, True, f"another process is writing shard {shard}")]
-    except BaseException:
-        all_shards.close()
-        raise
-
-
-def _locked(path: Path, name: str, exclusive: bool, busy: str) -> io.TextIOWrapper:
-    import fcntl
-
-    try:
-        file = open(path / name, "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"`out` {path} is not writable ({error.strerror}). Give another path.") from error
-    try:
-        fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise InputError(f"`out` {path}: {busy}. Wait for it or stop it.") from None
-    except OSError as error:
-        warnings.warn(f"{path} cannot be locked ({error.strerror}): start no second run there", stacklevel=5)
-    return file
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """One shard after the other: the first one makes run.json."""
-    import fcntl
-
-    with open(path / ".lock-run", "a") as file:
-        with contextlib.suppress(OSError):  # a file system without locks: said before
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _begun(path: Path, settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
     """`run.json`, made if it is not there; it must have these settings."""
     if not (path / "run.json").exists():
         description = _describe(settings, environment)
-        write_atomically(path / "run.json", json_bytes(description))
-        return description
+        with contextlib.suppress(FileExistsError):  # another shard was faster
+            create(path / "run.json", json_bytes(description))
+            return description
     description = _read_description(path)
     differences = _differences(description["settings"], settings)
     if differences:
@@ -192,7 +149,7 @@ class Run:
         settings, settings_hash, environment, created: what `run.json` holds.
     """
 
-    def __init__(self, path: Path, description: dict[str, Any], locks: list[io.TextIOWrapper], shard: Shard = ALL):
+    def __init__(self, path: Path, description: dict[str, Any], locks: list[Lock], shard: Shard = ALL):
         self.path = path
         self.settings: dict[str, Any] = description["settings"]
         self.settings_hash: str = description["settings_hash"]
@@ -234,11 +191,11 @@ class Run:
                 run.json, a directory that cannot be written, another process writing to it, or another number of
                 shards than before.
         """
-        path = Path(path)
+        path = place(path)
         _make_directory(path)
-        locks = _lock(path, shard)
+        locks = lock(path, shard)
         try:
-            with contextlib.nullcontext() if shard == ALL else _alone(path):
+            with alone(path, shard):
                 description = _begun(path, settings, environment)
             others = {name.shard.count for name in part_names(path)} - {1, shard.count}
             if others and shard.count > 1:
@@ -250,8 +207,8 @@ class Run:
                 file.unlink()
             return cls(path, description, locks, shard)
         except BaseException:
-            for lock in locks:
-                lock.close()
+            for one in locks:
+                one.close()
             raise
 
     @classmethod
@@ -266,7 +223,7 @@ class Run:
         Raises:
             InputError: as there.
         """
-        path = Path(path)
+        path = place(path)
         if not path.exists():
             return
         _make_directory(path)
@@ -283,7 +240,8 @@ class Run:
         Raises:
             InputError: no such directory, not a run directory, or a damaged run.json.
         """
-        path = Path(path)
+        path = place(path)
+        check_reachable(path)
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")
@@ -291,8 +249,8 @@ class Run:
 
     def close(self) -> None:
         """Let other processes write the run; this object can still read it."""
-        for lock in self._locks:
-            lock.close()
+        for one in self._locks:
+            one.close()
         self._locks = []
 
     def __enter__(self) -> "Run":
@@ -326,8 +284,11 @@ class Run:
         payload = npz_bytes(arrays)
         rows_path = self.path / PartName(self.shard, self._next).file
         parquet = parquet_bytes(table, hashlib.sha256(payload).hexdigest())
-        write_atomically(arrays_path_of(rows_path), payload)
-        write_atomically(rows_path, parquet)
+        try:
+            create(arrays_path_of(rows_path), payload)
+            create(rows_path, parquet)
+        except FileExistsError as error:
+            raise InputError(f"`out` {self.path}: another process has begun to write this run. Stop one.") from error
         self._parts.append(Part(arrays_path_of(rows_path), table, np.arange(len(trials))))
         self._done.update(trials.tolist())
         self._next += 1
@@ -379,7 +340,7 @@ class Run:
             chosen = [i for i, trial in enumerate(part.table["trial"].to_pylist()) if trial in wanted]
             if not chosen:
                 continue
-            with np.load(part.arrays) as stored:
+            with part.arrays.open("rb") as file, np.load(file) as stored:
                 for name in stored.files if names is None else names:
                     pieces[check_choice("keys", name, stored.files)].append(stored[name][part.keep[chosen]])
         return {name: joined(own) for name, own in pieces.items()}
@@ -423,7 +384,8 @@ class Run:
         """The directory for figures, made when first asked for."""
         path = self.path / "figures"
         try:
-            path.mkdir(exist_ok=True)
+            if is_local(path):
+                path.mkdir(exist_ok=True)
         except OSError as error:
             raise InputError(f"{path} cannot be made ({error.strerror}). Copy the run elsewhere.") from error
         return path

@@ -14,6 +14,7 @@ from jaxleak.attacks import Attack, get_attack
 from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive
 from jaxleak.matching import mosaic, unmosaic
+from jaxleak.places import place
 from jaxleak.plan import Sweep
 from jaxleak.session import Session
 from jaxleak.shard import ALL, Shard, parse_shard
@@ -141,7 +142,7 @@ def run_sweep(
     for caution in cautions.before(sweep.victim, sweep.attacks, sweep.seeds):
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
-    path = Path(temporary.name) / "run" if temporary else Path(out or "")
+    path = Path(temporary.name) / "run" if temporary else place(out or "")
     with Run.create_or_resume(path, sweep.settings(), environment(), shard) as run:
         victim = sweep.victim
         victim.write_checkpoint(path)

@@ -36,6 +36,8 @@ LEAVES = {
     "data",
     "errors",
     "shard",
+    "places",
+    "locks",
 }
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {

@@ -146,7 +146,7 @@ def test_resume_goes_on(filled):
 def test_arrays_of_some_trials_load_only_their_parts(filled, monkeypatch):
     run = Run.open(filled)
     loaded, load = [], np.load
-    monkeypatch.setattr(np, "load", lambda path: loaded.append(path.name) or load(path))
+    monkeypatch.setattr(np, "load", lambda file: loaded.append(Path(file.name).name) or load(file))
     arrays = run.arrays(["trial", "candidate"], trials=[9, 1, 2])
     assert loaded == ["arrays-00000.npz", "arrays-00002.npz"]
     assert set(arrays) == {"trial", "candidate"}

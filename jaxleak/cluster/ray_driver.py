@@ -86,7 +86,7 @@ def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str,
 
 def _ray() -> Any:
     try:
-        import ray  # pyright: ignore[reportMissingImports]
+        import ray
     except ImportError as error:
         raise InputError("`on` ray needs Ray; install it with pip install 'jaxleak[ray]'.") from error
     return ray

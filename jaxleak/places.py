@@ -1,0 +1,131 @@
+"""Where a run directory lies: on a file system, or in an object store (`s3://BUCKET/PATH`).
+
+Paths in object stores are fsspec's, by universal_pathlib, and are used as `pathlib.Path` is. What differs stands here.
+An object is there whole or not at all once it is written; there is no rename and no lock.
+"""
+
+import contextlib
+import os
+import re
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from jaxleak.errors import InputError
+
+# Not of one letter, as Windows' drives are; `Path` has made one slash of two.
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+
+
+def place(path: str | Path) -> Path:
+    """The directory that the user names, a path or a URL.
+
+    Raises:
+        InputError: a URL of a kind that is not known, or whose library is not installed.
+    """
+    found = _URL.fullmatch(str(path))
+    if not is_local(path) or not found:
+        return Path(path) if isinstance(path, str) else path
+    kind, rest = found.groups()
+    if kind == "file":
+        return Path(f"/{rest}")
+    try:
+        from upath import UPath
+
+        return UPath(f"{kind}://{rest}", use_listings_cache=False)  # pyright: ignore[reportReturnType]
+    except ImportError as error:
+        raise InputError(f"`{path}` needs a library: pip install 'jaxleak[s3]' ({error}).") from error
+    except (ValueError, TypeError) as error:
+        raise InputError(f"`{path}` is no place for a run: {' '.join(str(error).split())}.") from error
+
+
+def is_local(path: Any) -> bool:
+    """Whether it lies on a file system."""
+    return isinstance(path, str | Path)
+
+
+def check_reachable(path: Path) -> None:
+    """Ask an object store whether it answers, for this bucket and with these credentials.
+
+    Raises:
+        InputError: it does not.
+    """
+    if is_local(path):
+        return
+    try:
+        remote: Any = path
+        bucket = remote.path.partition("/")[0]
+        if bucket and remote.protocol != "memory" and not remote.fs.exists(bucket):
+            raise InputError(f"`{path}`: there is no bucket {bucket!r}, or it may not be read. Make it first.")
+        path.exists()
+    except InputError:
+        raise
+    except Exception as error:  # each store's library has its own
+        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"`{path}` cannot be reached ({told}). Check address and credentials.") from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename in the directory last through a power cut, where the file system offers that."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_atomically(path: Path, payload: bytes) -> None:
+    """Write a file so that it is there whole or not at all, whoever else writes it at the same time."""
+    if not is_local(path):
+        path.write_bytes(payload)
+        return
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(payload)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    sync_directory(path.parent)
+
+
+def create(path: Path, payload: bytes) -> None:
+    """Write a file that is not there yet.
+
+    In an object store, where nothing else keeps two writers apart, the store refuses the second one.
+
+    Raises:
+        FileExistsError: it is there, in an object store.
+    """
+    if is_local(path):
+        write_atomically(path, payload)
+    else:
+        remote: Any = path
+        remote.fs.pipe_file(remote.path, payload, mode="create")
+
+
+def move(path: Path, target: Path) -> None:
+    """Give a file another name."""
+    if is_local(path):
+        os.replace(path, target)
+    else:
+        write_atomically(target, path.read_bytes())
+        path.unlink()
+
+
+@contextlib.contextmanager
+def local_copy(path: Path) -> Iterator[Path]:
+    """The file, where a library can open it by name.
+
+    Raises:
+        OSError: it is not there.
+    """
+    if is_local(path):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="jaxleak-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(path.read_bytes())
+        yield copy
