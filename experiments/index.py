@@ -11,6 +11,8 @@ import sys
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 import jaxleak
 from experiments import kan2022_resnet18, options
 from experiments.harness import HERE, RESULTS
@@ -370,6 +372,36 @@ def stock_model() -> Line:
     return Line("Stock Flax models, attacked as they are", command, "–", "–", ours, where)
 
 
+def ray_throughput() -> Line:
+    told = stored("ray_throughput/summary.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        rates = {name: [one["rate"] for one in rounds] for name, rounds in told["rounds"].items()}
+        medians = ", ".join(f"{name} {np.median(rate):,.0f} evaluations/s" for name, rate in rates.items())
+        low, high = min(told["ratios"]), max(told["ratios"])
+        ours = f"{medians}: {told['ratio_median']:.2f} times [{low:.2f}, {high:.2f}], {len(told['ratios'])} rounds"
+        where = told["device"]
+    item = "A Ray cluster of two one-core workers beside one process on two cores: DLG, LeNet, network per-trial"
+    return Line(item, "python -m experiments.ray_throughput", "–", "–", ours, where)
+
+
+def clusters_table() -> str:
+    """The simulated clusters in Markdown."""
+    told = stored("clusters/simulation.json")
+    if not isinstance(told, dict):
+        return ""
+    lines: list[tuple[str, ...]] = [
+        ("sweep", "workers", "cluster", "hours", "efficiency", "driver busy", "trials begun again", "lost")
+    ]
+    lines.append(("---",) * len(lines[0]))
+    for one in told["lines"]:
+        lines.append((
+            one["sweep"], f"{one['workers']:,}", one["cluster"], f"{one['seconds'] / 3600:.2f}",
+            f"{one['efficiency']:.3f}", f"{one['driver_share']:.2f}", f"{one['repeated']:,}", f"{one['lost']:,}",
+        ))  # fmt: skip
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
 def share_solved(cell: dict, key: str = "solved") -> str:
     low, high = cell["ci95"]
     return f"{cell[key]}/{cell['trials']} [{low:.2f}, {high:.2f}]"
@@ -610,6 +642,7 @@ LINES: list[Callable[[], Line]] = [
     *[lambda name=name: deakin(name) for name in DEAKIN],
     ig_models,
     stock_model,
+    ray_throughput,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,
     precision,
@@ -633,7 +666,10 @@ read off a figure.
 COLUMNS = """| item | command | paper | PyTorch | jaxleak | device |
 |---|---|---|---|---|---|
 """
-RESNET18 = "<!-- kan2022_resnet18 -->\n"  # in NOTES.md, where its table stands
+TABLES = {  # where they stand in NOTES.md
+    "<!-- kan2022_resnet18 -->\n": resnet18_table,
+    "<!-- clusters -->\n": clusters_table,
+}
 PROJECT = HERE.parent / "README.md"
 
 
@@ -645,7 +681,10 @@ def table() -> str:
 
 def page() -> str:
     """experiments/README.md as the stored results have it."""
-    return HEADER + table() + "\n" + (HERE / "NOTES.md").read_text().replace(RESNET18, resnet18_table())
+    notes = (HERE / "NOTES.md").read_text()
+    for mark, make in TABLES.items():
+        notes = notes.replace(mark, make())
+    return HEADER + table() + "\n" + notes
 
 
 def marks(name: str) -> tuple[str, str]:

@@ -58,8 +58,9 @@ def json_bytes(value: Any) -> bytes:
 
 
 def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
+    """An `.npz`, not compressed: pictures and traces would be a quarter smaller, for a millisecond or two a trial."""
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
     return buffer.getvalue()
 
 

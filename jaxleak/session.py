@@ -295,7 +295,7 @@ def _stacked(parts: list[Finished]) -> Finished:
 
 
 def _quantise(images: np.ndarray) -> np.ndarray:
-    return np.round(np.clip(np.nan_to_num(images), 0, 1) * 255).astype(np.uint8)
+    return np.round(np.fmin(np.fmax(images, 0), 1) * 255).astype(np.uint8)  # what is no number becomes 0
 
 
 def _reached(count: np.ndarray) -> int | None:

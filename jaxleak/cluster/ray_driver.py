@@ -1,8 +1,12 @@
 """A sweep on a Ray cluster: the driver owns the run directory, workers are actors that may join, leave and die."""
 
+import contextlib
 import functools
 import importlib
+import signal
+import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -52,7 +56,6 @@ class _Member:
 
     name: str
     actor: Any
-    asked: Any  # the call that has not returned
     hello: Hello | None = None
     results: Results | None = None
     trials: int = 0
@@ -68,10 +71,11 @@ def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str,
     began_here = not ray.is_initialized()
     if began_here:
         try:
-            ray.init(address=options.address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            # Without an address Ray would take any cluster that it remembers on this machine.
+            where = options.address or "local"
+            ray.init(address=where, log_to_driver=False, include_dashboard=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise InputError(f"`ray_address` {options.address!r}: no cluster can be reached ({told}).") from error
+            raise InputError(_unreachable(options.address, error)) from error
     try:
         driver = _Driver(ray, session, options, lanes)
         try:
@@ -90,6 +94,48 @@ def _ray() -> Any:
     except ImportError as error:
         raise InputError("`on` ray needs Ray; install it with pip install 'jaxleak[ray]'.") from error
     return ray
+
+
+def _unreachable(address: str | None, error: BaseException) -> str:
+    """Why, in one line; a missing token is said far down in what Ray raises."""
+    causes = [error]
+    while causes[-1].__cause__ is not None:
+        causes.append(causes[-1].__cause__)
+    if any("InvalidAuthToken" in str(cause) for cause in causes):
+        return (
+            f"`ray_address` {address!r}: the cluster wants its token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
+            "where ~/.ray/auth_token is not the cluster's (`ray get-auth-token` on its head prints it)."
+        )
+    told = " ".join(str(error).split())[:200]
+    return f"`ray_address` {address!r}: no cluster can be reached ({told})."
+
+
+class _Actor(Worker):
+    """A worker that knows its node."""
+
+    def hello(self) -> Hello:
+        hello = super().hello()
+        return hello._replace(host=f"{hello.host} ({_ray().util.get_node_ip_address()})")
+
+
+@contextlib.contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Ctrl-C is noted, and heeded between two answers, so that none is lost half taken; the second one is raised."""
+    asked: list[int] = []
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        yield asked
+        return
+
+    def note(number: int, _frame: Any) -> None:
+        asked.append(number)
+        if len(asked) > 1:
+            raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _name_of(function: Any) -> tuple[str, str, Any]:
@@ -123,9 +169,9 @@ class _Driver:
         ray.util.register_serializer(type(jax.nn.sigmoid), serializer=_name_of, deserializer=_named)
         self.sweep = ray.put(sweep)
         self.x64 = bool(jax.config.read("jax_enable_x64"))
-        self.kind = ray.remote(max_concurrency=4, num_cpus=self.cpus, num_gpus=self.gpus)(Worker)
+        self.kind = ray.remote(max_concurrency=4, num_cpus=self.cpus, num_gpus=self.gpus)(_Actor)
         self.members: dict[Any, _Member] = {}  # by the call that has not returned
-        self.gone: list[_Member] = []
+        self.everyone: list[_Member] = []  # that was started
         self.started = self.failed = 0
         self.refused: list[str] = []
         self.last = ""  # why the last one was lost
@@ -133,13 +179,20 @@ class _Driver:
 
     def work(self) -> None:
         """Until nothing is left to do."""
-        while not self.scheduler.finished:
-            self._start_missing()
-            ready, _ = self.ray.wait(list(self.members), timeout=0.5)
-            for call in ready:
-                self._answer(self.members.pop(call), call)
-            self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats())
-        self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats(), force=True)
+        with _interrupts() as asked:
+            while not self.scheduler.finished:
+                if asked:
+                    raise KeyboardInterrupt
+                self._look()
+
+    def _look(self) -> None:
+        """Hear what workers say, and give them more."""
+        self._start_missing()
+        ready, _ = self.ray.wait(list(self.members), timeout=0.5)
+        for call in ready:
+            self._answer(self.members.pop(call), call)
+        done = self.scheduler.finished
+        self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats(), force=done)
 
     def _start_missing(self) -> None:
         wanted = self.workers - len(self.refused)  # where one was refused, another would be too
@@ -153,7 +206,8 @@ class _Driver:
             cores = self.cpus if not self.gpus else None
             actor = self.kind.remote(self.sweep, self.x64, self.lanes, cores)
             asked = actor.hello.remote()
-            self.members[asked] = _Member(name, actor, asked)
+            self.members[asked] = _Member(name, actor)
+            self.everyone.append(self.members[asked])
 
     def _answer(self, member: _Member, call: Any) -> None:
         """Something returned from a worker, or says that it is no more."""
@@ -170,7 +224,10 @@ class _Driver:
             self.scheduler.join(member.name, member.hello.lanes, now)
             self.session.progress.say(f"{member.name} joined: {member.hello.host}, {member.hello.made['device']}")
         else:
-            member.results = answer
+            before, member.results = member.results, answer
+            if answer.lanes and not (before and before.lanes):
+                told = f"{answer.lanes} lanes after {answer.compile_seconds:.0f} s of compiling"
+                self.session.progress.say(f"{member.name} computes: {told}")
             if answer.lanes:
                 self.scheduler.resize(member.name, answer.lanes)
             self._store(member, now)
@@ -180,8 +237,7 @@ class _Driver:
         block = self.scheduler.next_block(member.name, now)
         if block is not None:
             member.actor.give.remote(block.attack, block.trials)
-        member.asked = member.actor.collect.remote(COLLECT_SECONDS)
-        self.members[member.asked] = member
+        self.members[member.actor.collect.remote(COLLECT_SECONDS)] = member
 
     def _store(self, member: _Member, now: float) -> None:
         assert member.hello is not None
@@ -210,7 +266,6 @@ class _Driver:
 
     def _lost(self, member: _Member, reason: str) -> None:
         self.failed, self.last = self.failed + 1, reason
-        self.gone.append(member)
         if member.name not in self.scheduler.members:
             self.session.progress.say(f"{member.name} did not start: {reason}")
             return
@@ -226,7 +281,7 @@ class _Driver:
 
     def _stats(self) -> EngineStats:
         """Of the whole cluster, for one line of progress."""
-        seen = [one.results for one in [*self.members.values(), *self.gone] if one.results is not None]
+        seen = [one.results for one in self.everyone if one.results is not None]
         return EngineStats(
             trials_running=self.scheduler.held,
             trials_waiting=self.scheduler.waiting,
@@ -238,7 +293,7 @@ class _Driver:
     def end(self) -> dict[str, Any]:
         """Write what came, and the summary."""
         self.session.flush()
-        everyone = [one for one in [*self.members.values(), *self.gone] if one.results is not None]
+        everyone = [one for one in self.everyone if one.results is not None]
         for member in self.members.values():
             self.ray.kill(member.actor)
         stats = self._stats()
