@@ -229,7 +229,7 @@ def test_the_threat_model_in_words(run, batch_run):
     told = dict(words.threat_model(Run.open(run).settings))
     assert "lenet (3 classes; a fresh network for every trial, not trained) on 2 images" in told["Attacked"]
     assert told["The client sends"] == "the gradient of the cross-entropy on one image; no defence"
-    assert "idlg: read from the update (idlg); dlg: optimised beside the images" in told["The attacker knows"]
+    assert "read from the update (idlg) by idlg; optimised beside the images by dlg" in told["The attacker knows"]
     assert told["Solved means"].startswith("an objective below 0.01, and a relative image error below 0.5")
     assert "a batch of 2 images" in words.shared(Run.open(batch_run).settings)
     settings = json.loads(json.dumps(Run.open(run).settings))
@@ -328,6 +328,14 @@ def test_without_truth_and_summary(copied):
     assert "truth.npz) are missing or damaged" in html
     assert not any("truth" in image for image in data_of(html)["images"])
     assert data_of(html)["pictures"]
+
+
+def test_images_that_nobody_knows(copied):
+    truth = Run.open(copied).truth()
+    np.savez(copied / "truth.npz", **{**truth, "pixels": truth["pixels"] * np.nan, "label": truth["label"] * 0 - 1})
+    told = data_of(html_of(copied))
+    assert not any("truth" in image or "name" in image for image in told["images"])
+    assert {value for one in told["pictures"].values() for value in one["ssim"]} == {"NaN"}
 
 
 def test_a_run_among_others_is_named_in_the_warnings(run, copied):

@@ -54,7 +54,7 @@ function scope(series) {
 function layout(title, quantity) {
   const style = getComputedStyle(document.documentElement);
   const text = printing ? "#000" : style.getPropertyValue("--text"), line = printing ? "#bbb" : style.getPropertyValue("--line");
-  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true };
+  const axis = { gridcolor: line, zerolinecolor: line, linecolor: line, automargin: true, tickfont: { size: 11 } };
   return {
     margin: { l: 58, r: 10, t: 8, b: 44 }, showlegend: false, hovermode: "closest",
     dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
@@ -65,20 +65,20 @@ function layout(title, quantity) {
   };
 }
 
-const faded = (hex) => `${hex}26`;
+const faded = (hex) => `${hex}22`;
 const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
 const against = () => ({ iterations: "iterations", evaluations: "evaluations", seconds: "seconds" })[byId("x").value];
 
 function drawQuantity(plot) {
-  const quantity = byId(`${plot}-quantity`).value, traces = [], seen = { low: [], high: [] }, said = [];
+  const quantity = byId(`${plot}-quantity`).value, below = [], traces = [], seen = { low: [], high: [] }, said = [];
   marks[plot] = [];
   for (const one of view.shown) {
     const own = colour(one.series), name = plain(data.series[one.series].label), style = DASHES[dash(one.series)];
     const band = spread(scope(one.series), quantity);
     const hover = { hoverinfo: "skip", mode: "lines" };
     if (band.n > 1) {
-      traces.push({ ...hover, x: band.x, y: band.low, line: { width: 0, color: own } });
-      traces.push({ ...hover, x: band.x, y: band.high, line: { width: 0, color: own }, fill: "tonexty", fillcolor: faded(own) });
+      below.push({ ...hover, x: band.x, y: band.low, line: { width: 0, color: own } });
+      below.push({ ...hover, x: band.x, y: band.high, line: { width: 0, color: own }, fill: "tonexty", fillcolor: faded(own) });
       traces.push({ x: band.x, y: band.median, mode: "lines", line: { width: 1, color: own, dash: style },
         hovertemplate: `${name}, median of ${band.n}: %{y:.3g}<extra></extra>` });
     }
@@ -93,7 +93,8 @@ function drawQuantity(plot) {
   }
   const drawn = layout(against(), NAMES[quantity]);
   limit(drawn, quantity, seen);
-  Plotly.react(plot, traces, drawn, config);
+  marks[plot].forEach((mark) => { mark.trace += below.length; });
+  Plotly.react(plot, [...below, ...traces], drawn, config);
   byId(plot).setAttribute("aria-label", `${NAMES[quantity]} against ${against()}. ${said.join("; ")}`);
 }
 

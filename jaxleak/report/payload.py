@@ -26,6 +26,7 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
         for number, rows in enumerate(shown.rows)
         for place, row in enumerate(rows)
     }
+    places = {(one.source, one.attack): place for place, one in enumerate(series)}
     traced, pictured = {}, {}
     similar = _similar(sources, shown)
     for number, source in enumerate(sources):
@@ -45,7 +46,7 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
                 "name": source.name,
                 "columns": _columns(rows),
                 "rows": len(rows),
-                "series": [place for row in rows for place in [_place(series, number, row)]],
+                "series": [places[number, row["attack"]] for row in rows],
                 "images": [shown.image_of[number][row["image"]] for row in rows],
             }
             for number, (source, rows) in enumerate(zip(sources, shown.rows, strict=True))
@@ -58,10 +59,6 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
         },
         "examples": [position[series[place].source, row["trial"]] for place, row in shown.examples],
     }
-
-
-def _place(series: Sequence[Series], number: int, row: Row) -> int:
-    return next(i for i, one in enumerate(series) if one.source == number and one.attack == row["attack"])
 
 
 def _series(source: Source, one: Series, facets: Sequence[str]) -> dict[str, Any]:
@@ -136,7 +133,8 @@ def _curves(source: Source, rows: Sequence[Row], number: int) -> dict[Trial, lis
 def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
     """Trials whose SSIM is computed over the snapshots: those with pictures, and others as time allows."""
     rows = {(n, row["trial"]): row for n, own in enumerate(shown.rows) for row in own}
-    others = [trial for trial in rows if trial in shown.curves and trial not in set(shown.pictures)]
+    pictured = set(shown.pictures)
+    others = [trial for trial in rows if trial in shown.curves and trial not in pictured]
     chosen, spent = set(), 0
     for number, trial in [*shown.pictures, *others]:
         source, row = sources[number], rows[number, trial]

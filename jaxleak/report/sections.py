@@ -39,14 +39,19 @@ def number(value: float | None, digits: int = 4) -> Cell:
     return Cell(text, float(value))
 
 
+def share(value: float | None) -> Cell:
+    """A share, with two digits as rates have."""
+    return Cell(NOTHING, "") if value is None else Cell(f"{value:.2f}", float(value))
+
+
 def rate(successes: int, count: int, judged: bool = True) -> list[Cell]:
     """`k/n`, and the rate with its interval."""
     if not judged or not count:
         return [Cell(NOTHING, ""), Cell(NOTHING, "")]
     low, high = wilson(successes, count)
-    share = successes / count
-    text = rate_text({"success_rate": share, "ci95": (low, high)})
-    return [Cell(f"{successes}/{count}", successes), Cell(text, share, (share, low, high))]
+    part = successes / count
+    text = rate_text({"success_rate": part, "ci95": (low, high)})
+    return [Cell(f"{successes}/{count}", successes), Cell(text, part, (part, low, high))]
 
 
 class Group(NamedTuple):
@@ -79,7 +84,7 @@ def _median(rows: Sequence[Row], column: str) -> float | None:
 
 def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[str]) -> Table:
     """Of each series: success, iterations, evaluations, seconds, labels."""
-    names = ["attack", *(facet for facet in facets if facet != "attack")]
+    names = [facet for facet in facets if facet != "attack"]
     rows = []
     for one in _groups(sources, series, image=False):
         group, engine = one.summary, one.source.summary["engine"]
@@ -90,15 +95,16 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
         ]
         rows.append(
             [
-                *(Cell(one.series.values[name], one.series.values[name]) for name in names),
+                Cell(one.series.attack, one.series.attack),
                 *rate(group["successes"], group["trials"], group["truth_known"]),
                 number(group["iterations_median"]),
                 number(group["evaluations_median"]),
                 number(_median(solved, "psnr")),
-                number(labels),
-                *(number(share) for share in restarts),
+                share(labels),
+                *(share(one) for one in restarts),
                 number(_median(one.rows, "seconds"), 3),
                 number(engine["evaluations_per_second"], 4),
+                *(Cell(one.series.values[name], one.series.values[name]) for name in names),
             ]
         )
     headings = ["median iterations", "median evaluations", "median PSNR [dB]", "label right"]
@@ -114,9 +120,9 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
         "Success by attack and setting",
         note,
         [
-            *((name, False) for name in names),
-            *(("solved", True), ("rate [95 %]", True)),
+            *(("attack", False), ("solved", True), ("rate [95 %]", True)),
             *((text, True) for text in headings),
+            *((name, False) for name in names),
         ],
         rows,
     )

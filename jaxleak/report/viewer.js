@@ -156,7 +156,8 @@ function tell(one, t) {
     ["objective", short(ended ? number(trial, "objective") : objective?.[place])],
     ["PSNR", `${short(ended ? number(trial, "psnr") : decibel(mse?.[place]))} dB`],
     ["SSIM", short(ended ? number(trial, "ssim") : Number(similar))],
-    ["start", `${cell(trial, "seed")}, ${end} iterations`],
+    ["start", cell(trial, "seed")],
+    ["ends", `iteration ${end}`],
     ["status", ended ? status : "running"],
   ];
   one.facts.replaceChildren(...facts.flatMap(([name, text]) => [make("dt", {}, name), make("dd", {}, text)]));

@@ -10,7 +10,7 @@ NETWORKS = {
     "per-image": "a network for each update",
     "per-trial": "a fresh network for every trial",
 }
-LABELS = {"joint": "optimised beside the images", "known": "given to the attacker"}
+LABELS = {"joint": "optimised beside the images", "known": "given"}
 
 
 def plural(count: int, noun: str) -> str:
@@ -67,12 +67,11 @@ def known(settings: dict[str, Any]) -> str:
         told.append("how inputs are normalised")
     if (victim.get("model_fields") or {}).get("norm") == "batch":
         told.append("in which mode BatchNorm is" if victim.get("knows_statistics", True) else "no running statistics")
-    labels = {
-        attack["name"]: LABELS.get(attack["label"], f"read from the update ({attack['label']})")
-        for attack in settings["attacks"]
-    }
-    alike = set(labels.values())
-    said = alike.pop() if len(alike) == 1 else "; ".join(f"{name}: {text}" for name, text in labels.items())
+    labels: dict[str, list[str]] = {}
+    for attack in settings["attacks"]:
+        text = LABELS.get(attack["label"], f"read from the update ({attack['label']})")
+        labels.setdefault(text, []).append(attack["name"])
+    said = "; ".join(f"{text} by {', '.join(names)}" if len(labels) > 1 else text for text, names in labels.items())
     return f"{', '.join(told)}. Labels: {said}"
 
 
