@@ -28,7 +28,7 @@ def screenshot(file: Path, picture: Path) -> None:
     found = os.environ.get("CHROMIUM") or shutil.which("chromium")
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=found, args=list(ARGUMENTS))
-        page = browser.new_page(viewport={"width": 1180, "height": 1010})
+        page = browser.new_page(viewport={"width": 1180, "height": 1140})
         page.goto(file.as_uri())
         page.wait_for_selector("body[data-ready]")
         page.locator("#slider").fill(ITERATION)

@@ -32,28 +32,30 @@ def copies(run: Path, folder: Path, count: int) -> list[Path]:
     return names
 
 
-def opened(browser: Any, file: Path) -> tuple[float, float]:
-    """Seconds to the first paint with content, and until the curves are drawn too."""
+def opened(browser: Any, file: Path) -> tuple[float, float, float]:
+    """Seconds to the first paint with content, until the curves are drawn too, and of computing until then."""
     page = browser.new_page()
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable", {"timeDomain": "threadTicks"})
     began = time.monotonic()
     page.goto(file.as_uri())
     page.wait_for_selector("body[data-ready]")
     ready = time.monotonic() - began
+    metrics = {one["name"]: one["value"] for one in session.send("Performance.getMetrics")["metrics"]}
     painted = page.evaluate(PAINTED) / 1000
     page.close()
-    return painted, ready
+    return painted, ready, metrics["ThreadTime"]
 
 
 def measured(browser: Any, file: Path, loads: int) -> dict[str, Any]:
     """Size, and medians and largest of several loads."""
-    times = [opened(browser, file) for _ in range(loads)]
-    painted, ready = zip(*times, strict=True)
-    return {
-        "megabytes": round(file.stat().st_size / 1e6, 2),
-        "first_paint_seconds": {"median": round(statistics.median(painted), 2), "largest": round(max(painted), 2)},
-        "ready_seconds": {"median": round(statistics.median(ready), 2), "largest": round(max(ready), 2)},
-        "loads": loads,
+    times = zip(*(opened(browser, file) for _ in range(loads)), strict=True)
+    names = ("first_paint_seconds", "ready_seconds", "main_thread_seconds")
+    told = {
+        name: {"median": round(statistics.median(own), 2), "largest": round(max(own), 2)}
+        for name, own in zip(names, times, strict=True)
     }
+    return {"megabytes": round(file.stat().st_size / 1e6, 2), **told, "loads": loads}
 
 
 def main() -> None:

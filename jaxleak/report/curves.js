@@ -10,8 +10,8 @@ const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").re
 
 // What an iteration costs a trial, in the units of the horizontal axis.
 function unit(id) {
-  const against = byId("x").value, iterations = number(trials[id], "iterations");
-  return against === "iterations" ? 1 : number(trials[id], against) / Math.max(iterations, 1);
+  const iterations = number(trials[id], "iterations");
+  return against() === "iterations" ? 1 : number(trials[id], against()) / Math.max(iterations, 1);
 }
 
 function points(id, quantity) {
@@ -67,7 +67,7 @@ function layout(title, quantity) {
 
 const faded = (hex) => `${hex}22`;
 const config = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
-const against = () => ({ iterations: "iterations", evaluations: "evaluations", seconds: "seconds" })[byId("x").value];
+const against = () => byId("x").value;
 
 function drawQuantity(plot) {
   const quantity = byId(`${plot}-quantity`).value, below = [], traces = [], seen = { low: [], high: [] }, said = [];
@@ -124,7 +124,7 @@ function drawShare() {
   for (const one of view.shown) {
     const ids = scope(one.series);
     const solved = ids.filter((id) => cell(trials[id], "success") === true);
-    const at = solved.map((id) => byId("x").value === "evaluations" ? number(trials[id], "threshold_evaluations")
+    const at = solved.map((id) => against() === "evaluations" ? number(trials[id], "threshold_evaluations")
       : number(trials[id], "threshold_iterations") * unit(id)).filter(Number.isFinite).sort((a, b) => a - b);
     const end = Math.max(0, ...ids.map((id) => number(trials[id], "iterations") * unit(id)));
     const share = (count) => ids.length ? count / ids.length : 0;

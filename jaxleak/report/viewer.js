@@ -97,8 +97,7 @@ function card(series, id) {
 }
 
 function refresh() {
-  const series = data.series.keys ? [...data.series.keys()] : [];
-  const fitting = series.filter((one) => passes(data.series[one]) && ofImage.has(`${one},${view.image}`));
+  const fitting = [...data.series.keys()].filter((one) => passes(data.series[one]) && ofImage.has(`${one},${view.image}`));
   if (view.only !== null && fitting.includes(view.only)) {
     fitting.splice(fitting.indexOf(view.only), 1);
     fitting.unshift(view.only);
