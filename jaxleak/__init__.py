@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from jaxleak.own_model import adapt_model
     from jaxleak.plan import Sweep
     from jaxleak.plots import hold_last
+    from jaxleak.report import write_page
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
@@ -41,6 +42,7 @@ _HOMES = {
     "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
     "own_model": ("adapt_model",),
     "plots": ("hold_last",),
+    "report": ("write_page",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
     "stats": ("Criteria", "fisher", "wilson"),
     "store": ("Run",),
@@ -94,6 +96,7 @@ __all__ = [
     "unmosaic",
     "use_all_cores",
     "wilson",
+    "write_page",
 ]
 
 

@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `attack`, `table`, `plot`, `bench`, `models`."""
+"""The command line: `jaxleak run`, `attack`, `table`, `plot`, `report`, `bench`, `models`."""
 
 import sys
 import warnings
@@ -117,7 +117,9 @@ class RunCommand(ClientFlags, AttackFlags):
     cpus_per_worker: int | None = None
     """With --on ray (default: one beside a GPU, else an equal share of a node's)."""
     figures: bool = True
-    """Draw the figures at the end."""
+    """Draw the figures at the end, and write the page."""
+    report: bool = True
+    """Write report.html at the end (not without --figures)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +166,25 @@ class PlotCommand:
 
     runs: Annotated[tuple[Place, ...], tyro.conf.Positional]
     """Run directories."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportCommand:
+    """Write one self-contained HTML page of one or several run directories: pictures, curves, tables, settings.
+
+    Example: jaxleak report my-run --out report.html
+
+    It opens from disk, offline. Runs may be unfinished.
+    """
+
+    runs: Annotated[tuple[Place, ...], tyro.conf.Positional]
+    """Run directories."""
+    out: Place | None = None
+    """The file (default: report.html in the first run directory)."""
+    trials: int = 2
+    """Trials of each attack and image with pictures, beside best, median, worst and examples of each way to fail."""
+    title: str | None = None
+    """Of the page (default: attacks and models)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,6 +303,8 @@ def run(command: RunCommand) -> int:
     if command.figures and (shard == ALL or result.summary["complete"]):
         for path in result.plot():
             print(f"figure: {path}")
+        if command.report:
+            print(f"page: {result.report()}")
     return 0
 
 
@@ -377,6 +400,14 @@ def plot(command: PlotCommand) -> int:
     return 0
 
 
+def report(command: ReportCommand) -> int:
+    """`jaxleak report`."""
+    from jaxleak.report import write_page
+
+    print(f"page: {write_page(command.runs, command.out, trials=command.trials, title=command.title)}")
+    return 0
+
+
 def bench(command: BenchCommand) -> int:
     """`jaxleak bench`."""
     from jaxleak.bench.command import run_bench
@@ -418,36 +449,10 @@ def _check_runs(runs: Sequence[Path]) -> None:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    """The summary of a run directory, made anew from its rows: it may be of a run that is not complete."""
-    import json
-
-    from jaxleak import cautions
-    from jaxleak.stats import Criteria, expected_trials, summarise
     from jaxleak.store import Run
+    from jaxleak.summary import current_summary
 
-    stored = Run.open(path)
-    settings, rows = stored.settings, stored.rows()
-    criteria = Criteria(**{key: _tuple(value) for key, value in settings["criteria"].items()})
-    try:
-        written = json.loads((path / "summary.json").read_text())
-        engine, finished = written["engine"], sum(group["trials"] for group in _overall(written))
-    except (OSError, ValueError, KeyError, TypeError):
-        written, engine, finished = {}, None, -1
-    summary = summarise(
-        rows, criteria, expected=expected_trials(settings), engine=engine, settings_hash=stored.settings_hash
-    )
-    # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
-    known = written.get("warnings") if finished == len(rows) else None
-    found = cautions.after(rows, criteria) if known is None else known
-    return {**summary, "shards": stored.shards(expected_trials(settings)), "warnings": found}
-
-
-def _overall(summary: dict[str, Any]) -> list[dict[str, Any]]:
-    return [group for group in summary["groups"] if group["image"] is None]
-
-
-def _tuple(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+    return current_summary(Run.open(path))
 
 
 def _print_tables(summaries: list[dict[str, Any]], runs: Sequence[Path], *, by_image: bool) -> None:
@@ -476,6 +481,7 @@ COMMANDS = {
     "attack": (AttackCommand, attack),
     "table": (TableCommand, table),
     "plot": (PlotCommand, plot),
+    "report": (ReportCommand, report),
     "bench": (BenchCommand, bench),
     "models": (ModelsCommand, models),
 }

@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import shlex
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +35,7 @@ def dtype() -> str:
 
 
 def environment() -> dict[str, Any]:
-    """Device, versions and git revision, as `run.json` keeps them; some go into every row."""
+    """Device, versions, git revision and command, as `run.json` keeps them; some go into every row."""
     import platform
     from importlib.metadata import version
 
@@ -49,6 +51,7 @@ def environment() -> dict[str, Any]:
         "git_dirty": dirty,
         "python": platform.python_version(),
         "versions": {name: version(name) for name in names},
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
 
 

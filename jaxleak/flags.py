@@ -85,6 +85,8 @@ class AttackFlags:
     """iDLG's family: the share of trials whose MSE is below each is reported."""
     snapshots: tuple[int, ...] = (0, 10, 20, 40, 60, 80, 120, 200)
     """Iterations at which candidates are kept for the pictures."""
+    snapshot_seeds: int | None = None
+    """... of so many seeds per image and attack (default: of all)."""
     lanes: int | Literal["auto"] = "auto"
     """Trials at once, over all devices."""
     x64: bool = False
@@ -249,6 +251,7 @@ def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
         start_seed=command.start_seed,
         criteria=build_criteria(command),
         snapshots=command.snapshots,
+        snapshot_seeds=command.snapshot_seeds,
     )
 
 

@@ -10,6 +10,7 @@ import json
 import numbers
 import re
 import warnings
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -58,9 +59,18 @@ def json_bytes(value: Any) -> bytes:
 
 
 def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """An `.npz`, not compressed: pictures and traces would be a quarter smaller, for a millisecond or two a trial."""
+    """An `.npz`. Only arrays that are mostly zero are compressed.
+
+    Pictures and traces would be a quarter smaller, for a millisecond or two a trial.
+    """
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)  # pyright: ignore[reportArgumentType]
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, array in arrays.items():
+            info = zipfile.ZipInfo(f"{name}.npy")
+            if np.issubdtype(array.dtype, np.number) and np.count_nonzero(array) < array.size / 2:
+                info.compress_type = zipfile.ZIP_DEFLATED
+            with archive.open(info, "w", force_zip64=True) as file:
+                np.lib.format.write_array(file, array, allow_pickle=False)
     return buffer.getvalue()
 
 

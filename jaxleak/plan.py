@@ -11,7 +11,7 @@ from jaxtyping import Int
 from jaxleak.attacker import check_attack
 from jaxleak.attacks import Attack
 from jaxleak.environment import dtype
-from jaxleak.errors import InputError, check_positive, check_seed
+from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed
 from jaxleak.shard import ALL, Shard
 from jaxleak.stats import Criteria
 from jaxleak.trial import Job, Trial
@@ -32,6 +32,7 @@ class Sweep:
         start_seed: from which starts are drawn. A start depends on it, the image's index and the trial seed only.
         criteria: what counts as success.
         snapshots: iterations at which candidates are kept for pictures.
+        snapshot_seeds: of the trials with so many first seeds; None: of all. What is stored of the others is black.
         starts: given starts (see `Trial`), instead of drawn ones.
     """
 
@@ -41,6 +42,7 @@ class Sweep:
     start_seed: int = 0
     criteria: Criteria = field(default_factory=Criteria)
     snapshots: tuple[int, ...] = SNAPSHOTS
+    snapshot_seeds: int | None = None
     starts: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
@@ -58,6 +60,8 @@ class Sweep:
             )
         if any(iteration < 0 for iteration in self.snapshots):
             raise InputError(f"`snapshots` must be iterations, 0 or above; got {list(self.snapshots)}.")
+        if self.snapshot_seeds is not None:
+            check_not_negative("snapshot_seeds", self.snapshot_seeds, integer=True)
         needed = {"image"} | {"label" for attack in self.attacks if attack.label == "joint"}
         if self.starts is not None and not needed <= self.starts.keys():
             raise InputError(f"`starts` must hold {', '.join(sorted(needed))}; it has {', '.join(self.starts)}.")
@@ -106,6 +110,7 @@ class Sweep:
             "starts": starts,
             "criteria": asdict(self.criteria),
             "snapshots": list(self.snapshots),
+            **({} if self.snapshot_seeds is None else {"snapshot_seeds": self.snapshot_seeds}),  # as before it came
             "dtype": dtype(),
         }
 

@@ -260,6 +260,7 @@ def recovery_grid(
     *,
     images: Sequence[int] | None = None,
     columns: int | None = None,
+    snapshot_seeds: int | None = None,
 ) -> "Figure":
     """The papers' grid: for each image and attack the true image, then candidates over the iterations.
 
@@ -276,6 +277,7 @@ def recovery_grid(
         images: see `choose_trials`.
         columns: snapshots shown at most, spread over those there are; if not given, `GRID_COLUMNS` or as many
             as `GRID_PICTURES` allow.
+        snapshot_seeds: of how many seeds there are snapshots; None: of all. The others show the last candidate only.
 
     Raises:
         InputError: see `choose_trials`; or the PNG cannot be written.
@@ -303,7 +305,8 @@ def recovery_grid(
                 _draw_line(draw, grid, line_top, rank, row)
                 i = place[row["trial"]]
                 for column, s in enumerate(shown):
-                    if snapshots[s] <= row["iterations"]:
+                    kept = snapshot_seeds is None or row["seed"] < snapshot_seeds
+                    if kept and snapshots[s] <= row["iterations"]:
                         picture = arrays["snapshots"][i, s].astype(np.float32) / 255
                         label = f"{row['trial']}@{snapshots[s]}"
                         draw.picture(grid.left(column), line_top, grid.cell, picture, label)
@@ -664,7 +667,8 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
     truth = run.truth()
     shown = [row["trial"] for block in choose_trials(rows, truth, images) for _, row in block.lines]
     keys = ["trial", "candidate", *(["snapshots"] if snapshots else [])]
-    recovery_grid(rows, run.arrays(keys, trials=shown), truth, snapshots, files[0], images=images)
+    arrays, kept = run.arrays(keys, trials=shown), run.settings.get("snapshot_seeds")
+    recovery_grid(rows, arrays, truth, snapshots, files[0], images=images, snapshot_seeds=kept)
     traces = run.arrays(["trial", "objective_trace", "mse_trace"])
     convergence(rows, traces, files[1], threshold=criteria.objective)
     summary = summarise(rows, criteria, expected=_expected(run, len(rows)))

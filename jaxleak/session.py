@@ -238,11 +238,18 @@ class Session:
             "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
             "objective_trace": outcome.objective_trace.astype(np.float32),
             "mse_trace": outcome.mse_trace.astype(np.float32),
-            "snapshots": _quantise(mosaic(ordered(outcome.snapshots, metrics.slots))),
+            "snapshots": self._kept(finished.jobs.seed, mosaic(ordered(outcome.snapshots, metrics.slots))),
         }
         if self.sweep.victim.batch > 1:
             arrays |= {"slots": metrics.slots, "labels_found": outcome.label_found, "errors": metrics.errors}
         self.run.append(self._rows(judged, metrics), arrays)
+
+    def _kept(self, seeds: np.ndarray, snapshots: np.ndarray) -> np.ndarray:
+        """The snapshots as they are stored; those of later seeds than asked for are black, which takes hardly any room."""
+        quantised, first = _quantise(snapshots), self.sweep.snapshot_seeds
+        if first is not None:
+            quantised[seeds >= first] = 0
+        return quantised
 
     def _summary(self, engine: dict[str, Any] | None) -> dict[str, Any]:
         sweep = self.sweep

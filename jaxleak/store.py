@@ -345,20 +345,39 @@ class Run:
                     pieces[check_choice("keys", name, stored.files)].append(stored[name][part.keep[chosen]])
         return {name: joined(own) for name, own in pieces.items()}
 
-    def write_truth(self, image: np.ndarray, label: np.ndarray, pixels: np.ndarray) -> None:
-        """Store the true images once: `image` [I] indices, `label` [I], `pixels` [I, h, w, c] in [0, 1]."""
+    def write_truth(
+        self,
+        image: np.ndarray,
+        label: np.ndarray,
+        pixels: np.ndarray,
+        labels: np.ndarray | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        """Store the true images once.
+
+        Args:
+            image: [I] indices, of a batch that of its first image.
+            label: [I], likewise.
+            pixels: [I, h, w, c] in [0, 1].
+            labels: [I, b], all labels of each batch.
+            class_names: one for each class [k]; they decide nothing.
+        """
         self._check_writable()
         truth: dict[str, np.ndarray] = {
             "image": np.asarray(image, np.int64),
             "label": np.asarray(label, np.int64),
             "pixels": np.asarray(pixels, np.float32),
         }
+        if labels is not None:
+            truth["labels"] = np.asarray(labels, np.int64)
         if len({len(array) for array in truth.values()}) != 1:
-            raise ValueError("`image`, `label` and `pixels` must have the same length")
+            raise ValueError("`image`, `label` and `pixels` must have the same length, and `labels` too")
+        if class_names:
+            truth["class_names"] = np.array([str(name) for name in class_names])
         write_atomically(self.path / "truth.npz", npz_bytes(truth))
 
     def truth(self) -> dict[str, np.ndarray]:
-        """The true images: `image`, `label`, `pixels`.
+        """The true images: `image`, `label`, `pixels`; of newer runs `labels` and perhaps `class_names` too.
 
         Raises:
             InputError: they are missing or damaged.
@@ -368,7 +387,8 @@ class Run:
 
         try:
             with np.load(io.BytesIO((self.path / "truth.npz").read_bytes())) as stored:
-                return {name: stored[name] for name in ("image", "label", "pixels")}
+                more = [name for name in ("labels", "class_names") if name in stored.files]
+                return {name: stored[name] for name in ("image", "label", "pixels", *more)}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise InputError(
                 f"{self.path / 'truth.npz'} is missing or damaged. Start the same run again to write it anew."

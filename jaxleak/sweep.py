@@ -78,6 +78,12 @@ class Result:
 
         return draw_all(self.run, path)
 
+    def report(self, path: str | Path | None = None, *, trials: int = 2) -> Path:
+        """Write one self-contained page (default: `report.html` in the run directory); see `report.write_page`."""
+        from jaxleak.report import write_page
+
+        return write_page([self.run.path], path, trials=trials)
+
 
 def attack(
     victim: Victim,
@@ -148,7 +154,8 @@ def run_sweep(
         victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
         pictures = mosaic(victim.images.reshape(victim.updates, victim.batch, *victim.images.shape[1:]))
-        run.write_truth(np.asarray(victim.indices)[first], np.asarray(victim.labels)[first], pictures)
+        labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
+        run.write_truth(np.asarray(victim.indices)[first], labels[:, 0], pictures, labels, victim.class_names)
         session = Session(sweep, run, quiet)
         if on is None:
             summary = session.run_all(lanes)

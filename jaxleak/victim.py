@@ -71,6 +71,7 @@ class Victim:
             that are not known are NaN, labels -1.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
+        class_names: one per class, where the data set has some; they decide nothing.
     """
 
     model: nn.Module
@@ -100,6 +101,7 @@ class Victim:
     knows_statistics: bool = True
     update: PyTree | None = None
     surrogates: np.ndarray | None = None
+    class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
         check_choice("network", self.network, NETWORKS)
@@ -351,6 +353,7 @@ def make_victim(
         weights_name="given" if weights is None else Path(weights).name,
         num_classes=data.num_classes,
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
+        class_names=data.class_names,
         **threat_model,
     )
     check_not_negative("trained_steps", steps, integer=True)

@@ -151,6 +151,7 @@ def pictures(tmp_path_factory) -> Path:
         ("--success-error nan", "error` must be a finite number above 0; got nan."),
         ("--mse-thresholds 0.1 0", "`mse_thresholds` must be a finite number above 0; got 0.0."),
         ("--mse-thresholds", "`mse_thresholds` must be one or more numbers"),
+        ("--snapshot-seeds -1", "`snapshot_seeds` must be 0 or above; got -1."),
         ("--snapshots 0 -1", "`snapshots` must be iterations, 0 or above; got [0, -1]."),
         ("--success-cosine 0", "`cosine` must be a finite number above 0; got 0.0."),
         # batches
@@ -408,19 +409,21 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ((), ["run", "table", "plot", "bench"]),
+        ((), ["run", "table", "plot", "report", "bench"]),
         (
             ("run",),
             [
                 *("--attack", "--model", "--dataset", "--data-dir", "--split", "--images", "--num-images"),
                 *("--image-seed", "--seeds", "--start-seed", "--network", "--network-seed", "--weights", "--solver"),
                 *("--lr", "--history", "--line-search", "--iterations", "--stop-objective", "--success-objective"),
-                *("--success-error", "--mse-thresholds", "--snapshots", "--lanes", "--x64", "--no-figures", "--out"),
+                *("--success-error", "--mse-thresholds", "--snapshots", "--snapshot-seeds", "--lanes", "--x64"),
+                *("--no-figures", "--no-report", "--out"),
                 *("Example:", "the same command continues", "per-trial", "torch-lbfgs"),
             ],
         ),
         (("table",), ["--by-image", "Run directories"]),
         (("plot",), ["Run directories"]),
+        (("report",), ["Run directories", "--out", "--trials", "--title", "Example:"]),
         (
             ("bench",),
             [
@@ -429,7 +432,7 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
             ],
         ),
     ],
-    ids=["main", "run", "table", "plot", "bench"],
+    ids=["main", "run", "table", "plot", "report", "bench"],
 )
 def test_help(arguments, words):
     said = call(*arguments, "--help")
@@ -538,6 +541,8 @@ def test_a_run_says_where_it_stands_and_what_it_left(done):
     assert "How trials ended" in said.out
     assert f"{out}: 8 rows, summary.json" in said.out
     assert {Path(line).name for line in said.out.splitlines() if line.startswith("figure: ")} == FIGURES
+    assert said.out.splitlines()[-1] == f"page: {out / 'report.html'}"
+    assert json.loads((out / "run.json").read_text())["environment"]["command"]
 
 
 def test_the_same_command_again_runs_nothing(done, flags, no_engine):

@@ -50,8 +50,22 @@ ALLOWED = {
     "engine": {"errors"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},
     "tables": LEAVES | {"store"},
+    "summary": LEAVES | {"store", "cautions"},
+    "report": LEAVES | {"store", "parts", "summary", "tables", "plots"},
 }
-HEAVY = ("matplotlib", "torch", "tensorflow", "tensorflow_datasets", "pyarrow", "PIL", "dm_pix", "tyro", "ray")
+HEAVY = (
+    "matplotlib",
+    "torch",
+    "tensorflow",
+    "tensorflow_datasets",
+    "pyarrow",
+    "PIL",
+    "dm_pix",
+    "tyro",
+    "ray",
+    "plotly",
+    "jinja2",
+)
 
 
 def component(path: Path) -> str:

@@ -1,0 +1,163 @@
+"""What a page is made of: the runs, and the series in them, one for each attack of each run."""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxleak.errors import InputError
+from jaxleak.stats import Row
+from jaxleak.store import Run
+from jaxleak.summary import current_summary
+from jaxleak.tables import partial_text
+
+
+@dataclass(frozen=True, eq=False)
+class Source:
+    """One run, read.
+
+    Attributes:
+        run: open for reading.
+        name: the end of its path that tells it from the others.
+        rows: in the order of their trials.
+        summary: as it stands.
+        truth: see `Run.truth`; None if it cannot be read.
+        warnings: what may mislead, and what is missing.
+    """
+
+    run: Run
+    name: str
+    rows: list[Row]
+    summary: dict[str, Any]
+    truth: dict[str, np.ndarray] | None
+    warnings: list[str]
+
+    @property
+    def snapshots(self) -> tuple[int, ...]:
+        """Iterations at which candidates were kept."""
+        return tuple(self.run.settings.get("snapshots") or ())
+
+    @property
+    def batch(self) -> int:
+        """Images of an update."""
+        return int(self.run.settings["victim"].get("batch", 1))
+
+    def recorded(self, row: Row) -> bool:
+        """Whether the candidates of a trial were kept at the snapshots."""
+        seeds = self.run.settings.get("snapshot_seeds")
+        return bool(self.snapshots) and (seeds is None or row["seed"] < seeds)
+
+
+class Series(NamedTuple):
+    """One attack of one run."""
+
+    source: int
+    attack: str
+    label: str  # tells it from the others
+    values: dict[str, str]  # by facet
+
+
+def read_runs(paths: Sequence[str | Path]) -> list[Source]:
+    """Open every run first, then read.
+
+    Raises:
+        InputError: one is no run directory, or its run.json is damaged; or one is named twice.
+    """
+    if not paths:
+        raise InputError("`runs` must name at least one run directory.")
+    twice = {str(path) for path in paths if [str(other) for other in paths].count(str(path)) > 1}
+    if twice:
+        raise InputError(f"`runs` must be distinct; {sorted(twice)[0]} is named twice.")
+    opened = [_open(path) for path in paths]
+    names = _names([str(path) for path in paths])
+    return [_read(run, name, told) for (run, told), name in zip(opened, names, strict=True)]
+
+
+def _open(path: str | Path) -> tuple[Run, list[str]]:
+    """A run, and what was warned of while it was opened."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        run = Run.open(path)
+    return run, [" ".join(str(one.message).split()) for one in caught]
+
+
+def _read(run: Run, name: str, told: list[str]) -> Source:
+    rows = sorted(run.rows(), key=lambda row: row["trial"])
+    summary = current_summary(run)
+    missing = []
+    if not rows:
+        missing.append(f"no trial has finished yet, of {summary['trials_expected']}")
+    elif not summary["complete"]:
+        missing.append(f"{partial_text(summary)}; the rates are those of the trials that finished, the fast ones first")
+    try:
+        truth = run.truth()
+    except InputError:
+        truth = None
+        missing.append("the private images (truth.npz) are missing or damaged: no truth is shown, and no SSIM")
+    lost = sum(row["status"] == "lost" for row in rows)
+    if lost:
+        missing.append(f"{lost} of {len(rows)} trials were lost, and count as failed")
+    return Source(run, name, rows, summary, truth, [*told, *missing, *summary["warnings"]])
+
+
+def _names(paths: list[str]) -> list[str]:
+    """The shortest ends of the paths that differ from each other."""
+    parts = [[part for part in path.rstrip("/").split("/") if part] or [path] for path in paths]
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            return names
+    return paths
+
+
+def _victim(name: str) -> Callable[[dict[str, Any], dict[str, Any]], Any]:
+    return lambda settings, _attack: settings["victim"].get(name)
+
+
+# What series may differ in, and how it is read from a run's settings and those of the attack.
+FACETS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
+    "attack": lambda _settings, attack: attack.get("name"),
+    "solver": lambda _settings, attack: attack.get("solver", {}).get("name"),
+    "start": lambda _settings, attack: attack.get("init"),
+    "label": lambda _settings, attack: attack.get("label"),
+    "objective": lambda _settings, attack: attack.get("objective"),
+    "defence": _victim("defences"),
+    "model": _victim("model"),
+    "data set": lambda settings, _attack: Path(settings["victim"]["dataset"]).name or settings["victim"]["dataset"],
+    "batch": _victim("batch"),
+    "network": _victim("network"),
+    "trained steps": _victim("trained_steps"),
+    "client steps": lambda settings, _attack: (settings["victim"].get("client") or {}).get("steps"),
+    "precision": lambda settings, _attack: settings.get("dtype"),
+}
+
+
+def find_series(sources: Sequence[Source]) -> tuple[list[Series], list[str]]:
+    """Every attack of every run, with a label that is its own; and the facets in which they differ."""
+    found = [
+        (number, attack["name"], {name: str(read(source.run.settings, attack)) for name, read in FACETS.items()})
+        for number, source in enumerate(sources)
+        for attack in source.run.settings["attacks"]
+    ]
+    values = [{**own, "run": sources[number].name} for number, _, own in found]
+    facets: list[str] = []
+    for facet in [*FACETS, "run"]:
+        several = len({own[facet] for own in values}) > 1
+        if several and not any(_follows(values, facet, kept) and _follows(values, kept, facet) for kept in facets):
+            facets.append(facet)
+    told = [facet for facet in facets if facet not in ("attack", "run") and not _follows(values, facet, "attack")]
+    labels = [" · ".join([attack, *(own[f] for f in told)]) for (_, attack, _), own in zip(found, values, strict=True)]
+    labels = [
+        f"{label} · {own['run']}" if labels.count(label) > 1 else label
+        for label, own in zip(labels, values, strict=True)
+    ]
+    series = [Series(n, attack, label, own) for (n, attack, _), own, label in zip(found, values, labels, strict=True)]
+    return series, facets
+
+
+def _follows(values: list[dict[str, str]], facet: str, other: str) -> bool:
+    """Whether one facet is known where the other is."""
+    return len({(own[facet], own[other]) for own in values}) == len({own[other] for own in values})

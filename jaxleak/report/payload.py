@@ -1,0 +1,188 @@
+"""What the page's script works with, as plain data: rows, curves, pictures."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxleak.parts import ROW_COLUMNS
+from jaxleak.plots import ATTACK_COLOURS, FAILED, SOLVED
+from jaxleak.report import curves, pictures
+from jaxleak.report.choose import Shown, Trial, frames_before
+from jaxleak.report.collect import Series, Source
+from jaxleak.stats import Criteria, Row
+
+# The first are those of the figures; yellow, which is hard to see on white, comes last.
+COLOURS = (*ATTACK_COLOURS[:5], SOLVED, FAILED, *ATTACK_COLOURS[5:])
+MOST_SIMILAR = 4_000  # pictures whose SSIM is computed: about 800 a second on two cores
+
+
+def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[str], shown: Shown) -> dict[str, Any]:
+    """All of it; `shown.left_out` gains what is left out here."""
+    first = np.cumsum([0, *map(len, shown.rows)])  # rows are numbered over all sources
+    position = {
+        (number, row["trial"]): int(first[number]) + place
+        for number, rows in enumerate(shown.rows)
+        for place, row in enumerate(rows)
+    }
+    places = {(one.source, one.attack): place for place, one in enumerate(series)}
+    traced, pictured = {}, {}
+    similar = _similar(sources, shown)
+    for number, source in enumerate(sources):
+        rows = {row["trial"]: row for row in shown.rows[number]}
+        traced |= _curves(source, [row for trial, row in rows.items() if (number, trial) in shown.curves], number)
+        wanted = [trial for at, trial in shown.pictures if at == number]
+        pictured |= _pictures(source, rows, number, wanted, similar)
+    return {
+        "colours": COLOURS,
+        "series": [_series(sources[one.source], one, facets) for one in series],
+        "facets": [
+            {"name": name, "values": list(dict.fromkeys(one.values[name] for one in series))} for name in facets
+        ],
+        "images": _truths(sources, shown),
+        "runs": [
+            {
+                "name": source.name,
+                "columns": _columns(rows),
+                "rows": len(rows),
+                "series": [places[number, row["attack"]] for row in rows],
+                "images": [shown.image_of[number][row["image"]] for row in rows],
+            }
+            for number, (source, rows) in enumerate(zip(sources, shown.rows, strict=True))
+        ],
+        "curves": {position[trial]: pair for trial, pair in traced.items()},
+        "pictures": {position[trial]: one for trial, one in pictured.items()},
+        "ranks": {
+            f"{place},{image}": {rank: position[series[place].source, trial] for rank, trial in own.items()}
+            for (place, image), own in shown.ranks.items()
+        },
+        "examples": [position[series[place].source, row["trial"]] for place, row in shown.examples],
+    }
+
+
+def _series(source: Source, one: Series, facets: Sequence[str]) -> dict[str, Any]:
+    criteria = Criteria(**source.run.settings["criteria"])
+    return {
+        "label": one.label,
+        "values": [one.values[name] for name in facets],
+        "threshold": criteria.threshold(one.values["objective"]),
+        "objective": one.values["objective"],
+    }
+
+
+def _columns(rows: Sequence[Row]) -> dict[str, Any]:
+    """The rows by column; a column of one value is just that."""
+    columns = {}
+    for name in ROW_COLUMNS:
+        values = [_cell(row[name]) for row in rows]
+        same = len(values) > 1 and all(value == values[0] and type(value) is type(values[0]) for value in values)
+        columns[name] = {"all": values[0]} if same else values
+    return columns
+
+
+def _cell(value: Any) -> Any:
+    """In JSON's types; a number that is not finite as JavaScript's name of it."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _truths(sources: Sequence[Source], shown: Shown) -> list[dict[str, Any]]:
+    several = len({image.dataset for image in shown.images}) > 1
+    truths: list[dict[str, Any]] = [
+        {"label": f"{image.dataset.rstrip('/').split('/')[-1]} {image.index}" if several else f"image {image.index}"}
+        for image in shown.images
+    ]
+    for source, places in zip(sources, shown.image_of, strict=True):
+        if source.truth is None:
+            continue
+        names = class_names(source)
+        for place, index in enumerate(source.truth["image"]):
+            told = truths[places[int(index)]]
+            pixels, label = source.truth["pixels"][place], int(source.truth["label"][place])
+            if "truth" not in told and np.isfinite(pixels).all():
+                told["truth"] = pictures.sprite(pixels[None])
+            if label >= 0 and source.batch == 1:
+                told["name"] = names.get(label, f"class {label}")
+            height, width, _ = pixels.shape
+            told["size"] = [width, height]
+    return truths
+
+
+def class_names(source: Source) -> dict[int, str]:
+    """Names of the classes, where the run has kept them."""
+    names = (source.truth or {}).get("class_names")
+    return {} if names is None else {label: str(name) for label, name in enumerate(names)}
+
+
+def _curves(source: Source, rows: Sequence[Row], number: int) -> dict[Trial, list[str]]:
+    if not rows:
+        return {}
+    arrays = source.run.arrays(["trial", "objective_trace", "mse_trace"], [row["trial"] for row in rows])
+    own = {int(trial): place for place, trial in enumerate(arrays["trial"])}
+    return {
+        (number, row["trial"]): [
+            curves.encoded(arrays[name][own[row["trial"]]], row["iterations"])
+            for name in ("objective_trace", "mse_trace")
+        ]
+        for row in rows
+    }
+
+
+def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
+    """Trials whose SSIM is computed over the snapshots: those with pictures, and others as time allows."""
+    rows = {(n, row["trial"]): row for n, own in enumerate(shown.rows) for row in own}
+    pictured = set(shown.pictures)
+    others = [trial for trial in rows if trial in shown.curves and trial not in pictured]
+    chosen, spent = set(), 0
+    for number, trial in [*shown.pictures, *others]:
+        source, row = sources[number], rows[number, trial]
+        if source.truth is None or not source.snapshots:
+            continue
+        spent += source.batch * (1 + len(frames_before(source, row)))
+        if spent > MOST_SIMILAR:
+            shown.left_out.append(f"SSIM over the iterations is that of {len(chosen):,} trials, as are its spreads.")
+            break
+        chosen.add((number, trial))
+    return chosen
+
+
+def _pictures(
+    source: Source, rows: dict[int, Row], number: int, wanted: Sequence[int], similar: set[Trial]
+) -> dict[Trial, dict[str, Any]]:
+    """`at`: the iterations of the frames, the last that of the trial's end; `ssim` of each; `src`: the sprite."""
+    read = sorted({*wanted, *(trial for at, trial in similar if at == number)})
+    if not read:
+        return {}
+    keys = ["trial", "candidate", *(["snapshots"] if source.snapshots else [])]
+    arrays = source.run.arrays(keys, read)
+    own = {int(trial): place for place, trial in enumerate(arrays["trial"])}
+    found: dict[Trial, dict[str, Any]] = {}
+    stack, truths = [], []
+    for trial in read:
+        row, place = rows[trial], own[trial]
+        before = frames_before(source, row)
+        frames = arrays["candidate"][place][None].astype(np.float64)
+        if before:
+            frames = np.concatenate([arrays["snapshots"][place, before] / 255.0, frames])
+        told: dict[str, Any] = {"at": [*(source.snapshots[i] for i in before), row["iterations"]]}
+        if trial in wanted:
+            told["src"] = pictures.sprite(frames)
+        if (number, trial) in similar:
+            stack.append(frames)
+            truths.append(np.broadcast_to(_truth(source, row), frames.shape))
+        found[number, trial] = told
+    if stack:
+        values = pictures.similarity(np.concatenate(stack), np.concatenate(truths), source.batch)
+        for trial in read:
+            if (number, trial) in similar:
+                count = len(found[number, trial]["at"])
+                found[number, trial]["ssim"] = [_cell(round(float(value), 4)) for value in values[:count]]
+                values = values[count:]
+    return found
+
+
+def _truth(source: Source, row: Row) -> np.ndarray:
+    assert source.truth is not None
+    return source.truth["pixels"][np.flatnonzero(source.truth["image"] == row["image"])[0]]

@@ -1,0 +1,67 @@
+"""Pictures as data URIs: of a trial one PNG with its candidates side by side, of a truth one of its own."""
+
+import base64
+import hashlib
+import io
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxleak.matching import unmosaic
+from jaxleak.metrics import ssim
+
+if TYPE_CHECKING:
+    from jaxleak.report.collect import Source
+
+MOST_SIDE = 192  # pixels of a picture on the page; larger ones are made smaller
+
+
+def digest(pixels: Float[np.ndarray, "h w c"]) -> str:
+    """What tells a picture from others."""
+    return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:12]
+
+
+def shrunk(height: int, width: int) -> tuple[int, int]:
+    """The size in which a picture is shown."""
+    scale = min(1.0, MOST_SIDE / max(height, width))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def frame_bytes(source: "Source") -> int:
+    """Bytes of one candidate on the page, before compression."""
+    height, width, channels = source.run.settings["victim"]["image_shape"]
+    columns = math.ceil(math.sqrt(source.batch))
+    height, width = shrunk(height * -(-source.batch // columns), width * columns)
+    return height * width * channels
+
+
+def sprite(frames: Float[np.ndarray, "s h w c"]) -> str:
+    """Frames of pixels in [0, 1], side by side in one PNG; what is outside is clipped, what is not finite black."""
+    from PIL import Image
+
+    height, width = frames.shape[1:3]
+    levels = np.round(np.clip(np.nan_to_num(frames, nan=0, posinf=0, neginf=0), 0, 1) * 255).astype(np.uint8)
+    levels = levels[..., 0] if levels.shape[-1] == 1 else levels[..., :3]
+    pictures = [Image.fromarray(one) for one in levels]
+    size = shrunk(height, width)
+    if size != (height, width):
+        pictures = [one.resize((size[1], size[0]), Image.Resampling.BOX) for one in pictures]
+    whole = Image.new(pictures[0].mode, (size[1] * len(pictures), size[0]))
+    for place, one in enumerate(pictures):
+        whole.paste(one, (place * size[1], 0))
+    buffer = io.BytesIO()
+    whole.save(buffer, "png", compress_level=9)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def similarity(
+    frames: Float[np.ndarray, "s h w c"], truths: Float[np.ndarray, "s h w c"], batch: int
+) -> Float[np.ndarray, "s"]:
+    """SSIM of each frame to its truth; of a batch the mean over its images."""
+    if batch == 1:
+        return ssim(frames, truths)
+    apart = [unmosaic(np.asarray(images), batch) for images in (frames, truths)]
+    each = ssim(*(images.reshape(-1, *images.shape[2:]) for images in apart))
+    return np.mean(each.reshape(len(frames), batch), axis=1)

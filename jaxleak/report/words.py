@@ -1,0 +1,94 @@
+"""A run's settings in words: what was attacked, and what the attacker knows."""
+
+from pathlib import Path
+from typing import Any
+
+from jaxleak.stats import Criteria
+
+NETWORKS = {
+    "shared": "one network for all trials",
+    "per-image": "a network for each update",
+    "per-trial": "a fresh network for every trial",
+}
+LABELS = {"joint": "optimised beside the images", "known": "given"}
+
+
+def plural(count: int, noun: str) -> str:
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def attacked(settings: dict[str, Any]) -> str:
+    """Model, network and images."""
+    victim = settings["victim"]
+    height, width, channels = victim["image_shape"]
+    images = victim["images"]
+    listed = ", ".join(map(str, images[:12])) + (", …" if len(images) > 12 else "")
+    dataset = Path(victim["dataset"]).name or victim["dataset"]
+    trained = victim.get("trained_steps") or 0
+    on = "the data set" if victim.get("trained_on") == "data" else "the update's own images"
+    training = f"trained for {plural(trained, 'step')} on {on}"
+    return (
+        f"{victim['model']} ({victim['num_classes']:,} classes; {NETWORKS.get(victim['network'], victim['network'])}, "
+        f"{training if trained else _weights(victim)}) on "
+        f"{plural(len(images), 'image')} of {dataset}, {width}x{height} pixels, {plural(channels, 'channel')}: "
+        f"{listed}. "
+        f"{plural(settings['seeds'], 'start')} for each update and attack"
+    )
+
+
+def _weights(victim: dict[str, Any]) -> str:
+    return f"weights {victim['weights']}" if victim.get("weights") else "not trained"
+
+
+def shared(settings: dict[str, Any]) -> str:
+    """What the client sends."""
+    victim = settings["victim"]
+    client, batch = victim.get("client") or {}, int(victim.get("batch", 1))
+    steps, epochs = client.get("steps") or 0, client.get("epochs") or 0
+    images = "one image" if batch == 1 else f"a batch of {batch} images"
+    if steps or epochs:
+        work = plural(steps, "local step") if steps else plural(epochs, "local epoch")
+        told = f"how far the weights moved in {work} of {client['optimizer']} (rate {client['lr']:g}) on {images}"
+    else:
+        told = f"the gradient of the cross-entropy on {images}"
+    if client.get("clients", 1) > 1:
+        told = f"{told}, averaged over {client['clients']} clients"
+    defences = victim.get("defences", "none")
+    if victim.get("update"):
+        told = f"an update that was given ({images})"
+    return f"{told}; {'no defence' if defences == 'none' else f'defended by {defences}'}"
+
+
+def known(settings: dict[str, Any]) -> str:
+    """What the attacker has, beside the update."""
+    victim = settings["victim"]
+    told = ["the model and its weights before the update", "how many images it holds"]
+    if victim.get("normalisation"):
+        told.append("how inputs are normalised")
+    if (victim.get("model_fields") or {}).get("norm") == "batch":
+        told.append("in which mode BatchNorm is" if victim.get("knows_statistics", True) else "no running statistics")
+    labels: dict[str, list[str]] = {}
+    for attack in settings["attacks"]:
+        text = LABELS.get(attack["label"], f"read from the update ({attack['label']})")
+        labels.setdefault(text, []).append(attack["name"])
+    said = "; ".join(f"{text} by {', '.join(names)}" if len(labels) > 1 else text for text, names in labels.items())
+    return f"{', '.join(told)}. Labels: {said}"
+
+
+def success(settings: dict[str, Any]) -> str:
+    """What counts as solved."""
+    criteria = Criteria(**settings["criteria"])
+    kinds = {attack["objective"] for attack in settings["attacks"]}
+    limits = [f"an objective below {criteria.threshold(kind):g}" + (" (1 - cosine)" if kind == "cosine" else "")
+              for kind in sorted(kinds, reverse=True)]  # fmt: skip
+    return f"{' or '.join(limits)}, and a relative image error below {criteria.relative_error:g} of every image"
+
+
+def threat_model(settings: dict[str, Any]) -> list[tuple[str, str]]:
+    """Headings and sentences."""
+    return [
+        ("Attacked", attacked(settings)),
+        ("The client sends", shared(settings)),
+        ("The attacker knows", known(settings)),
+        ("Solved means", success(settings)),
+    ]
