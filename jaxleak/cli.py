@@ -57,8 +57,8 @@ class RunCommand(ClientFlags, AttackFlags):
     """
 
     out: Place
-    """Run directory: settings, one row per trial, reconstructions, summary.json and figures/; or in an object store, as
-    in s3://BUCKET/PATH."""
+    """Run directory: settings, one row per trial, reconstructions, summary.json, figures/ and report.html; or in an
+    object store, as in s3://BUCKET/PATH."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), resnet18 to resnet152 (CIFAR
     form), resnet20-4, resnet32-10, densenet121, inception3; `jaxleak models` lists them."""

@@ -1,6 +1,6 @@
 """The run directory: settings, trial rows in Parquet parts, arrays beside them; safe against a kill.
 
-    run.json  truth.npz  summary.json  figures/  rows-00000.parquet  arrays-00000.npz  rows-00001.parquet  …
+    run.json  truth.npz  summary.json  figures/  report.html  rows-00000.parquet  arrays-00000.npz  …
 
 Every file is written atomically (`parts.py`). A damaged part is set aside and its trials are run again. Needs a POSIX
 system (`fcntl`).
