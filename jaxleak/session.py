@@ -245,7 +245,7 @@ class Session:
         self.run.append(self._rows(judged, metrics), arrays)
 
     def _kept(self, seeds: np.ndarray, snapshots: np.ndarray) -> np.ndarray:
-        """The snapshots as they are stored; those of later seeds than asked for are black, which takes hardly any room."""
+        """The snapshots as they are stored; those of later seeds than asked for are black."""
         quantised, first = _quantise(snapshots), self.sweep.snapshot_seeds
         if first is not None:
             quantised[seeds >= first] = 0
