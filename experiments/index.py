@@ -385,6 +385,22 @@ def ray_throughput() -> Line:
     return Line(item, "python -m experiments.ray_throughput", "–", "–", ours, where)
 
 
+def report_size() -> Line:
+    told = stored("report_size/sizes.json")
+    ours, where = NOT_RUN, ""
+    if isinstance(told, dict):
+        pages = {int(name.split()[0]): page for name, page in told.items() if name.endswith("runs")}
+        ours = "; ".join(
+            f"{count}: {page['megabytes']:.1f} MB, first paint {page['first_paint_seconds']['median']:.1f} s, curves "
+            f"drawn {page['ready_seconds']['median']:.1f} s, written in {page['write_seconds']:.0f} s"
+            for count, page in pages.items()
+        )
+        ours += f" ({told['trials_per_run']} trials a run, load {told['load_average']:.1f})"
+        where = f"{told['cores']} CPU cores, Chromium {told['chromium'].split('.')[0]}"
+    item = "The page of 1, 10 and 100 runs: size, and medians until it opens"
+    return Line(item, "python -m experiments.report_size --run RUN", "–", "–", ours, where)
+
+
 def clusters_table() -> str:
     """The simulated clusters in Markdown."""
     told = stored("clusters/simulation.json")
@@ -643,6 +659,7 @@ LINES: list[Callable[[], Line]] = [
     ig_models,
     stock_model,
     ray_throughput,
+    report_size,
     *[lambda name=name: solvers(name) for name in ("sigmoid", "relu", "tanh")],
     failures,
     precision,
