@@ -169,6 +169,8 @@ def test_killed_resumed_and_read_back(small_run, whole, out):
     said = call("plot", str(out))
     assert said.out.split()[1] == f"{out}/figures/recovery.png"
     assert (out / "figures/recovery.png").read_bytes().startswith(b"\x89PNG")
+    assert call("report", str(out)).out.split() == ["page:", f"{out}/report.html"]
+    assert b"10 attack trials" in (out / "report.html").read_bytes()
 
 
 def test_trained_networks_are_kept_there(tmp_path, out):
