@@ -125,7 +125,7 @@ class _Lease:
     def _renew(self) -> None:
         while not self._closed.wait(RENEW_SECONDS):
             with contextlib.suppress(Exception):  # the store may answer again next time
-                if json.loads(self.path.read_bytes())["id"] != self.own:
+                if _read(self.path)["id"] != self.own:
                     return  # it was void, and another process took it: the first to write a part keeps it
                 write_atomically(self.path, self._content())
 
@@ -137,7 +137,7 @@ class _Lease:
         self._thread.join()
         _HELD.discard(self.own)
         with contextlib.suppress(Exception):  # it ends by itself
-            if json.loads(self.path.read_bytes())["id"] == self.own:
+            if _read(self.path)["id"] == self.own:
                 self.path.unlink()
 
 
@@ -150,19 +150,23 @@ def _machine() -> dict[str, str]:
     return told
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """What a lease says, in one request: while a file is open it may be renewed."""
+    remote: Any = path
+    return json.loads(remote.fs.cat_file(remote.path))
+
+
 def _holder(path: Path) -> dict[str, Any] | None:
     """Who holds a lease; None where it is void."""
     try:
-        holder = json.loads(path.read_bytes())
-        age = time.time() - holder["at"]
-    except FileNotFoundError:
+        holder = _read(path)
+        age, host = time.time() - holder["at"], holder["host"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # a lock that was copied from a disk is empty
         return None
-    except (ValueError, KeyError, TypeError):
-        return {"host": "?", "age": 0.0}
     here = _machine()
     if {key: holder.get(key) for key in here} == here and not _lives(holder):
         return None
-    return {**holder, "age": age} if age < LEASE_SECONDS else None
+    return {"host": host, "age": age} if age < LEASE_SECONDS else None
 
 
 def _lives(holder: dict[str, Any]) -> bool:

@@ -46,25 +46,29 @@ def is_local(path: Any) -> bool:
     return isinstance(path, str | Path)
 
 
-def check_reachable(path: Path) -> None:
-    """Ask an object store whether it answers, for this bucket and with these credentials.
+def reachable(path: str | Path) -> Path:
+    """`place`, of which an object store has been asked whether it answers, for this bucket and with these credentials.
 
     Raises:
         InputError: it does not.
     """
-    if is_local(path):
-        return
+    found = place(path)
+    if is_local(found):
+        return found
     try:
-        remote: Any = path
+        remote: Any = found
         bucket = remote.path.partition("/")[0]
         if bucket and remote.protocol != "memory" and not remote.fs.exists(bucket):
-            raise InputError(f"`{path}`: there is no bucket {bucket!r}, or it may not be read. Make it first.")
-        path.exists()
+            raise InputError(
+                f"`{found}`: there is no bucket {bucket!r} that these credentials may read. Make it, or check them."
+            )
+        found.exists()
     except InputError:
         raise
     except Exception as error:  # each store's library has its own
         told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"`{path}` cannot be reached ({told}). Check address and credentials.") from error
+        raise InputError(f"`{found}` cannot be reached ({told}). Check address and credentials.") from error
+    return found
 
 
 def sync_directory(path: Path) -> None:

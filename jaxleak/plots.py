@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
-from jaxleak.places import is_local, place
+from jaxleak.places import is_local, place, reachable
 from jaxleak.stats import Criteria, Row, expected_trials, summarise, wilson
 
 if TYPE_CHECKING:
@@ -678,7 +678,7 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
 
 
 def _directory(path: str | Path) -> Path:
-    directory = place(path)
+    directory = reachable(path)
     try:
         if is_local(directory):
             directory.mkdir(parents=True, exist_ok=True)

@@ -34,7 +34,7 @@ from jaxleak.parts import (
     rows_table,
     schema,
 )
-from jaxleak.places import check_reachable, create, is_local, place, sync_directory, write_atomically
+from jaxleak.places import create, is_local, reachable, sync_directory, write_atomically
 from jaxleak.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:
@@ -84,7 +84,6 @@ def _other_settings(path: Path, differences: list[str]) -> str:
 
 
 def _make_directory(path: Path) -> None:
-    check_reachable(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
     try:
@@ -191,7 +190,7 @@ class Run:
                 run.json, a directory that cannot be written, another process writing to it, or another number of
                 shards than before.
         """
-        path = place(path)
+        path = reachable(path)
         _make_directory(path)
         locks = lock(path, shard)
         try:
@@ -223,7 +222,7 @@ class Run:
         Raises:
             InputError: as there.
         """
-        path = place(path)
+        path = reachable(path)
         if not path.exists():
             return
         _make_directory(path)
@@ -240,8 +239,7 @@ class Run:
         Raises:
             InputError: no such directory, not a run directory, or a damaged run.json.
         """
-        path = place(path)
-        check_reachable(path)
+        path = reachable(path)
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")

@@ -21,7 +21,7 @@ from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
 from jaxleak.models.describe import description
 from jaxleak.objectives import loss_gradient
 from jaxleak.own_model import AdaptedModel, adapt_model, module_name
-from jaxleak.places import place
+from jaxleak.places import reachable
 from jaxleak.training import train_network
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -359,7 +359,7 @@ def make_victim(
     check_not_negative("trained_steps", steps, integer=True)
     victim = replace(victim, surrogates=_surrogates(victim, data))
     if steps and victim.trained_on == "data":
-        return _trained(victim, data, int(steps), None if checkpoint is None else place(checkpoint))
+        return _trained(victim, data, int(steps), None if checkpoint is None else reachable(checkpoint))
     return replace(victim, trained_steps=int(steps))
 
 

@@ -4,7 +4,6 @@ import json
 import signal
 import time
 
-import numpy as np
 import pytest
 
 from jaxleak import InputError, Run, locks
@@ -12,7 +11,17 @@ from jaxleak.parts import PartName
 from jaxleak.places import is_local, place
 from jaxleak.shard import ALL, Shard
 from tests.test_cli import call, refusal
-from tests.test_resume import PAUSE, assert_same, finish, restore_globals, small_run, started, wait_for_part, whole
+from tests.test_resume import (
+    PAUSE,
+    assert_same,
+    finish,
+    restore_globals,
+    small_pictures,
+    small_run,
+    started,
+    wait_for_part,
+    whole,
+)
 from tests.test_store import ENVIRONMENT, SETTINGS, commit
 
 pytest.importorskip("s3fs")
@@ -63,9 +72,9 @@ def test_places():
 
 
 def test_a_store_that_cannot_be_used_is_one_line(bucket, small_run):
-    line = refusal("table", "s3://absent/run")
-    assert "`s3://absent/run`: there is no bucket 'absent', or it may not be read. Make it first." in line
-    assert "`s3://absent/run`: there is no bucket" in refusal(*small_run, "--out", "s3://absent/run")
+    told = "`s3://absent/run`: there is no bucket 'absent' that these credentials may read. Make it, or check them."
+    for command in (["table"], ["report"], [*small_run, "--out"]):
+        assert told in refusal(*command, "s3://absent/run")
     assert f"run directory {bucket}/nothing does not exist" in refusal("table", f"{bucket}/nothing")
 
 
@@ -132,9 +141,18 @@ def test_a_lease_ends_some_time_after_its_last_renewal(out, monkeypatch):
     (out / ".lock").write_text(json.dumps({**other, "at": time.time() - 91}))
     monkeypatch.setattr(locks, "RENEW_SECONDS", 0.05)
     with create(out):
-        first = json.loads((out / ".lock").read_text())
+        first = locks._read(out / ".lock")
         time.sleep(0.5)
-        assert json.loads((out / ".lock").read_text())["at"] > first["at"] + 0.1
+        assert locks._read(out / ".lock")["at"] > first["at"] + 0.1
+
+
+def test_the_lock_of_a_run_that_was_copied_there_is_none(out):
+    """On a disk it is an empty file."""
+    create(out).close()
+    (out / ".lock").write_bytes(b"")
+    (out / ".lock-0of2").write_bytes(b"")
+    with create(out) as run:
+        commit(run, [0])
 
 
 def test_two_writers_never_mix_their_parts(out):
@@ -174,10 +192,9 @@ def test_killed_resumed_and_read_back(small_run, whole, out):
 
 
 def test_trained_networks_are_kept_there(tmp_path, out):
-    pixels = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
-    np.savez(tmp_path / "small.npz", images=pixels, labels=np.arange(100) % 3)
+    pictures = str(small_pictures(tmp_path, 100))
     arguments = [
-        *("run", "--attack", "idlg", "--dataset", str(tmp_path / "small.npz"), "--images", "3", "--seeds", "1"),
+        *("run", "--attack", "idlg", "--dataset", pictures, "--images", "3", "--seeds", "1"),
         *("--iterations", "2", "--network", "shared", "--trained-steps", "2", "--no-figures"),
     ]
     trained = finish(arguments, out).settings["victim"]["weights"]

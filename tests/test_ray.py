@@ -6,14 +6,13 @@ import signal
 import sys
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from jaxleak import IDLG, InputError, Run, Sweep, TorchLBFGS, load_dataset, make_victim, run_sweep
 from jaxleak.cluster import ray_driver
 from jaxleak.cluster.ray_driver import Ray
 from tests.test_cli import refusal, restore_globals  # noqa: F401
-from tests.test_resume import PROJECT, assert_same
+from tests.test_resume import PROJECT, assert_same, small_pictures
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.timeout(600)]
@@ -25,10 +24,7 @@ TRIALS = 20
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Sweep:
     """Two grey pictures of 8 by 8 pixels, ten starts each, on LeNets of their own."""
-    path = tmp_path_factory.mktemp("pictures") / "small.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
-    np.savez(path, images=pixels, labels=np.arange(4) % 3)
-    victim = make_victim("lenet", load_dataset(path), [3, 1])
+    victim = make_victim("lenet", load_dataset(small_pictures(tmp_path_factory.mktemp("pictures"))), [3, 1])
     return Sweep(victim=victim, attacks=(ATTACK,), seeds=TRIALS // 2, snapshots=())
 
 

@@ -14,8 +14,10 @@ from PIL import Image
 
 import jaxleak
 from jaxleak.data import load_dataset
+from jaxleak.environment import environment
 from jaxleak.plan import Sweep
 from jaxleak.report import choose, collect, curves, page, payload, pictures, sections, words, write_page
+from jaxleak.session import Session
 from jaxleak.stats import Criteria
 from jaxleak.store import Run
 from jaxleak.sweep import run_sweep
@@ -240,6 +242,50 @@ def test_the_threat_model_in_words(run, batch_run):
         "defended by prune:0.5"
     )
     assert "trained for 7 steps on the data set" in words.attacked(settings)
+
+
+FIELDS = {"activation": "relu"}
+THREATS = {
+    "fields of the model": ({"fields": FIELDS}, "activation=jax._src.nn.functions.relu"),
+    "local steps behind a defence": (
+        {"client": jaxleak.Client(steps=2), "defences": (jaxleak.parse_defence("gaussian:0.001"),)},
+        "2 local steps of sgd (rate 0.01) on one image; defended by gaussian:0.001",
+    ),
+    "clients with batches": (
+        {"batch": 2, "client": jaxleak.Client(clients=2)},
+        "a batch of 2 images, averaged over 2 clients",
+    ),
+}
+
+
+@pytest.mark.parametrize(("threat", "said"), THREATS.values(), ids=THREATS)
+def test_every_threat_model_has_a_page(data, threat, said, tmp_path):
+    victim = make_victim("lenet", data, [3, 1], **threat)
+    sweep = Sweep(victim=victim, attacks=(replace(QUICK, label="known"),), seeds=1, snapshots=(0,), criteria=CRITERIA)
+    result = run_sweep(sweep, tmp_path / "run", lanes=2, quiet=True)
+    assert said in html_of(result.run.path).replace("&gt;", ">")
+
+
+def test_running_statistics_in_words(run):
+    settings = Run.open(run).settings
+    for knows, said in (
+        (True, ", BatchNorm's running statistics."),
+        (False, ", but not BatchNorm's running statistics."),
+    ):
+        victim = {**settings["victim"], "knows_statistics": knows}
+        assert said in words.known({**settings, "victim": victim})
+
+
+def test_lost_trials_are_failures(data, tmp_path):
+    """As after workers of a cluster died over them: no picture, no number."""
+    sweep = sweep_of(data, images=(3,), seeds=2, attacks=(QUICK,))
+    with Run.create_or_resume(tmp_path / "run", sweep.settings(), environment()) as stored:
+        session = Session(sweep, stored, quiet=True)
+        session.lose(QUICK, [0, 1], "ActorDiedError: killed")
+        session.flush()
+    html = html_of(tmp_path / "run")
+    assert "2 of 2 trials were lost, and count as failed" in html
+    assert "0/2" in html
 
 
 def test_the_tables_say_what_the_rows_say(run):

@@ -49,12 +49,18 @@ def restore_globals():
     warnings.showwarning = show
 
 
+def small_pictures(folder: Path, count: int = 4) -> Path:
+    """Grey pictures of 8 by 8 pixels in three classes."""
+    path = folder / "small.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(count) % 3)
+    return path
+
+
 @pytest.fixture(scope="module")
 def small_run(tmp_path_factory) -> list[str]:
-    """Arguments of a run of ten trials on two grey pictures of 8 by 8 pixels; only `--out` is lacking."""
-    path = tmp_path_factory.mktemp("pictures") / "small.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
-    np.savez(path, images=pixels, labels=np.arange(4) % 3)
+    """Arguments of a run of ten trials on two small pictures; only `--out` is lacking."""
+    path = small_pictures(tmp_path_factory.mktemp("pictures"))
     # One lane a device: what is left of a run is computed by the same program as the whole.
     return [
         *("run", "--attack", "idlg:torch-lbfgs", "--dataset", str(path), "--images", "3", "1", "--seeds", "5", "--x64"),

@@ -4,7 +4,6 @@ import time
 from dataclasses import replace
 
 import jax
-import numpy as np
 import pytest
 
 from jaxleak import IDLG, Sweep, TorchLBFGS, load_dataset, make_victim
@@ -13,6 +12,7 @@ from jaxleak.engine.lanes import Lanes
 from jaxleak.environment import dtype
 from jaxleak.store import settings_hash
 from tests.test_engine import out_of_memory_above
+from tests.test_resume import small_pictures
 
 ATTACK = replace(IDLG, solver=TorchLBFGS(history=20), iterations=3)
 
@@ -20,10 +20,7 @@ ATTACK = replace(IDLG, solver=TorchLBFGS(history=20), iterations=3)
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory) -> Sweep:
     """Two attacks of six trials each."""
-    path = tmp_path_factory.mktemp("pictures") / "small.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), dtype=np.uint8)
-    np.savez(path, images=pixels, labels=np.arange(4) % 3)
-    victim = make_victim("lenet", load_dataset(path), [3, 1])
+    victim = make_victim("lenet", load_dataset(small_pictures(tmp_path_factory.mktemp("pictures"))), [3, 1])
     return Sweep(victim=victim, attacks=(ATTACK, replace(ATTACK, name="longer", iterations=4)), seeds=3, snapshots=())
 
 

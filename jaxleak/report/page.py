@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxleak.errors import InputError, check_not_negative
-from jaxleak.places import is_local, place, write_atomically
+from jaxleak.places import is_local, reachable, write_atomically
 from jaxleak.report import sections
 from jaxleak.report.choose import choose
 from jaxleak.report.collect import Series, Source, find_series, read_runs
@@ -55,7 +55,7 @@ def _target(runs: Sequence[str | Path], out: str | Path | None) -> Path:
     """The file to write, checked before long work."""
     if not runs:
         raise InputError("`runs` must name at least one run directory.")
-    target = place(runs[0]) / "report.html" if out is None else place(out)
+    target = reachable(runs[0]) / "report.html" if out is None else reachable(out)
     if target.is_dir():
         raise InputError(f"`out` must be a file; {target} is a directory. Add a name, as in {target / 'report.html'}.")
     if out is not None and is_local(target) and not target.parent.is_dir():

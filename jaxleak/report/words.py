@@ -65,8 +65,8 @@ def known(settings: dict[str, Any]) -> str:
     told = ["the model and its weights before the update", "how many images it holds"]
     if victim.get("normalisation"):
         told.append("how inputs are normalised")
-    if (victim.get("model_fields") or {}).get("norm") == "batch":
-        told.append("in which mode BatchNorm is" if victim.get("knows_statistics", True) else "no running statistics")
+    if "knows_statistics" in victim:
+        told.append(f"{'' if victim['knows_statistics'] else 'but not '}BatchNorm's running statistics")
     labels: dict[str, list[str]] = {}
     for attack in settings["attacks"]:
         text = LABELS.get(attack["label"], f"read from the update ({attack['label']})")
@@ -86,8 +86,10 @@ def success(settings: dict[str, Any]) -> str:
 
 def threat_model(settings: dict[str, Any]) -> list[tuple[str, str]]:
     """Headings and sentences."""
+    fields = settings["victim"].get("model_fields")
     return [
         ("Attacked", attacked(settings)),
+        *([("The model", fields)] if fields else []),
         ("The client sends", shared(settings)),
         ("The attacker knows", known(settings)),
         ("Solved means", success(settings)),
