@@ -14,8 +14,9 @@ Cell = tuple[np.ndarray, str]  # a picture [h, w, c], and what stands below it
 
 
 def picture(result: jaxleak.Result, row: dict[str, Any]) -> np.ndarray:
-    """The reconstruction of a row."""
-    return result.reconstructions([row["trial"]])["candidate"][0]
+    """The reconstruction of a row; the images of a batch beside each other."""
+    found = result.reconstructions([row["trial"]])["candidate"][0]
+    return found if found.ndim == 3 else np.concatenate(list(found), axis=1)
 
 
 def draw_sheet(lines: Sequence[tuple[str, Sequence[Cell]]], path: Path, *, margin: float = 0.9) -> None:

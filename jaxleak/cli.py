@@ -351,7 +351,7 @@ def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
     from jaxleak.evidence import draw, write_report
     from jaxleak.tables import evidence_table
-    from jaxleak.update import load_update
+    from jaxleak.update import load_update, with_fitting_stops
 
     _prepare(command)
     attacks = build_attacks(command)
@@ -365,8 +365,10 @@ def attack(command: AttackCommand) -> int:
         normalise=command.normalise,
         truth=command.truth,
         labels=command.labels,
-        **model_fields(command.model_field),
+        fields=model_fields(command.model_field),
     )
+    if command.stop_objective is None:
+        attacks = with_fitting_stops(attacks, victim)
     result = _swept(sweep_of(victim, attacks, command), command)
     told, kept = write_report(result, command.out)
     _console().print(evidence_table(told))

@@ -203,13 +203,15 @@ def model_fields(texts: tuple[str, ...]) -> dict[str, Any]:
     """`width=16 train=false activation=relu` as fields of a model.
 
     Raises:
-        InputError: not NAME=VALUE.
+        InputError: not NAME=VALUE, or a name twice.
     """
     fields = {}
     for text in texts:
         name, equals, value = text.partition("=")
         if not (name and equals and value):
             raise InputError(f"`model_field` must be NAME=VALUE, as in width=16; got {text!r}.")
+        if name in fields:
+            raise InputError(f"`model_field` has {name} twice; give it once.")
         parts = [_plain(part) for part in value.split(",") if part]
         fields[name] = tuple(parts) if "," in value else parts[0]
     return fields

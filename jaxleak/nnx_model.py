@@ -33,8 +33,9 @@ def from_nnx(model: Any) -> "NNXModel":
     if not isinstance(model, nnx.Module) and callable(model):
         try:
             module = model(rngs=nnx.Rngs(0))
-        except TypeError as error:
-            raise InputError(f"`model` must make an NNX module from `rngs` alone; it raised {error}") from error
+        except Exception as error:  # whatever the function raises
+            told = f"{type(error).__name__}: {error}"
+            raise InputError(f"`model` must make an NNX module from `rngs` alone; it raised {told}") from error
     if not isinstance(module, nnx.Module):
         raise InputError(
             f"`model` must be a module of Flax Linen or NNX, or a function of `rngs` that makes an NNX module; "
@@ -75,12 +76,25 @@ class NNXModel:
 
     def apply(self, variables: Mapping[str, PyTree], x: Float[Array, "b h w c"], *, mutable: Any = False, **arguments):
         """The module's outputs; with `mutable`, as in Linen, a pair whose second part is empty here."""
-        states = [self._state(name, variables.get(name, {})) for name in COLLECTIONS]
-        module = nnx.merge(self._graph, *states, self._rest)
+        module = self._with(variables)
         for path, layer in list(nnx.iter_graph(module)):
             _make_fast(layer, tuple(map(str, path)))
         output = module(x, **arguments)
         return output if mutable is False else (output, {})
+
+    def apply_stock(self, variables: Mapping[str, PyTree], x: Float[Array, "b h w c"], **arguments) -> Any:
+        """The module's outputs with its own layers."""
+        return self._with(variables)(x, **arguments)
+
+    def backward_kernels(self) -> list[str]:
+        """Its transposed convolutions whose kernels are not laid out as torch's."""
+        layers = ((path, layer) for path, layer in nnx.iter_graph(self.module))
+        kind = nnx.ConvTranspose
+        return ["/".join(map(str, path)) for path, one in layers if isinstance(one, kind) and not one.transpose_kernel]
+
+    def _with(self, variables: Mapping[str, PyTree]) -> Any:
+        states = [self._state(name, variables.get(name, {})) for name in COLLECTIONS]
+        return nnx.merge(self._graph, *states, self._rest)
 
     def _state(self, name: str, tree: PyTree) -> Any:
         flat = flatten_dict(tree)

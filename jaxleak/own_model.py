@@ -5,7 +5,7 @@ Nothing in the model is edited: its layers are replaced while it is applied, by 
 
 import hashlib
 import inspect
-import math
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,8 +23,9 @@ from jaxtyping import Array, Float, PyTree
 from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
+from jaxleak.flatten import flattened_readers
 from jaxleak.models.describe import description
-from jaxleak.traced import flattened_shapes, slow_convolutions, with_fast_convolutions
+from jaxleak.traced import slow_convolutions, with_fast_convolutions
 
 Path = tuple[str, ...]
 
@@ -62,7 +63,7 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
         The model itself where nothing has to be done, else an `AdaptedModel`.
 
     Warns:
-        In one line, which layers stay slow (`slow_layers`).
+        In one line each, which layers stay slow (`slow_layers`), and that logits are not the last layer's outputs.
 
     Raises:
         InputError: not such a model; it cannot be called, does not give class logits, or does not end in a dense layer.
@@ -76,6 +77,12 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
     adapted = AdaptedModel(module, (), tuple(sorted(arguments.items())), state)
     head = find_head(adapted, image_shape, variables["params"])
     adapted = AdaptedModel(module, head, adapted.arguments, state)
+    if not gives_logits(adapted, image_shape):
+        warnings.warn(
+            f"The model changes what its last dense layer {'/'.join(head)} gives: labels that are read from the update "
+            "(bias, unique, counts) may be wrong. Use label joint or known, or a model that ends there.",
+            stacklevel=2,
+        )
     slow = slow_layers(adapted, image_shape)
     if slow:
         warnings.warn(f"These layers of the model stay slow: {'; '.join(slow)}.", stacklevel=2)
@@ -145,32 +152,67 @@ class AdaptedModel:
         """Whether it is "head", "head_" and so on, and taken from its owner."""
         return bool(self.head) and self.head != ("head",) and name.rstrip("_") == "head"
 
-    def flattened(self, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
-        """The dense layer that reads a flattened map, and that one's height, width and channels; "" where none does.
+    def flattened(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int] | None]:
+        """The dense layers that read a flattened map, and that one's height, width and channels.
 
-        As the model says it (`flattened`, or `head_input_shape` for the head), else as its forward pass shows.
+        As the model says it (`flattened`, or `head_input_shape` for the head), else as its forward pass shows; None
+        where its order in torch cannot be told. Layers that read a map in torch's order are left out.
         """
         if hasattr(self.module, "flattened"):
-            return self.module.flattened(image_shape)
+            return dict([self.module.flattened(image_shape)])
         if hasattr(self.module, "head_input_shape"):
-            return "head", self.module.head_input_shape(image_shape)
-        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
-        variables: Any = jax.eval_shape(self.init, jax.random.key(0), image)
-        maps = flattened_shapes(lambda *args: self.apply(*args), variables, image)
-        inputs: dict[str, int] = {}
+            return {"head": self.module.head_input_shape(image_shape)}
+        image, variables = self._variables(image_shape)
+        params = variables.pop("params")
+        found = flattened_readers(
+            lambda params, x, others: self._stock({**self.state, **others, "params": params}, x),
+            params,
+            image,
+            variables,
+        )
+        return {"/".join(self.path_in_params(path[:-1])): shape for path, shape in found.items()}
+
+    def unlike_torch(self, image_shape: tuple[int, int, int]) -> list[str]:
+        """The layers whose kernels are in no order of torch's, or in one that cannot be told."""
+        backward = getattr(self.module, "backward_kernels", list)()
+        image, variables = self._variables(image_shape)
 
         def note(call, args, kwargs, context):
-            if isinstance(context.module, nn.Dense) and context.method_name == "__call__":
-                inputs.setdefault("/".join(self.path_in_params(context.module.path)), args[0].shape[-1])
+            layer = context.module
+            if isinstance(layer, nn.ConvTranspose) and context.method_name == "__call__" and not layer.transpose_kernel:
+                backward.append("/".join(layer.path))
             return call(*args, **kwargs)
 
         with nn.intercept_methods(note):
-            jax.eval_shape(lambda *args: self.apply(*args), variables, image)  # a function not traced before
-        for shape in maps:
-            for layer, size in inputs.items():
-                if size == math.prod(shape):
-                    return layer, shape
-        return "", (1, 1, 1)
+            jax.eval_shape(lambda variables, x: self._stock({**self.state, **variables}, x), variables, image)
+        unclear = [layer for layer, shape in self.flattened(image_shape).items() if shape is None]
+        return list(dict.fromkeys([*filter(None, backward), *unclear]))
+
+    def program(self, image_shape: tuple[int, int, int]) -> str:
+        """A hash of what the model computes, its initialisation included: edited code is another model."""
+
+        def run(x):
+            variables = nn.unbox(self.module.init(jax.random.key(0), x, **dict(self.arguments)))
+            return self._stock({**self.state, **variables}, x)
+
+        closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
+        text = re.sub(r" at 0x[0-9a-f]+|0x[0-9a-f]+", "", str(closed.jaxpr))
+        return hashlib.sha256(f"{text}{_digest(list(closed.consts))}".encode()).hexdigest()[:12]
+
+    def _variables(self, image_shape: tuple[int, int, int]) -> tuple[jax.ShapeDtypeStruct, dict[str, PyTree]]:
+        """The shapes of one image and of the model's own variables."""
+        image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+        shapes: Any = jax.eval_shape(
+            lambda x: nn.unbox(self.module.init(jax.random.key(0), x, **dict(self.arguments))), image
+        )
+        return image, shapes
+
+    def _stock(self, variables: Mapping[str, PyTree], x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
+        """Class logits by the model's own layers; `variables` as the model has them."""
+        if not isinstance(self.module, nn.Module):
+            return self.module.apply_stock(variables, x, **dict(self.arguments))
+        collections = sorted(set(variables) - {"params"})
+        return self.module.apply(variables, x, **dict(self.arguments), mutable=collections)[0]
 
     def __getattr__(self, name: str) -> Any:
         if name in TOLD:
@@ -271,6 +313,42 @@ def find_head(model, image_shape: tuple[int, int, int], params: PyTree) -> Path:
     return path
 
 
+def gives_logits(model, image_shape: tuple[int, int, int]) -> bool:
+    """Whether the logits are the outputs of the last dense layer, but for a number added to all of an image.
+
+    Args:
+        model: any module with `init` and `apply`; it is run only where the trace does not tell.
+        image_shape: height, width and channels of its images.
+    """
+    applied: list[Any] = []
+    same: list[bool] = []
+
+    def note(call, args, kwargs, context):
+        output = call(*args, **kwargs)
+        if isinstance(context.module, (nn.Dense, nn.DenseGeneral)) and context.method_name == "__call__":
+            applied.append(output)
+        return output
+
+    def forward(key, x):
+        variables = model.init(key, x)
+        with nn.intercept_methods(note):
+            logits = model.apply(variables, x)
+        same.append(logits is applied[-1])
+        return logits, applied[-1]
+
+    key = jax.random.key(0)
+    try:
+        jax.eval_shape(forward, key, _image(image_shape))
+        if same[0]:
+            return True
+        logits, outputs = jax.jit(lambda *args: forward(*args))(key, jax.random.uniform(key, (1, *image_shape)))
+    except jax.errors.UnexpectedTracerError:  # a layer inside a function that is traced on its own
+        return True
+    logits, outputs = (np.asarray(one, np.float64) for one in (logits, outputs))
+    logits, outputs = (one - one.mean(axis=-1, keepdims=True) for one in (logits, outputs))
+    return bool(np.allclose(logits, outputs, rtol=1e-3, atol=1e-3 * np.abs(outputs).max()))
+
+
 def _linen_like(model) -> Any:
     """A Linen module as it is, an NNX module behind the same two methods."""
     if isinstance(model, nn.Module):
@@ -313,7 +391,7 @@ def _arguments(module, image_shape, given: dict[str, Any], classes: int | str) -
     for arguments in [given] if given or not evaluation else [given, evaluation]:
         try:
             shape = _output_shape(module, image_shape, arguments)
-        except (TypeError, ValueError, AttributeError, flax.errors.FlaxError) as error:
+        except Exception as error:  # whatever the model raises
             failed = error
             continue
         if shape is None or len(shape) != 2 or shape != (1, shape[1] if classes == "k" else classes):

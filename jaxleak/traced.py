@@ -24,17 +24,6 @@ def slow_convolutions(function: Callable, *args) -> list[str]:
     ]
 
 
-def flattened_shapes(function: Callable, *args) -> list[tuple[int, int, int]]:
-    """Height, width and channels of the maps that a function flattens, one vector per image, in the order it does."""
-    shapes = []
-    for _, equation in _equations(jax.make_jaxpr(function)(*args).jaxpr):
-        if equation.primitive.name == "reshape":
-            before, after = equation.invars[0].aval.shape, equation.outvars[0].aval.shape
-            if len(before) == 4 and len(after) == 2 and before[0] == after[0] and before[1] * before[2] > 1:
-                shapes.append(before[1:])
-    return shapes
-
-
 def _equations(jaxpr: Jaxpr, where: str = "") -> Iterator[tuple[str, Any]]:
     """Every equation, those inside others included, and the layers around it."""
     for equation in jaxpr.eqns:

@@ -2,22 +2,26 @@
 
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxleak.attacks import Attack
 from jaxleak.client import Client
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models import MODELS, build_model
-from jaxleak.models.weights import read_tensors, update_from_torch, variables_from_torch
+from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
 from jaxleak.own_model import adapt_model, module_name
 from jaxleak.victim import NORMALISATIONS, Victim
 
+STOPS = 1e-8
 BUILDER = "build_model"  # the function looked for in a Python file
 
 
@@ -32,7 +36,7 @@ def load_update(
     normalise: str = "none",
     truth: str | Path | None = None,
     labels: Sequence[int] | None = None,
-    **fields: Any,
+    fields: Mapping[str, Any] | None = None,
 ) -> Victim:
     """A victim whose update was computed elsewhere, as by a PyTorch script.
 
@@ -49,7 +53,7 @@ def load_update(
         truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them, with
             labels. A folder's are numbered by name, which need not be the network's numbers.
         labels: the labels, one per image, where they are known; in place of the truth's own.
-        fields: of the model, by their names.
+        fields: of the model, by their names; of a function in a file, its arguments but the first.
 
     Raises:
         InputError: a file that is not there or does not fit, or a model or truth that does not.
@@ -59,8 +63,10 @@ def load_update(
     for size in image_shape:
         check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)
-    classes = _classes(build(2, **fields), tensors)
-    module = adapt_model(build(classes, **fields), image_shape, num_classes=classes)
+    given = dict(fields or {})
+    classes = _classes(build(2, **given), tensors)
+    module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
+    check_layout(module, image_shape)
     variables = variables_from_torch(module, tensors, image_shape)
     gradient = update_from_torch(module, shared, image_shape)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
@@ -88,6 +94,21 @@ def load_update(
     )
 
 
+def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
+    """The attacks, none of which stops before it has explained the update.
+
+    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
+    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
+    """
+    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
+    return tuple(
+        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
+        if attack.objective == "l2" and attack.scale == "none"
+        else attack
+        for attack in attacks
+    )
+
+
 def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
     """The model's name, and a function from the number of classes and fields to the module.
 
@@ -95,12 +116,28 @@ def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
         InputError: no such model, file or function.
     """
     if not isinstance(model, str | Path):
-        return module_name(model), lambda classes, **fields: model.clone(**fields) if fields else model
-    file, colon, function = str(model).partition(":")
+        return module_name(model), _given_fields(model)
+    file, colon, function = str(model).rpartition(":")
+    if not file.endswith(".py"):
+        file, colon, function = str(model), "", ""
     if not file.endswith(".py"):
         check_choice("model", str(model), MODELS)
-        return str(model), lambda classes, **fields: build_model(str(model), classes, **fields)
+        return str(model), lambda classes, /, **fields: build_model(str(model), classes, **fields)
     return Path(file).stem, _function(Path(file), function if colon else BUILDER)
+
+
+def _given_fields(model: Any) -> Callable[..., Any]:
+    def build(classes: int, /, **fields: Any) -> Any:
+        if not fields:
+            return model
+        if not isinstance(model, nn.Module):
+            raise InputError(f"`fields` are for a Linen module or a model's name; give {module_name(model)} its own.")
+        try:
+            return model.clone(**fields)
+        except TypeError as error:
+            raise InputError(f"`fields` do not fit {module_name(model)}: {error}.") from error
+
+    return build
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
@@ -111,20 +148,23 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # where dataclasses look up annotations
+    sys.path.insert(0, str(file.resolve().parent))  # its neighbours can be imported, as where it is run
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
         raise InputError(f"`model` {str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.pop(0)
     build = getattr(module, name, None)
     if not callable(build):
         raise InputError(f"`model` {str(file)!r} has no function {name!r}; name another after a colon.")
 
-    def checked(classes: int, **fields: Any) -> Any:
+    def checked(classes: int, /, **fields: Any) -> Any:
         try:
             return build(classes, **fields)
         except InputError:
             raise
-        except Exception as error:  # whatever the user's function raises
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
             raise InputError(f"`model` {str(file)!r}: {name} fails: {type(error).__name__}: {error}.") from error
 
     return checked

@@ -1,6 +1,7 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
 import functools
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -262,6 +263,8 @@ class Victim:
         fields = description(self.model)
         if self.model_name not in MODELS or fields != description(build_model(self.model_name, self.num_classes)):
             own["model_fields"] = fields
+        if isinstance(self.model, AdaptedModel):
+            own["model_program"] = f"sha256:{self.model.program(tuple(self.images.shape[1:]))}"
         if self.dataset not in DATASETS:
             own["labels"] = [int(label) for label in self.labels]
         if self.batch_stats is not None:
@@ -328,6 +331,8 @@ def make_victim(
     module: Any = model
     if isinstance(model, str):
         module = build_model(model, data.num_classes, **(fields or {}))
+    elif fields:
+        raise InputError("`fields` are of a model that is given by its name; build yours with them.")
     elif not isinstance(model, AdaptedModel):
         module = adapt_model(model, data.image_shape, num_classes=data.num_classes)
     params = None
@@ -359,6 +364,12 @@ def make_victim(
     check_not_negative("trained_steps", steps, integer=True)
     victim = replace(victim, surrogates=_surrogates(victim, data))
     if steps and victim.trained_on == "data":
+        if "batch_stats" in getattr(module, "state", ()):
+            warnings.warn(
+                "The model trains in evaluation mode: its running statistics stay as they were drawn. "
+                "To have them learned too, train it yourself and give `weights`.",
+                stacklevel=2,
+            )
         return _trained(victim, data, int(steps), None if checkpoint is None else reachable(checkpoint))
     return replace(victim, trained_steps=int(steps))
 

@@ -17,6 +17,7 @@ LEAVES = {
     "native",
     "dense",
     "traced",
+    "flatten",
     "own_model",
     "nnx_model",
     "vectors",

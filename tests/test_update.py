@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxleak import IDLG, IG, InputError
 from jaxleak.evidence import Restarts, report
 from jaxleak.models import LeNet
 from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.objectives import loss_gradient
-from jaxleak.update import load_update
+from jaxleak.update import load_update, model_builder, with_fitting_stops
 from jaxleak.victim import draw_params
 from tests.oracles.require_torch import require_torch
 from tests.test_cli import call, refusal, restored_globals
@@ -178,6 +180,7 @@ def test_files_that_do_not_fit(files, tmp_path):
     assert "missing body.0.bias" in refusal(*given(files, update=changed))
     save_file({**update, "body.0.bias": update["body.0.bias"] * np.float32(np.nan)}, changed)
     assert "`update` must be finite; body.0.bias is not" in refusal(*given(files, update=changed))
+    assert "`weights` must be finite; body.0.bias is not" in refusal(*given(files, weights=changed))
     assert "`weights` do not fit LeNet with 10 classes on 32x32x3" in refusal(*given(files, shape=(32, 32, 3)))
     assert "`weights` have no fc.weight, the head of ResNet" in refusal(*given(files, model="resnet18"))
 
@@ -189,7 +192,56 @@ def test_models_that_are_none(files, tmp_path):
     assert "cannot be run: ZeroDivisionError" in refusal(*given(files, model=tmp_path / "net.py"))
     (tmp_path / "net.py").write_text("")
     assert "has no function 'build_model'" in refusal(*given(files, model=tmp_path / "net.py"))
-    assert "`model_field` must be NAME=VALUE" in refusal(*given(files), "--model-field", "channels")
+    (tmp_path / "net.py").write_text("import sys\nsys.exit(3)")
+    assert "cannot be run: SystemExit: 3" in refusal(*given(files, model=tmp_path / "net.py"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (["channels"], "`model_field` must be NAME=VALUE"),
+        (["channels=4", "channels=5"], "`model_field` has channels twice"),
+        (["num_classes=5"], "`field` must be one of"),
+        (["batch=4"], "`field` must be one of"),
+        (["channels=1.5"], "`channels` must be a whole number; got 1.5"),
+        (["strides=2,a"], "`strides` must be a whole number; got 'a'"),
+    ],
+)
+def test_fields_that_are_none(files, fields, message):
+    assert message in refusal(*given(files), "--model-field", *fields)
+
+
+def test_a_model_file_beside_others(tmp_path):
+    """Its neighbours are imported, its folder may have a colon, and a field may be called as an argument here."""
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    (folder / "neighbour_of_net.py").write_text(STOCK)
+    (folder / "net.py").write_text(
+        "from neighbour_of_net import CNN\n\n\ndef make(k, /, labels, classes):\n    return CNN(k)"
+    )
+    name, build = model_builder(f"{folder / 'net.py'}:make")
+    assert name == "net"
+    assert build(4, labels=1, classes=2).classes == 4
+
+
+def test_fields_of_a_model_in_python():
+    assert model_builder(MODEL)[1](CLASSES, channels=5).channels == 5
+    with pytest.raises(InputError, match="`fields` do not fit lenet"):
+        model_builder(MODEL)[1](CLASSES, none=5)
+    with pytest.raises(InputError, match="`fields` are for a Linen module or a model's name"):
+        model_builder(lambda rngs: None)[1](CLASSES, width=5)
+
+
+def test_a_small_update_is_explained_before_a_trial_stops(files):
+    """As of a client that trains with a small rate: the presets' stop is no share of it."""
+    small = {name: 1e-3 * tensor for name, tensor in load_file(files / "grads.safetensors").items()}
+    victim = load_update(files / "grads.safetensors", files / "w.safetensors", MODEL, image_shape=SHAPE)
+    norm2 = sum(float(np.sum(tensor**2)) for tensor in small.values())
+    victim = replace(victim, update=jax.tree.map(lambda leaf: 1e-3 * leaf, victim.update))
+    stopping = (IDLG, replace(IDLG, scale="relative"), replace(IDLG, stop_objective=0.0), IG)
+    stops = [one.stop_objective for one in with_fitting_stops(stopping, victim)]
+    assert stops == [pytest.approx(1e-8 * norm2), IDLG.stop_objective, 0, IG.stop_objective]
+    assert stops[0] < IDLG.stop_objective
 
 
 def test_truths_and_labels_that_do_not_fit(files, truth):
@@ -308,7 +360,6 @@ def test_what_cannot_be_attacked_is_refused(files, tmp_path):
     (tmp_path / "net.py").write_text(STOCK)
     line = refusal(*given(files, model=tmp_path / "net.py"), "--model-field", "width=3")
     assert "build_model fails: TypeError" in line
-    assert "`strides` must be whole numbers" in refusal(*given(files), "--model-field", "strides=a,b")
     assert "`channels` must be a whole number; got 'abc'" in refusal(*given(files), "--model-field", "channels=abc")
     line = refusal(*given(files, model="resnet18"), "--model-field", "train=no")
     assert "`train` must be true or false; got 'no'" in line

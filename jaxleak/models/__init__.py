@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
 from jaxleak.models.activations import ACTIVATIONS, find_activation
 from jaxleak.models.convnet import ConvNet
 from jaxleak.models.densenet import DenseNet, DenseNet121
@@ -71,7 +71,7 @@ __all__ = [
 ]
 
 
-def build_model(name: str, num_classes: int, **fields) -> nn.Module:
+def build_model(name: str, num_classes: int, /, **fields) -> nn.Module:
     """The model called `name` with `num_classes` outputs.
 
     Args:
@@ -108,12 +108,20 @@ def _checked(field: str, value: Any, default: Any) -> Any:
     if field == "activation":
         return find_activation(value)
     if isinstance(default, tuple):
-        return value if isinstance(value, tuple) else (value,)
+        parts = value if isinstance(value, tuple | list) else (value,)
+        return tuple(_number(field, part, whole=bool(default)) for part in parts)
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise InputError(f"`{field}` must be true or false; got {value!r}.")
     elif isinstance(default, int | float):
-        check_positive(field, value, integer=isinstance(default, int))
+        return _number(field, value, whole=isinstance(default, int))
     elif isinstance(default, str) and not isinstance(value, str):
         raise InputError(f"`{field}` must be a name; got {value!r}.")
+    elif callable(default) and not callable(value):
+        raise InputError(f"`{field}` must be a function or a class, which can be given in Python only; got {value!r}.")
     return value
+
+
+def _number(field: str, value: Any, *, whole: bool) -> int | float:
+    (check_not_negative if field == "mean" else check_positive)(field, value, integer=whole)
+    return int(value) if whole else value

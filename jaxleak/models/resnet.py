@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxleak.errors import check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models.layers import classify, convolution
 from jaxleak.models.norms import check_norm, normalisation
 from jaxleak.models.pooling import max_pool
@@ -120,6 +120,9 @@ class ResNet(nn.Module):
         """Class logits [b, k] of images [b, h, w, c]."""
         conv = convolution(self.weight_init, nn.initializers.variance_scaling(2.0, "fan_out", "normal"))
         norm = normalisation(self.norm, self.train, self.groups, self.weight_init)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) not in (0, 1, x.shape[-1]):
+                raise InputError(f"`{name}` must have {x.shape[-1]} numbers, one per channel; got {len(values)}.")
         if self.mean:
             x = x - jnp.asarray(self.mean, x.dtype)
         if self.std:

@@ -12,6 +12,7 @@ from jaxleak.errors import InputError
 
 Params = dict[str, Any]
 Variables = dict[str, dict[str, Any]]
+Readers = dict[tuple[str, ...], tuple[int, int, int]]
 
 # Linen's name of a tensor -> torch's.
 TENSOR_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
@@ -58,9 +59,9 @@ def to_torch(
         batch_stats: its running statistics, if they are to be among the tensors.
     """
     tensors = flatten_dict({"params": params, "batch_stats": batch_stats or {}})
-    reader = _flattened(model, image_shape)
+    readers = _flattened(model, image_shape)
     return {
-        _torch_name(model, path): np.asarray(_torch_layout(reader, path, np.asarray(tensor)), order="C")
+        _torch_name(model, path): np.asarray(_torch_layout(readers, path, np.asarray(tensor)), order="C")
         for path, tensor in tensors.items()
     }
 
@@ -86,10 +87,11 @@ def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple
     Running statistics for a model in train mode are not used, and neither are torch's counters of batches.
 
     Raises:
-        InputError: a tensor is missing, extra, or of another shape than the model's.
+        InputError: a tensor is missing, extra, not finite, or of another shape than the model's.
     """
     needed = _expected(model, image_shape)
     _check_fit("weights", model, state, image_shape, needed, _known(model, state, image_shape, needed))
+    _check_finite("weights", state, needed)
     return _collections(model, state, image_shape, needed)
 
 
@@ -104,10 +106,14 @@ def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[in
     expected = _expected(model, image_shape)
     needed = {name: one for name, one in expected.items() if one.path[0] == "params"}
     _check_fit("update", model, state, image_shape, needed, expected | _known(model, state, image_shape, needed))
+    _check_finite("update", state, needed)
+    return _collections(model, state, image_shape, needed)["params"]
+
+
+def _check_finite(what: str, state, needed: dict[str, Expected]) -> None:
     broken = [name for name in needed if not np.isfinite(state[name]).all()]
     if broken:
-        raise InputError(f"`update` must be finite; {', '.join(broken[:LISTED])} is not.")
-    return _collections(model, state, image_shape, needed)["params"]
+        raise InputError(f"`{what}` must be finite; {', '.join(broken[:LISTED])} is not.")
 
 
 def _known(model, state, image_shape, needed: dict[str, Expected]) -> dict[str, Expected]:
@@ -118,12 +124,12 @@ def _known(model, state, image_shape, needed: dict[str, Expected]) -> dict[str, 
 
 
 def _collections(model, state, image_shape, needed: dict[str, Expected]) -> Variables:
-    tensors = {}
-    layer, (h, w, c) = _flattened(model, image_shape)
+    tensors, readers = {}, _flattened(model, image_shape)
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
-        if path == ("params", *layer.split("/"), "kernel"):
+        if path in readers:
             # Linen flattens NHWC, torch NCHW: the layer's inputs come in another order.
+            h, w, c = readers[path]
             tensor = tensor.reshape(torch_shape[0], c, h, w)
         tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
         tensors[path] = jnp.asarray(tensor.reshape(shape), dtype=float)
@@ -136,20 +142,37 @@ def _torch_name(model, path: tuple[str, ...]) -> str:
     return ".".join([*(renamed.get(module, module) for module in path[1:-1]), TENSOR_NAMES.get(path[-1], path[-1])])
 
 
-def _flattened(model, image_shape: tuple[int, int, int]) -> tuple[str, tuple[int, int, int]]:
-    """The dense layer that reads a flattened image or map of features, and that one's height, width and channels."""
+def _flattened(model, image_shape: tuple[int, int, int]) -> Readers:
+    """The kernels that read a flattened image or map of features, and that one's height, width and channels."""
     if hasattr(model, "flattened"):
-        return model.flattened(image_shape)
-    if hasattr(model, "head_input_shape"):
-        return "head", model.head_input_shape(image_shape)
-    return "", (1, 1, 1)  # none: dense layers are as in torch but for the transpose
+        told = model.flattened(image_shape)
+        layers = told if isinstance(told, dict) else dict([told])
+    elif hasattr(model, "head_input_shape"):
+        layers = {"head": model.head_input_shape(image_shape)}
+    else:
+        layers = {}  # dense layers are as in torch but for the transpose
+    return {("params", *layer.split("/"), "kernel"): shape for layer, shape in layers.items() if shape}
 
 
-def _torch_layout(reader: tuple[str, tuple[int, int, int]], path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """A tensor as torch lays it out; `reader`: see `_flattened`."""
-    layer, shape = reader
-    if path == ("params", *layer.split("/"), "kernel"):
-        tensor = tensor.reshape(*shape, -1)
+def check_layout(model, image_shape: tuple[int, int, int]) -> None:
+    """Whether files in torch's layout mean the same to the model.
+
+    Raises:
+        InputError: a model of one's own, with a layer for which that cannot be told.
+    """
+    unlike = getattr(model, "unlike_torch", lambda shape: [])(image_shape)
+    if unlike:
+        raise InputError(
+            f"`model` has layers whose weights in torch's layout cannot be told: {', '.join(unlike[:LISTED])}. "
+            "Let a dense layer read one map, by x.reshape(len(x), -1) in NHWC or NCHW right before it, and build "
+            "ConvTranspose with transpose_kernel=True."
+        )
+
+
+def _torch_layout(readers: Readers, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """A tensor as torch lays it out; `readers`: see `_flattened`."""
+    if path in readers:
+        tensor = tensor.reshape(*readers[path], -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
     return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
 
@@ -158,10 +181,10 @@ def _expected(model, image_shape: tuple[int, int, int]) -> dict[str, Expected]:
     """The model's tensors by torch's name."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     template: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore[reportAssignmentType]
-    expected, reader = {}, _flattened(model, image_shape)
+    expected, readers = {}, _flattened(model, image_shape)
     for path, leaf in template.items():
         blank = np.broadcast_to(np.float32(0), leaf.shape)
-        torch_shape = _torch_layout(reader, path, blank).shape
+        torch_shape = _torch_layout(readers, path, blank).shape
         expected[_torch_name(model, path)] = Expected(path, leaf.shape, torch_shape)
     return expected
 
@@ -178,9 +201,13 @@ def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected]
         problems = [*problems[:LISTED], f"and {len(problems) - LISTED} more"]
     if problems:
         raise InputError(
-            f"`{what}` do{'es' if what == 'update' else ''} not fit {type(model).__name__}{_classes(model)} on "
+            f"`{what}` do{'es' if what == 'update' else ''} not fit {_name(model)}{_classes(model)} on "
             f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}."
         )
+
+
+def _name(model) -> str:
+    return type(getattr(model, "module", model)).__name__
 
 
 def _classes(model) -> str:
@@ -192,8 +219,9 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
 
     Raises:
         InputError: no such file, not a safetensors file, tensors that do not fit the model, or a model that has
-            running statistics too (`load_variables` reads both).
+            running statistics too (`load_variables` reads both); or `check_layout`.
     """
+    check_layout(model, image_shape)
     return from_torch(model, read_tensors(path), image_shape)
 
 
@@ -201,8 +229,9 @@ def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -
     """What `model.apply` needs, from a safetensors file in torch's names and layout: see `variables_from_torch`.
 
     Raises:
-        InputError: no such file, not a safetensors file, or tensors that do not fit the model.
+        InputError: no such file, not a safetensors file, or tensors that do not fit the model; or `check_layout`.
     """
+    check_layout(model, image_shape)
     return variables_from_torch(model, read_tensors(path), image_shape)
 
 
@@ -229,7 +258,11 @@ def save_weights(
     """Write parameters, and running statistics if given, as safetensors in torch's names and layout.
 
     `load_weights` or `load_variables` reads them back.
+
+    Raises:
+        InputError: as `check_layout`.
     """
     from safetensors.numpy import save_file
 
+    check_layout(model, image_shape)
     save_file(to_torch(model, params, image_shape, batch_stats), path)
