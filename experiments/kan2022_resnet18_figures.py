@@ -93,6 +93,9 @@ def curves(results: dict[str, jaxleak.Result], path: Path) -> None:
                 axes.semilogy(
                     np.arange(len(trace)), np.maximum(trace, 1e-16), lw=1, color=mpl.colormaps["tab10"](place)
                 )
+            low, high = axes.get_ylim()
+            if high < 10 * low:  # no power of ten would be labelled
+                axes.set_ylim(low / 3, high * 3)
             axes.yaxis.set_minor_formatter(NullFormatter())
             axes.tick_params(labelsize=7)
             axes.spines[["top", "right"]].set_visible(False)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import sys
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -64,7 +65,9 @@ def load_update(
         check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)
     given = dict(fields or {})
-    classes = _classes(build(2, **given), tensors)
+    small = build(2, **given)
+    tensors, shared = (_with_head(small, image_shape, one) for one in (tensors, shared))
+    classes = _classes(small, tensors)
     module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
     check_layout(module, image_shape)
     variables = variables_from_torch(module, tensors, image_shape)
@@ -170,9 +173,27 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
     return checked
 
 
+def _with_head(model: Any, image_shape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The tensors with the last dense layer of a model of one's own under the name it has here."""
+    head = _head_name(model)
+    if any(f"{head}.{kind}" in tensors for kind in ("weight", "bias")):
+        return tensors
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the model is built with its classes
+        own = ".".join(getattr(adapt_model(model, image_shape), "head", ()))
+    start = f"{own}."
+    return {
+        f"{head}.{name[len(start) :]}" if own and name.startswith(start) else name: tensors[name] for name in tensors
+    }
+
+
+def _head_name(model: Any) -> str:
+    return dict(getattr(model, "torch_names", ())).get("head", "head")
+
+
 def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     """Outputs of the head, by its tensor in the file."""
-    head = dict(getattr(model, "torch_names", ())).get("head", "head")
+    head = _head_name(model)
     for name in (f"{head}.bias", f"{head}.weight"):
         if name in tensors:
             return int(np.shape(tensors[name])[0]) if np.ndim(tensors[name]) else 1

@@ -330,6 +330,45 @@ def test_a_stock_model_in_a_file_whatever_its_name(tmp_path):
     np.testing.assert_array_equal(params["head"]["kernel"], tensors["head.weight"].T)
 
 
+def test_the_last_layer_may_have_its_own_name(tmp_path):
+    """As in the file: `fc.out.weight` for a Linen layer `out` in a module `fc`, and `head.weight` as well."""
+    (tmp_path / "net.py").write_text(NAMED)
+    rng = np.random.default_rng(0)
+    for name in ("fc.out", "head"):
+        tensors = {f"{name}.weight": rng.normal(size=(CLASSES, 4)), f"{name}.bias": np.zeros(CLASSES)}
+        tensors |= {"conv.weight": rng.normal(size=(4, 3, 3, 3)), "conv.bias": np.zeros(4)}
+        tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
+        save_file(tensors, tmp_path / "w.safetensors")
+        files = (tmp_path / "w.safetensors", tmp_path / "w.safetensors", tmp_path / "net.py")
+        params: Any = load_update(*files, image_shape=SHAPE).params
+        np.testing.assert_array_equal(params["head"]["kernel"], tensors[f"{name}.weight"].T)
+
+
+NAMED = """
+import flax.linen as nn
+
+
+class Last(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.classes, name="out")(x)
+
+
+class CNN(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        return Last(self.classes, name="fc")(nn.sigmoid(nn.Conv(4, (3, 3), name="conv")(x)).mean((1, 2)))
+
+
+def build_model(classes):
+    return CNN(classes)
+"""
+
+
 def test_labels_go_with_their_images(files, tmp_path):
     """Of a batch: each restart numbers its dummies in its own way."""
     with jax.enable_x64(True):
