@@ -142,6 +142,20 @@ def test_a_turned_kernel_is_torchs():
     assert adapt_model(Up(turned=True), SHAPE).unlike_torch(SHAPE) == []
 
 
+class Learned(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(CLASSES)(channels_last(nn.PReLU(name="act")(x)))
+
+
+def test_a_learned_slope_is_called_and_shaped_as_in_torch(x):
+    model = adapt_model(Learned(), SHAPE)
+    params = model.init(jax.random.key(0), x)["params"]
+    tensors = to_torch(model, params, SHAPE)
+    assert tensors["act.weight"].tolist() == [pytest.approx(0.01)]
+    assert from_torch(model, tensors, SHAPE)["act"]["negative_slope"] == pytest.approx(0.01)
+
+
 # --- the program ---
 
 

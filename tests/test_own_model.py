@@ -326,9 +326,11 @@ def test_equal_models_are_equal_and_read_the_same_in_every_process():
     twins = [adapt_model(TwinCNN, SHAPE) for _ in range(2)]
     assert twins[0] == twins[1]
     models = "adapt_model(Normed(), SHAPE), adapt_model(TwinCNN, SHAPE)"
-    script = f"import tests.conftest; from tests.test_own_model import *; print([{models}])"
+    printed = f"models = [{models}]; print(models, [one.program(SHAPE) for one in models])"
+    script = f"import tests.conftest; from tests.test_own_model import *; {printed}"
     elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert elsewhere.strip() == str([adapt_model(Normed(), SHAPE), twins[0]])
+    here = [adapt_model(Normed(), SHAPE), twins[0]]
+    assert elsewhere.strip() == f"{here} {[one.program(SHAPE) for one in here]}"
     assert "0x" not in elsewhere
 
 

@@ -15,7 +15,14 @@ Variables = dict[str, dict[str, Any]]
 Readers = dict[tuple[str, ...], tuple[int, int, int]]
 
 # Linen's name of a tensor -> torch's.
-TENSOR_NAMES = {"kernel": "weight", "scale": "weight", "bias": "bias", "mean": "running_mean", "var": "running_var"}
+TENSOR_NAMES = {
+    "kernel": "weight",
+    "scale": "weight",
+    "negative_slope": "weight",
+    "bias": "bias",
+    "mean": "running_mean",
+    "var": "running_var",
+}
 COUNTER = "num_batches_tracked"  # of torch's BatchNorm: its files have it, nothing here uses it
 LISTED = 10  # problems named in a message
 
@@ -174,6 +181,8 @@ def _torch_layout(readers: Readers, path: tuple[str, ...], tensor: np.ndarray) -
     if path in readers:
         tensor = tensor.reshape(*readers[path], -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
+    if tensor.ndim == 0:
+        return tensor[None]  # a PReLU's slope
     return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
 
 
