@@ -432,3 +432,29 @@ def test_no_file_and_a_directory_are_named(small, tmp_path):
     case, model = small
     for path in (tmp_path / "absent.safetensors", tmp_path):
         assert f"there is no file {str(path)!r}" in refused(path, model, case.image.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("fields", "complaint"),
+    [
+        ({"stage_sizes": (1, 1.5)}, r"`stage_sizes` must be whole numbers above 0; got 1, 1\.5\."),
+        ({"block": "x"}, "`block` must be a function or a class, which can be given in Python only; got 'x'"),
+        ({"std": (0.0,)}, "`std` must be above 0; got 0.0"),
+        ({"mean": ("a",)}, "`mean` must be a number; got 'a'"),
+        ({"width": True}, "`width` must be a whole number; got True"),
+    ],
+)
+def test_resnet_fields_are_checked(fields, complaint):
+    with pytest.raises(InputError, match=complaint):
+        build_model("resnet18", 10, **fields)
+
+
+def test_fields_become_what_their_defaults_are():
+    assert build_model("densenet121", 10, growth=1e1).growth == 10
+    assert isinstance(build_model("lenet", 10, channels=4.0, strides=(1.0,)).channels, int)
+
+
+def test_a_mean_for_each_channel():
+    model = build_model("resnet18", 10, mean=(0.5, 0.5), width=4)
+    with pytest.raises(InputError, match="`mean` must have 3 numbers, one per channel; got 2"):
+        jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3)))

@@ -204,7 +204,8 @@ def test_models_that_are_none(files, tmp_path):
         (["num_classes=5"], "`field` must be one of"),
         (["batch=4"], "`field` must be one of"),
         (["channels=1.5"], "`channels` must be a whole number; got 1.5"),
-        (["strides=2,a"], "`strides` must be a whole number; got 'a'"),
+        (["stage_sizes=1.5"], "`field` must be one of"),
+        (["strides=2,a"], "`strides` must be whole numbers above 0; got 2, 'a'"),
     ],
 )
 def test_fields_that_are_none(files, fields, message):

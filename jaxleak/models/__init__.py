@@ -109,7 +109,13 @@ def _checked(field: str, value: Any, default: Any) -> Any:
         return find_activation(value)
     if isinstance(default, tuple):
         parts = value if isinstance(value, tuple | list) else (value,)
-        return tuple(_number(field, part, whole=bool(default)) for part in parts)
+        if not default:
+            return tuple(_number(field, part, whole=False) for part in parts)
+        try:
+            return tuple(_number(field, part, whole=True) for part in parts)
+        except InputError:
+            got = ", ".join(map(repr, parts))
+            raise InputError(f"`{field}` must be whole numbers above 0; got {got}.") from None
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise InputError(f"`{field}` must be true or false; got {value!r}.")
