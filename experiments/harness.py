@@ -54,7 +54,10 @@ def run_one(experiment: str, name: str, sweep: jaxleak.Sweep, options: argparse.
     result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
     folder = results_folder(experiment)
     result.run.write_rows(folder / f"{name}.parquet")
-    summary = {**result.summary, "settings": result.run.settings, "environment": result.run.environment}
+    made = dict(result.run.environment)
+    if "command" in made:  # it names no path of the machine
+        made["command"] = made["command"].replace(str(options.runs), "RUNS").replace(str(options.data_dir), "DIR")
+    summary = {**result.summary, "settings": result.run.settings, "environment": made}
     write_json(folder / f"{name}.json", summary)
     return result
 

@@ -321,7 +321,7 @@ def deakin(name: str) -> Line:
     if isinstance(told, dict):
         parts = [
             f"{cell['attack']} {share_solved(cell, 'recovered')} (but for contrast and brightness "
-            f"{cell['recovered_but_affine']}), median MSE {cell['mse_clipped_median']:.3f}"
+            f"{cell['recovered_but_affine']}), median MSE {cell['mse_clipped_median']:.2g}"
             for cell in told["cells"]
         ]
         ours = (
