@@ -10,11 +10,12 @@ import pytest
 
 from jaxleak import DLG
 from jaxleak.client import OPTIMIZERS, Client, client_update
+from jaxleak.distances import squared_norm
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.objectives import loss_gradient, squared_norm
+from jaxleak.objectives import loss_gradient
 from jaxleak.trial import Trial
 from jaxleak.victim import Victim, draw_params
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc

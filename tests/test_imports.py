@@ -22,6 +22,7 @@ LEAVES = {
     "nnx_model",
     "vectors",
     "seldom",
+    "distances",
     "objectives",
     "labels",
     "inits",

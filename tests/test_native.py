@@ -9,8 +9,9 @@ from jaxleak import vectors
 from jaxleak.attacks import get_attack
 from jaxleak.data import load_dataset
 from jaxleak.dense import Outer, outer_distance
+from jaxleak.distances import squared_l2
 from jaxleak.models import LeNet
-from jaxleak.objectives import factored_gradient, loss_gradient, squared_l2
+from jaxleak.objectives import factored_gradient, loss_gradient
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
 from jaxleak.trial import Job, Trial
 from jaxleak.vectors import pair, products, squared_distance

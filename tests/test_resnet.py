@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 from jax.nn import one_hot
 
+from jaxleak.distances import squared_l2
 from jaxleak.errors import InputError
 from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.resnet import BasicBlock, Bottleneck
 from jaxleak.models.weights import from_torch, to_torch, variables_from_torch
-from jaxleak.objectives import cross_entropy, squared_l2
+from jaxleak.objectives import cross_entropy
 from tests.oracles.parity import QUICK, load, relative_error, some_variables
 from tests.oracles.require_torch import require_torch
 

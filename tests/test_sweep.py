@@ -31,8 +31,8 @@ from jaxleak import (
     make_victim,
 )
 from jaxleak.attacks import get_attack
+from jaxleak.distances import squared_norm
 from jaxleak.models.weight_init import dlg_uniform
-from jaxleak.objectives import squared_norm
 from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import STATUSES, Criteria, wilson
 from jaxleak.sweep import Result, run_sweep

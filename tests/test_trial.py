@@ -10,11 +10,12 @@ import pytest
 
 from jaxleak import attacks
 from jaxleak.attacks import Attack
+from jaxleak.distances import squared_norm
 from jaxleak.errors import InputError
 from jaxleak.labels import head_input
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
-from jaxleak.objectives import loss_gradient, squared_norm
+from jaxleak.objectives import loss_gradient
 from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
 from jaxleak.stats import ENDINGS
 from jaxleak.trial import Job, Outcome, Trial

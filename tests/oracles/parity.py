@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxleak.distances import squared_l2
 from jaxleak.models.weights import TENSOR_NAMES, to_torch
-from jaxleak.objectives import squared_l2
 from tests.oracles.cases import to_nchw
 from tests.oracles.require_torch import require_torch
 
