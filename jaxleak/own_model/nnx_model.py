@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxleak.conv import fast_conv
 from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
-from jaxleak.traced import with_fast_convolutions
+from jaxleak.own_model.traced import with_fast_convolutions
 
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 

@@ -1,0 +1,17 @@
+"""A model of one's own, as it is: stock Flax layers made fast, its last dense layer found and presented as "head".
+
+Nothing in the model is edited: its layers are replaced while it is applied, by Linen's interceptors.
+
+    adapt.py      `adapt_model`: how a model is called, what is warned of
+    adapted.py    the adapted model: names of its parameters, what it computes, its layout beside torch's
+    layers.py     its layers: made fast, or told to be slow; which is the head
+    nnx_model.py  an NNX module with the methods of a Linen one
+    traced.py     convolutions in a traced function
+    flatten.py    flattened maps in a traced function
+"""
+
+from jaxleak.own_model.adapt import adapt_model, module_name
+from jaxleak.own_model.adapted import AdaptedModel
+from jaxleak.own_model.layers import slow_layers
+
+__all__ = ["AdaptedModel", "adapt_model", "module_name", "slow_layers"]

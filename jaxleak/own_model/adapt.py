@@ -1,0 +1,142 @@
+"""How a model of one's own is called, and what it is adapted to."""
+
+import inspect
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxleak.errors import InputError
+from jaxleak.own_model.adapted import AdaptedModel
+from jaxleak.own_model.layers import find_head, gives_logits, image_of, needs_nothing, slow_layers
+
+# Arguments by which a model's `__call__` is told that it does not train.
+EVALUATION = {
+    "train": False,
+    "training": False,
+    "is_training": False,
+    "deterministic": True,
+    "use_running_average": True,
+}
+
+
+def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | None = None, **arguments) -> Any:
+    """The model as a victim's: fast, called with parameters and images alone, with a head named "head".
+
+    Args:
+        model: a Linen module; an NNX module, or a function of `rngs` (an `nnx.Rngs`) that makes one, such as its
+            class. An NNX module is taken in evaluation mode; as it holds weights already, each network drawn from it
+            is the same, where a function makes new ones.
+        image_shape: height, width and channels of its images.
+        num_classes: how many logits it has to give, or None.
+        arguments: further arguments of the model's `__call__`. Without any it is called with images alone, or where
+            it cannot be, as in evaluation (`EVALUATION`: train=False, deterministic=True and the like).
+
+    Returns:
+        The model itself where nothing has to be done, else an `AdaptedModel`.
+
+    Warns:
+        In one line each, which layers stay slow (`slow_layers`), and that logits are not the last layer's outputs.
+
+    Raises:
+        InputError: not such a model; it cannot be called, does not give class logits, or does not end in a dense layer.
+    """
+    if type(model).__module__.startswith("jaxleak.models."):
+        return model
+    module = _linen_like(model)
+    arguments = _arguments(module, image_shape, arguments, num_classes or "k")
+    variables = jax.eval_shape(lambda: _init(module, image_shape, arguments))
+    state = _state(module, image_shape, arguments) if set(variables) - {"params"} else {}
+    adapted = AdaptedModel(module, (), tuple(sorted(arguments.items())), state)
+    head = find_head(adapted, image_shape, variables["params"])
+    adapted = AdaptedModel(module, head, adapted.arguments, state)
+    if not gives_logits(adapted, image_shape):
+        warnings.warn(
+            f"The model changes what its last dense layer {'/'.join(head)} gives: labels that are read from the update "
+            "(bias, unique, counts) may be wrong. Use label joint or known, or a model that ends there.",
+            stacklevel=2,
+        )
+    slow = slow_layers(adapted, image_shape)
+    if slow:
+        warnings.warn(f"These layers of the model stay slow: {'; '.join(slow)}.", stacklevel=2)
+    whole = head == ("head",) and needs_nothing(module, image_shape, variables["params"])
+    return module if whole else adapted
+
+
+def module_name(model: Any) -> str:
+    """What rows and tables call a model: its class, or the function that makes it."""
+    module = model.module if isinstance(model, AdaptedModel) else model
+    own = getattr(module, "__name__", None)
+    return (own if isinstance(own, str) else type(module).__name__).lower()
+
+
+def _linen_like(model) -> Any:
+    """A Linen module as it is, an NNX module behind the same two methods."""
+    if isinstance(model, nn.Module):
+        return model
+    from jaxleak.own_model.nnx_model import from_nnx  # importing NNX takes long
+
+    module = from_nnx(model)
+    if module.build is None:
+        warnings.warn(
+            "Every network drawn from this NNX module has the same weights, its own; "
+            "give a function of `rngs` that makes it, such as its class, to draw others.",
+            stacklevel=3,
+        )
+    return module
+
+
+def _init(module, image_shape, arguments) -> Mapping[str, PyTree]:
+    return nn.unbox(module.init(jax.random.key(0), jnp.zeros((1, *image_shape)), **arguments))
+
+
+def _state(module, image_shape, arguments) -> Mapping[str, PyTree]:
+    """The collections of a new model but `params`."""
+    variables = jax.jit(lambda: {k: v for k, v in _init(module, image_shape, arguments).items() if k != "params"})()
+    return jax.tree.map(np.asarray, variables)
+
+
+def _arguments(module, image_shape, given: dict[str, Any], classes: int | str) -> dict[str, Any]:
+    """With which arguments the model gives logits, of so many classes or of any number "k".
+
+    Raises:
+        InputError: with none of those that are tried.
+    """
+    accepted = inspect.signature(getattr(module, "call", type(module).__call__)).parameters
+    evaluation = {name: value for name, value in EVALUATION.items() if name in accepted}
+    failed: Exception | None = None
+    for arguments in [given] if given or not evaluation else [given, evaluation]:
+        try:
+            shape = _output_shape(module, image_shape, arguments)
+        except Exception as error:  # whatever the model raises
+            failed = error
+            continue
+        if shape is None or len(shape) != 2 or shape != (1, shape[1] if classes == "k" else classes):
+            got = "no array" if shape is None else list(shape)
+            raise InputError(f"`model` must give class logits, [1, {classes}] for one image; got {got}.")
+        return arguments
+    raise InputError(
+        f"`model` must run on images of shape {'x'.join(map(str, image_shape))} as model.apply(variables, x), or with "
+        f"{_listed(evaluation or EVALUATION)}; it raised {type(failed).__name__}: {_first_line(failed)}"
+    ) from failed
+
+
+def _output_shape(module, image_shape, arguments) -> tuple[int, ...] | None:
+    def output(x):
+        variables = module.init(jax.random.key(0), x, **arguments)
+        return module.apply(variables, x, **arguments, mutable=sorted(set(variables) - {"params"}))[0]
+
+    return getattr(jax.eval_shape(output, image_of(image_shape)), "shape", None)
+
+
+def _listed(arguments: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name}={value}" for name, value in arguments.items())
+
+
+def _first_line(error: Exception | None) -> str:
+    return (str(error).strip().splitlines() or [""])[0]
