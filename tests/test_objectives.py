@@ -486,6 +486,22 @@ def test_cosine_is_its_formula_whether_or_not_products_are_built(batch):
     np.testing.assert_allclose(np.ravel(slope["conv"]), plain_slope[:10], rtol=1e-10, atol=1e-14)
 
 
+@pytest.mark.parametrize("outer", [False, True])
+def test_the_cosine_can_be_derived_twice_and_with_respect_to_either(outer):
+    def gradient(v):
+        kernel = Outer(v[3:7].reshape(2, 2), v[7:13].reshape(2, 3))
+        return [v[:3], kernel if outer else kernel.build()]
+
+    def formula(v):
+        g, u = jnp.concatenate([v[:3], gradient(v)[1].build().ravel() if outer else gradient(v)[1].ravel()]), v[13:]
+        return 1 - g @ u / jnp.sqrt((g @ g) * (u @ u))
+
+    v = jnp.asarray(np.random.default_rng(0).standard_normal(22))
+    for derivative in (jax.grad, jax.hessian, lambda f: jax.jacrev(jax.jacrev(f))):
+        found = derivative(lambda v: cosine_distance(gradient(v), [v[13:16], v[16:].reshape(2, 3)]))(v)
+        np.testing.assert_allclose(found, derivative(formula)(v), rtol=1e-10, atol=1e-14)
+
+
 def test_cosine_of_opposite_and_of_orthogonal_gradients():
     u = {"a": jnp.array([1.0, 2.0]), "b": jnp.zeros(1)}
     assert float(cosine_distance(jax.tree.map(jnp.negative, u), u)) == pytest.approx(2)
