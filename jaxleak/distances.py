@@ -57,7 +57,7 @@ def cosine_distance(gradient: PyTree, update: PyTree) -> Float[Array, ""]:
         3e-3 at most; as 1 - <g, u> / (|g| |u|) 2e-5, 0.3 and, from there, no digit right. The derivative is as accurate
         either way. Beside squared L2 an evaluation on LeNet takes a fifth longer.
     """
-    return _apart((gradient, update))
+    return _apart((_within_range(gradient), _within_range(update)))
 
 
 @jax.custom_jvp
@@ -67,7 +67,7 @@ def _apart(pair: tuple[PyTree, PyTree]) -> Float[Array, ""]:
 
 
 class _Directions(NamedTuple):
-    """What makes unit vectors of g and u, whose sizes have been brought within range."""
+    """What makes unit vectors of a pair, g and u."""
 
     squares: tuple[Float[Array, ""], ...]  # |g|^2 and |u|^2; 1 for 0
     factors: tuple[Float[Array, ""], ...]  # 1 / |g| and 1 / |u|
@@ -78,7 +78,7 @@ class _Directions(NamedTuple):
         """Every tensor's slope asks for these numbers, and XLA repeats what is cheap, sums over all T tensors too, in
         each of them: T^2 additions. Divisions are not repeated, so one is between any such sum and the tensors.
         """
-        squares = tuple(squared_norm(_within_range(tree)) for tree in pair)
+        squares = tuple(map(squared_norm, pair))
         shares = [1 / square for square in squares]
         # Rounding can bring the products of an `Outer` below 0.
         zeros = [(share <= 0) | (share == jnp.inf) for share in shares]
@@ -87,9 +87,8 @@ class _Directions(NamedTuple):
 
 
 def _half_square(pair: tuple[PyTree, PyTree], factors: tuple[Float[Array, ""], ...]) -> Float[Array, ""]:
-    """|s g - t u|^2 / 2, where g and u are `pair`, brought within range."""
-    g, u = (times(_within_range(tree), factor) for tree, factor in zip(pair, factors, strict=True))
-    return squared_l2(g, u) / 2
+    """|s g - t u|^2 / 2 of the pair g, u and the factors s, t."""
+    return squared_l2(*map(times, pair, factors)) / 2
 
 
 def _slope(primals, tangents):
@@ -104,7 +103,7 @@ def _slope(primals, tangents):
 
     def squares(moved):
         trees = tuple(moved.get(n, tree) for n, tree in enumerate(pair))
-        pulled = sum(pulls[n] * squared_norm(_within_range(tree)) for n, tree in moved.items())
+        pulled = sum(pulls[n] * squared_norm(tree) for n, tree in moved.items())
         return _half_square(trees, found.factors) - pulled / 2
 
     moved = {n: jax.tree.map(_instantiated, pair[n], along[n]) for n in moving}

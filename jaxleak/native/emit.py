@@ -292,6 +292,7 @@ def _compile(text: str, name: str) -> int:
     machine, _, engine = _machine()
     module = llvm.parse_assembly(text)
     module.verify()
+    # The third level takes twice as long for LeNet's kernels, which run no faster (experiments/NOTES.md).
     passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
     passes.getModulePassManager().run(module, passes)
     engine.add_module(module)
