@@ -293,9 +293,9 @@ def build_sweep(command: RunCommand):
 
 def run(command: RunCommand) -> int:
     """`jaxleak run`."""
-    _prepare(command)
     shard = parse_shard(command.shard) if command.shard else ALL
-    cluster = _cluster(command)
+    cluster = _cluster(command)  # before `_prepare` starts jax
+    _prepare(command)
     sweep = build_sweep(command)
     result = _swept(sweep, command, shard, cluster)
     _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)

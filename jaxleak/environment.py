@@ -5,28 +5,49 @@ import os
 import shlex
 import subprocess
 import sys
+from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import jax
 
+POOL = "PJRT_NPROC"  # threads of XLA's pool
+PLUGINS = "jax_plugins"  # where jax looks for other backends: entry points of this group, and this package
+VERSIONS = ("jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision", "git_dirty")
 
 
 def use_all_cores(cores: int | None = None) -> None:
-    """Make every CPU core, or so many, a device of its own; call it before jax does anything.
+    """Make every CPU core, or so many, a device of its own, and start jax; call it before jax does anything.
 
     Measured on two cores, LeNet's objective and gradient: 2,700 evaluations/s on two one-core devices, 1,300 to 1,400
-    on one two-core device. Without effect where jax already runs or has an accelerator.
+    on one two-core device. Without effect where jax already runs.
 
     XLA's devices share a pool of threads, by default one per core, and hand their work to it. One thread beside their
-    own is enough: the whole step took 319 and 326 us with it, 340 and 354 us with two.
+    own is enough: the whole step took 319 and 326 us with it, 340 and 354 us with two. Where jax may find an
+    accelerator the pool stays as it is, since it compiles for that too.
     """
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    os.environ.setdefault("PJRT_NPROC", "1")
     with contextlib.suppress(RuntimeError):  # jax is running: its devices stay as they are
         jax.config.update("jax_num_cpu_devices", cores)
+    given = POOL in os.environ or may_have_accelerator()
+    try:
+        if not given:
+            os.environ[POOL] = "1"
+        jax.devices()  # reads it; processes that are started later do not
+    finally:
+        if not given:
+            del os.environ[POOL]
+
+
+def may_have_accelerator() -> bool:
+    """True where jax is told to use one, or has a plugin for one and is not told to use the CPU."""
+    platforms = str(jax.config.jax_platforms or "")  # pyright: ignore[reportAttributeAccessIssue]
+    if platforms:
+        return platforms.split(",")[0] != "cpu"
+    return bool(entry_points(group=PLUGINS)) or find_spec(PLUGINS) is not None
 
 
 def dtype() -> str:
@@ -37,22 +58,28 @@ def dtype() -> str:
 def environment() -> dict[str, Any]:
     """Device, versions, git revision and command, as `run.json` keeps them; some go into every row."""
     import platform
-    from importlib.metadata import version
 
     device = jax.devices()[0]
     revision, dirty = git_state(Path(__file__).parent)
-    names = ("jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
     kind = device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
     return {
         "device": f"{len(jax.devices())}x {kind}",
         "jax_version": jax.__version__,
-        "jaxleak_version": version("jaxleak"),
+        "jaxleak_version": version_of("jaxleak"),
         "git_revision": revision,
         "git_dirty": dirty,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in names},
+        "versions": {name: version_of(name) for name in VERSIONS},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def version_of(package: str) -> str:
+    """Its installed version, or "not installed": a checkout runs without installation, and not every solver is used."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def git_state(path: str | Path) -> tuple[str, bool]:

@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
+from jaxleak.precision import full_precision
 
 Images = Float[np.ndarray, "n h w c"]
 PerImage = Float[np.ndarray, "n"]
@@ -161,7 +162,7 @@ def _ssim_program(window: int):
     import dm_pix
     import jax
 
-    return jax.jit(functools.partial(dm_pix.ssim, filter_size=window, filter_sigma=SSIM_SIGMA))
+    return jax.jit(full_precision()(functools.partial(dm_pix.ssim, filter_size=window, filter_sigma=SSIM_SIGMA)))
 
 
 def _ssim_in_blocks(x: np.ndarray, truth: np.ndarray) -> np.ndarray:

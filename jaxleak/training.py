@@ -14,6 +14,7 @@ from jaxleak.client import OPTIMIZERS
 from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
 from jaxleak.objectives import cross_entropy, observe
+from jaxleak.precision import full_precision
 
 BATCH = 64
 STATISTICS_BATCHES = 20  # from which running statistics are measured
@@ -132,6 +133,7 @@ def train_network(
     state, key, losses = optimizer.init(params), jax.random.key(seed), []
 
     @jax.jit
+    @full_precision()
     def step(params, state, x, label, key):
         target = jax.nn.one_hot(label, victim.num_classes)
         x = learner.to_input(x.astype(float))
@@ -172,6 +174,7 @@ def running_statistics(
     """
 
     @jax.jit
+    @full_precision()
     def moments(params, x, label):
         target = jax.nn.one_hot(label, victim.num_classes)
         return observe(victim.model, params, victim.to_input(x), target, statistics=True).statistics
@@ -190,6 +193,7 @@ def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[i
         return float("nan")
 
     @jax.jit
+    @full_precision()
     def right(params, x, label):
         return jnp.sum(jnp.argmax(victim.logits(params, victim.to_input(x)), axis=-1) == label)
 

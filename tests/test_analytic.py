@@ -12,15 +12,14 @@ from jaxleak.labels import head_input
 from jaxleak.models import MLP, LeNet, build_model
 from jaxleak.objectives import loss_gradient
 from jaxleak.victim import draw_params
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+from tests.fixtures import quick_jit
 
 
 def share(model, image, label: int, seed: int = 0):
     """A fresh network, and the gradient it shares for one image."""
     params = draw_params(model, jax.random.key(seed), image.shape[1:])
     target = jax.nn.one_hot(jnp.array([label]), model.num_classes)
-    return params, jax.jit(lambda p: loss_gradient(model, p, image, target), compiler_options=QUICK)(params)
+    return params, quick_jit(lambda p: loss_gradient(model, p, image, target))(params)
 
 
 @pytest.fixture(scope="module")

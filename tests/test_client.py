@@ -18,9 +18,10 @@ from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.objectives import loss_gradient
 from jaxleak.trial import Trial
 from jaxleak.victim import Victim, draw_params
+from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc
 from tests.oracles.require_torch import require_torch
-from tests.test_trial import QUICK, job
+from tests.test_trial import job
 
 CASE = lenet_cases()[-1]
 SHAPE = CASE.image.shape[1:]
@@ -77,7 +78,7 @@ def ours(client: Client) -> Both:
         problem = trial.prepare(shared, job())
         return problem.update, *trial.objective(shared, problem)(flat)
 
-    update, value, slope = jax.jit(both, compiler_options=QUICK)(jnp.ravel(DUMMIES))
+    update, value, slope = quick_jit(both)(jnp.ravel(DUMMIES))
     return Both(to_torch(MODEL, update, SHAPE), float(value), np.reshape(slope, DUMMIES.shape))
 
 
@@ -129,13 +130,13 @@ TARGET: Any = np.eye(3)[[0, 2, 2, 1]]
 
 @pytest.fixture(scope="module")
 def params():
-    return jax.jit(lambda: draw_params(SMALL, jax.random.key(0), PIXELS.shape[1:]), compiler_options=QUICK)()
+    return quick_jit(lambda: draw_params(SMALL, jax.random.key(0), PIXELS.shape[1:]))()
 
 
 def updates_of(params, *clients: Client) -> list[Any]:
     """What each shares for PIXELS."""
     share = lambda: [client_update(client, SMALL, params, PIXELS, TARGET) for client in clients]  # noqa: E731
-    return jax.jit(share, compiler_options=QUICK)()
+    return quick_jit(share)()
 
 
 def assert_close(got, wanted, rtol=1e-12):
@@ -145,7 +146,7 @@ def assert_close(got, wanted, rtol=1e-12):
 def test_one_step_of_sgd_is_the_gradient_times_its_rate(params):
     gradient, step, epoch = updates_of(params, Client(), Client(steps=1, lr=0.07), Client(epochs=1, lr=0.07))
     target = jnp.asarray(TARGET)
-    assert_close(gradient, jax.jit(lambda: loss_gradient(SMALL, params, PIXELS, target), compiler_options=QUICK)())
+    assert_close(gradient, quick_jit(lambda: loss_gradient(SMALL, params, PIXELS, target))())
     assert_close(step, jax.tree.map(lambda leaf: 0.07 * leaf, gradient))
     assert_close(epoch, step)
 
@@ -168,7 +169,7 @@ def test_adam_can_be_differentiated_where_gradients_are_zero(params, steps):
     def size(x):
         return squared_norm(client_update(client, SMALL, params, x, TARGET))
 
-    slope = jax.jit(jax.grad(size), compiler_options=QUICK)(pixels)
+    slope = quick_jit(jax.grad(size))(pixels)
     assert np.isfinite(slope).all()
     assert np.any(slope != 0)
 
@@ -185,7 +186,7 @@ def test_batchnorm_sees_each_clients_own_images():
         problem = trial.prepare(shared, job())
         return trial.objective(shared, problem)(jnp.ravel(IMAGES)), squared_norm(problem.update)
 
-    (value, slope), norm2 = jax.jit(at_truth, compiler_options=QUICK)()
+    (value, slope), norm2 = quick_jit(at_truth)()
     assert norm2 > 1e-6
     assert value < 1e-20 * norm2
     assert np.abs(slope).max() < 1e-9

@@ -12,9 +12,9 @@ from jax import lax
 from jaxleak.conv import NHWC, fast_conv, patch_conv
 from jaxleak.native.bilinear import Geometry
 from jaxleak.patches import extract_patches
+from tests.fixtures import quick_jit
 
 # Compiling takes longer than running here, so the compiler is told not to optimise.
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 
 
@@ -75,7 +75,7 @@ def assert_all_equal(functions, input_shape, kernel_shape, vmapped):
     def all_of_them(inputs, kernel, along):
         return [value_and_derivatives(function, axes, inputs, kernel, along) for function in functions]
 
-    *ours, wanted = jax.jit(all_of_them, compiler_options=QUICK)(inputs, kernel, along)
+    *ours, wanted = quick_jit(all_of_them)(inputs, kernel, along)
     for got in ours:
         assert jax.tree.map(jnp.shape, got) == jax.tree.map(jnp.shape, wanted)
         for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
@@ -173,7 +173,7 @@ def test_kernels_of_several_images_and_networks(dtype, size, channels, window, o
             out.append((y, own, one))
         return out
 
-    got, wanted = jax.jit(both, compiler_options=QUICK)(x, kernels)
+    got, wanted = quick_jit(both)(x, kernels)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         assert a.dtype == dtype
         # Rounding grows with the terms of a sum, at most a few thousand here.
@@ -225,7 +225,7 @@ def test_every_flax_convolution_keeps_its_value(options):
         params = plain.init(key, x)
         return plain.apply(params, x), ours.apply(params, x)
 
-    wanted, got = jax.jit(both, compiler_options=QUICK)(jax.random.key(1), x)
+    wanted, got = quick_jit(both)(jax.random.key(1), x)
     np.testing.assert_allclose(got, wanted, rtol=1e-12, atol=1e-12)
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from jaxleak.errors import InputError
 from jaxleak.models import ConvNet, build_model
-from tests.oracles.parity import QUICK, assert_equals_torch
+from tests.fixtures import quick_jit
+from tests.oracles.parity import assert_equals_torch
 from tests.oracles.require_torch import require_torch
 
 CLASSES = 3
@@ -58,7 +59,7 @@ def test_parameter_count():
 )
 def test_initialisations(weight_init, bounds):
     model = ConvNet(num_classes=50, width=8, weight_init=weight_init)
-    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 12, 18, 3)))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 12, 18, 3)))["params"]
     for name, bound in zip(("conv0", "conv1", "head"), bounds, strict=True):
         assert 0.95 * bound < np.abs(params[name]["kernel"]).max() <= bound
         assert 0.3 * bound < np.abs(params[name]["bias"]).max() <= bound
@@ -67,7 +68,7 @@ def test_initialisations(weight_init, bounds):
 
 def test_flax_initialisation():
     model = ConvNet(num_classes=50, width=8, weight_init="flax")
-    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 12, 18, 3)))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 12, 18, 3)))["params"]
     for name, fan_in in (("conv3", 9 * 16), ("head", 64)):
         kernel = params[name]["kernel"]
         assert np.std(kernel) == pytest.approx(fan_in**-0.5, rel=5 / np.sqrt(2 * kernel.size))

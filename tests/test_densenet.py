@@ -14,7 +14,8 @@ from jaxleak.models.densenet import DenseLayer, Transition
 from jaxleak.models.layers import convolution
 from jaxleak.models.norms import normalisation
 from jaxleak.models.weight_init import dlg_uniform
-from tests.oracles.parity import QUICK, assert_equals_torch, load, relative_error, some_variables, tensor_of
+from tests.fixtures import quick_jit
+from tests.oracles.parity import assert_equals_torch, load, relative_error, some_variables, tensor_of
 from tests.oracles.require_torch import require_torch
 
 CLASSES = 3
@@ -88,7 +89,7 @@ def test_narrow_densenet121_equals_torch_through_a_file(train, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, load_variables(path, model, shape), variables)
     x = np.random.default_rng(0).uniform(size=(2, *shape))
     net = load(oracle_of(model, torch.sigmoid), load_file(path)).train(train)
-    logits = jax.jit(model.apply, compiler_options=QUICK)(variables, x)
+    logits = quick_jit(model.apply)(variables, x)
     assert relative_error(logits, net(tensor_of(x)).detach().numpy()) < 1e-8
 
 
@@ -115,7 +116,7 @@ def test_parameter_count_is_torchvisions():
 
 def test_torchs_initialisation_is_torchvisions():
     model = DenseNet(num_classes=50, block_sizes=(1,), growth=16, width=16, weight_init="torch")
-    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
     kernel = params["features.denseblock1.denselayer1"]["conv2"]["kernel"]
     assert np.std(kernel) == pytest.approx(np.sqrt(2 / (9 * 64)), rel=5 / np.sqrt(2 * kernel.size))
     assert 0.95 * 32**-0.5 < np.abs(params["head"]["kernel"]).max() <= 32**-0.5

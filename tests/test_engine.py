@@ -23,8 +23,8 @@ from jaxleak.solvers import TorchLBFGS
 from jaxleak.stats import ENDINGS
 from jaxleak.trial import Job, Outcome, Trial
 from jaxleak.victim import Victim
+from tests.fixtures import quick_jit
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 
 
@@ -570,9 +570,7 @@ def run_plainly(trial: Trial) -> Outcome:
         problem = trial.prepare(shared, job)
         return problem, trial.init(shared, problem, job)
 
-    begin, step, outcome = (
-        jax.jit(function, compiler_options=QUICK) for function in (begin, trial.step, trial.outcome)
-    )
+    begin, step, outcome = (quick_jit(function) for function in (begin, trial.step, trial.outcome))
     outcomes = []
     for position in range(jobs.trial.size):
         problem, state = begin(shared, jax.tree.map(lambda leaf, p=position: leaf[p], jobs))

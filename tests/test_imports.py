@@ -34,6 +34,7 @@ LEAVES = {
     "stats",
     "data",
     "errors",
+    "precision",
     "shard",
     "places",
     "locks",
@@ -46,11 +47,11 @@ ALLOWED = {
     "victim": LEAVES | {"checkpoint"},
     "attacker": LEAVES | {"victim", "attacks"},
     "trial": LEAVES | {"victim", "attacks", "attacker"},
-    "engine": {"errors"},  # knows nothing about attacks
+    "engine": {"errors", "precision"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},
     "tables": LEAVES | {"store"},
     "summary": LEAVES | {"store", "cautions"},
-    "report": LEAVES | {"store", "parts", "summary", "tables", "plots"},
+    "report": LEAVES | {"store", "parts", "summary", "tables", "plots", "environment"},
 }
 HEAVY = (
     "matplotlib",
@@ -64,6 +65,8 @@ HEAVY = (
     "ray",
     "plotly",
     "jinja2",
+    "llvmlite",
+    "jaxopt",
 )
 
 

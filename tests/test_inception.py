@@ -26,7 +26,8 @@ from jaxleak.models.inception import (
 from jaxleak.models.layers import convolution
 from jaxleak.models.norms import normalisation
 from jaxleak.models.weight_init import dlg_uniform
-from tests.oracles.parity import QUICK, assert_equals_torch, load, relative_error, some_variables, tensor_of
+from tests.fixtures import quick_jit
+from tests.oracles.parity import assert_equals_torch, load, relative_error, some_variables, tensor_of
 from tests.oracles.require_torch import require_torch
 
 CLASSES = 3
@@ -109,7 +110,7 @@ def test_a_narrow_network_equals_torch_through_a_file(train, tmp_path):
     shape = (107, 75, 3)
     model, variables, net = network(train, False, shape, tmp_path / "weights.safetensors")
     x = np.random.default_rng(0).uniform(size=(2, *shape))
-    logits = jax.jit(model.apply, compiler_options=QUICK)(variables, x)
+    logits = quick_jit(model.apply)(variables, x)
     assert relative_error(logits, net(tensor_of(x))[0].detach().numpy()) < 1e-8
 
 
@@ -119,7 +120,7 @@ def test_auxiliary_logits_equal_torch_and_change_nothing(train, tmp_path):
     shape = (299, 299, 3)
     model, variables, net = network(train, True, shape, tmp_path / "weights.safetensors")
     x = np.random.default_rng(0).uniform(size=(2, *shape))
-    logits, sown = jax.jit(partial(model.apply, mutable=["aux"]), compiler_options=QUICK)(variables, x)
+    logits, sown = quick_jit(partial(model.apply, mutable=["aux"]))(variables, x)
     wanted, wanted_aux = net(tensor_of(x))
     assert relative_error(logits, wanted.detach().numpy()) < 1e-8
     if train:

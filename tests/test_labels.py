@@ -17,12 +17,12 @@ from jaxleak.labels import LABEL_STRATEGIES, bias_label, head_gradient, idlg_lab
 from jaxleak.models import LeNet
 from jaxleak.objectives import loss_gradient
 from jaxleak.victim import draw_params
+from tests.fixtures import quick_jit
 from tests.oracles.numpy_labels import STRATEGIES
 
 PREPARED = Path(os.environ.get("JAXLEAK_DATA_DIR") or Path(__file__).parent.parent.parent / "shared" / "data" / "tfds")
 READERS: dict[str, Any] = {name: read for name, read in LABEL_STRATEGIES.items() if read is not None}
 ONCE = ("idlg", "bias", "row-minima")  # each class at most once
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 
 
 def random_case(rng, classes: int, count: int, kind: str):
@@ -177,7 +177,7 @@ def reader(model: LeNet, names, count: int, shape):
         logits: Any = model.apply({"params": params}, probe_images(probing, shape))
         return {name: READERS[name](update, count, logits) for name in names}
 
-    return jax.jit(read, compiler_options=QUICK)
+    return quick_jit(read)
 
 
 def share_right(weight_init: str, names, batches, classes: int):

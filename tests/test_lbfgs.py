@@ -10,8 +10,7 @@ from scipy.optimize import least_squares
 
 from jaxleak.errors import InputError
 from jaxleak.solvers import LBFGS
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
+from tests.fixtures import quick_jit
 
 
 def rosenbrock(x):
@@ -62,7 +61,7 @@ def solve(fun, start, steps, solver=LBFGS(max_step=1.0)):  # noqa: B008
 
         return jax.lax.scan(one, solver.init(fun, start), length=steps)[1]
 
-    return jax.jit(scan, compiler_options=QUICK)(jnp.asarray(start))
+    return quick_jit(scan)(jnp.asarray(start))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -153,9 +152,9 @@ def test_a_lane_does_not_feel_the_others():
     def scan(start):
         return jax.lax.scan(lambda s, _: solver.step(fun, s), solver.init(fun, start), length=60)[1]
 
-    together = jax.jit(jax.vmap(scan), compiler_options=QUICK)(starts)
+    together = quick_jit(jax.vmap(scan))(starts)
     for lane in (0, 2):
-        alone = jax.jit(jax.vmap(scan), compiler_options=QUICK)(starts[lane : lane + 1])
+        alone = quick_jit(jax.vmap(scan))(starts[lane : lane + 1])
         np.testing.assert_allclose(together.value[lane], alone.value[0], rtol=1e-6, atol=1e-20)
 
 

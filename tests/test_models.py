@@ -16,10 +16,10 @@ from jaxleak.errors import InputError
 from jaxleak.models import ACTIVATIONS, MLP, MODELS, LeNet, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.objectives import loss_gradient
+from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_case, lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 SIZES = [(32, 32, 3, 100), (28, 28, 1, 10), (8, 8, 1, 10), (11, 9, 2, 5), (1, 1, 1, 2), (5, 6, 4, 3)]
 
 
@@ -29,7 +29,7 @@ def relative_error(got, wanted):
 
 def init(height, width, channels, num_classes):
     model = build_model("lenet", num_classes)
-    draw = jax.jit(model.init, compiler_options=QUICK)
+    draw = quick_jit(model.init)
     return model, draw(jax.random.key(0), jnp.zeros((1, height, width, channels)))["params"]
 
 
@@ -62,7 +62,7 @@ def small() -> tuple[LenetCase, LeNet]:
 def test_initialisations(weight_init):
     """DLG's bound is 0.5 everywhere, torch's 1 / sqrt(fan in)."""
     model = LeNet(num_classes=10, weight_init=weight_init)
-    params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 16, 16, 3)))["params"]
     for name, fan_in in (("conv1", 75), ("conv2", 300), ("conv3", 300), ("head", 192)):
         bound = 0.5 if weight_init == "uniform" else fan_in**-0.5
         assert 0.97 * bound < np.abs(params[name]["kernel"]).max() <= bound
@@ -80,7 +80,7 @@ def test_unknown_initialisation_names_the_closest():
 def test_forward_equals_torch(case):
     model = LeNet(num_classes=case.num_classes)
     params = from_torch(model, case.state_dict, case.image.shape[1:])
-    logits = jax.jit(model.apply, compiler_options=QUICK)({"params": params}, case.image)
+    logits = quick_jit(model.apply)({"params": params}, case.image)
     assert relative_error(logits, case.golden["logits"]) < 1e-9
 
 
@@ -190,7 +190,7 @@ def test_flax_initialisation_is_flaxs_default():
             return nn.Dense(10, name="head")(x.reshape(x.shape[0], -1))
 
     plain, model = (
-        jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 9, 6, 3)))
+        quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 9, 6, 3)))
         for model in (Plain(), LeNet(num_classes=10, weight_init="flax"))
     )
     jax.tree.map(np.testing.assert_array_equal, model, plain)
@@ -279,7 +279,7 @@ def test_mlp_gradient_equals_torch(hidden):
 
     params = from_torch(model, state, images.shape[1:])
     target = jax.nn.one_hot(labels, 6)
-    gradient = jax.jit(lambda p: loss_gradient(model, p, jnp.asarray(images), target), compiler_options=QUICK)(params)
+    gradient = quick_jit(lambda p: loss_gradient(model, p, jnp.asarray(images), target))(params)
     found = to_torch(model, gradient, images.shape[1:])
     assert set(found) == set(wanted)
     for name, tensor in wanted.items():
@@ -289,7 +289,7 @@ def test_mlp_gradient_equals_torch(hidden):
 def test_mlp_initialisations():
     for weight_init, bounds in (("uniform", (0.5, 0.5, 0.5)), ("torch", (60**-0.5, 40**-0.5, 30**-0.5))):
         model = MLP(num_classes=50, hidden=(40, 30), weight_init=weight_init)
-        params = jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 5, 4, 3)))["params"]
+        params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 5, 4, 3)))["params"]
         for name, bound in zip(("dense1", "dense2", "head"), bounds, strict=True):
             assert 0.97 * bound < np.abs(params[name]["kernel"]).max() <= bound
             assert 0.5 * bound < np.abs(params[name]["bias"]).max() <= bound

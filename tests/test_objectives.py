@@ -34,11 +34,10 @@ from jaxleak.objectives import (
     scaled,
     statistics_distance,
 )
+from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, lenet_shapes, to_nchw, to_nhwc
 from tests.oracles.parity import load
 from tests.oracles.require_torch import require_torch
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 
 
 def relative_error(got, wanted):
@@ -61,8 +60,8 @@ class Case:
             target = jnp.where(fixed, self.label, softmax(logits))
             return squared_l2(update(image, target), shared)
 
-        self.update = jax.jit(update, compiler_options=QUICK)(case.image, self.label)
-        compiled = jax.jit(jax.value_and_grad(objective, (0, 1)), compiler_options=QUICK)
+        self.update = quick_jit(update)(case.image, self.label)
+        compiled = quick_jit(jax.value_and_grad(objective, (0, 1)))
         self.objective = lambda image, logits, fixed: compiled(image, logits, fixed, self.update)
 
     def __str__(self):
@@ -152,7 +151,7 @@ def terms():
         of = partial(values, loss_gradient(model, params, private, target))
         return of(x), jax.jacrev(of)(x)
 
-    return Terms(model, state, private, candidate, label, jax.jit(all_at, compiler_options=QUICK))
+    return Terms(model, state, private, candidate, label, quick_jit(all_at))
 
 
 @pytest.mark.torch
@@ -221,7 +220,7 @@ def test_batchnorm_prior_and_its_gradient_equal_torch(train):
         value, slope = jax.value_and_grad(lambda x: statistics_distance(statistics(x), wanted))(x)
         return statistics(x), value, slope
 
-    run = jax.jit(all_at, compiler_options=QUICK)
+    run = quick_jit(all_at)
     found, value, slope = run(candidate)
     net = resnet.ResNet(classes, (1, 1), False, 3, "cifar", torch.nn.functional.sigmoid, None)
     net = load(net, to_torch(model, params, shape)).train(train)
@@ -306,7 +305,7 @@ def fifty():
         params = model.init(for_weights, image)["params"]
         return label[0], idlg_label(loss_gradient(model, params, image, one_hot(label, 10)))
 
-    return jax.jit(jax.vmap(read), compiler_options=QUICK)(jax.random.split(jax.random.key(0), 50))
+    return quick_jit(jax.vmap(read))(jax.random.split(jax.random.key(0), 50))
 
 
 def test_idlg_label_is_right_behind_sigmoids(fifty):
@@ -345,7 +344,7 @@ def behind_tanh():
         kernel = factored_gradient(model, params, image, one_hot(label, 10))["head"]["kernel"]
         return label[0], kernel.left[0], idlg_label(update), bias_label(update), head_input(update)
 
-    return jax.jit(jax.vmap(read), compiler_options=QUICK)(jax.random.split(jax.random.key(1), 50))
+    return quick_jit(jax.vmap(read))(jax.random.split(jax.random.key(1), 50))
 
 
 def test_bias_label_is_right_behind_any_activation(behind_tanh):

@@ -9,9 +9,9 @@ import pytest
 
 from jaxleak.errors import InputError
 from jaxleak.models.pooling import avg_pool, max_pool, pooled_size
+from tests.fixtures import quick_jit
 from tests.oracles.require_torch import require_torch
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 POOLS = [(max_pool, "max_pool2d"), (avg_pool, "avg_pool2d")]
 
 
@@ -42,7 +42,7 @@ def test_value_and_two_derivatives_equal_torch_ties_included(pool, torchs, shape
     def derivatives(x, along):
         return pool(x, *window), slope(x), jax.grad(lambda x: jnp.vdot(slope(x), along))(x)
 
-    value, first, second = jax.jit(jax.vmap(derivatives), compiler_options=QUICK)(x, along)
+    value, first, second = quick_jit(jax.vmap(derivatives))(x, along)
 
     def nchw(array):
         return torch.from_numpy(np.ascontiguousarray(array.reshape(-1, *shape[1:]).transpose(0, 3, 1, 2)))
@@ -63,7 +63,7 @@ def test_value_and_two_derivatives_equal_torch_ties_included(pool, torchs, shape
 def test_max_pool_passes_nan_on():
     x = np.zeros((1, 4, 4, 1))
     x[0, 0, 0, 0] = np.nan
-    out = jax.jit(partial(max_pool, window=3, stride=2, padding=1), compiler_options=QUICK)(x)
+    out = quick_jit(partial(max_pool, window=3, stride=2, padding=1))(x)
     np.testing.assert_array_equal(np.isnan(out)[0, :, :, 0], [[True, False], [False, False]])
 
 

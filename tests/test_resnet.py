@@ -17,7 +17,8 @@ from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variabl
 from jaxleak.models.resnet import BasicBlock, Bottleneck
 from jaxleak.models.weights import from_torch, to_torch, variables_from_torch
 from jaxleak.objectives import cross_entropy
-from tests.oracles.parity import QUICK, load, relative_error, some_variables
+from tests.fixtures import quick_jit
+from tests.oracles.parity import load, relative_error, some_variables
 from tests.oracles.require_torch import require_torch
 
 CLASSES = 3
@@ -85,7 +86,7 @@ def test_logits_update_and_attack_gradient_equal_torch(name):
     private, start = rng.uniform(size=(2, batch, *shape))
     labels = rng.integers(CLASSES, size=batch)
 
-    run = jax.jit(partial(evaluate, model), compiler_options=QUICK)
+    run = quick_jit(partial(evaluate, model))
     target = one_hot(labels, CLASSES)
     logits, update, _, _ = run(variables, target, variables["params"], private)
     _, _, value, slope = run(variables, target, update, start)
@@ -130,9 +131,9 @@ def test_trials_at_once_equal_a_loop():
     def attack(*arguments):
         return evaluate(model, *arguments)[2:]
 
-    one = jax.jit(attack, compiler_options=QUICK)
+    one = quick_jit(attack)
     for axis, variables, each in ((None, networks[0], networks[:1] * trials), (0, stacked(networks), networks)):
-        many = jax.jit(jax.vmap(attack, (axis, 0, 0, 0)), compiler_options=QUICK)
+        many = quick_jit(jax.vmap(attack, (axis, 0, 0, 0)))
         values, slopes = many(variables, labels, stacked(updates), start)
         for trial, arguments in enumerate(zip(each, labels, updates, start, strict=True)):
             value, slope = one(*arguments)
@@ -162,7 +163,7 @@ def test_parameter_count_is_torchvisions(name, parameters):
 def test_initialisations():
     def drawn(**fields):
         model = ResNet(CLASSES, (1,), BasicBlock, width=16, **fields)
-        return jax.jit(model.init, compiler_options=QUICK)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
+        return quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, 4, 4, 3)))["params"]
 
     uniform, torchs = drawn(weight_init="uniform", norm="group", groups=4), drawn(weight_init="torch")
     for leaf in jax.tree.leaves(uniform):

@@ -15,10 +15,9 @@ import pytest
 
 from jaxleak.errors import InputError
 from jaxleak.solvers import SOLVERS, Adam, Info, JaxoptLBFGS, OptaxLBFGS, TorchLBFGS, solver_name
+from tests.fixtures import quick_jit
 from tests.oracles.cases import SolverCase, solver_cases
 from tests.oracles.two_loop import dense_inverse_hessian, two_loop_direction
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 
 # A new solver is in the battery by being in SOLVERS; these are further settings of the same ones.
 BATTERY: dict[str, Any] = {name: kind() for name, kind in SOLVERS.items() if name != "none"} | {
@@ -66,7 +65,7 @@ def run(solver) -> Run:
         state, infos = jax.lax.scan(lambda state, _: solver.step(counting, state), initial, length=STEPS)
         return initial, state, infos
 
-    initial, state, infos = jax.jit(scan, compiler_options=QUICK)(jnp.array([1.0, -0.5, 0.7, 0.2]))
+    initial, state, infos = quick_jit(scan)(jnp.array([1.0, -0.5, 0.7, 0.2]))
     jax.effects_barrier()
     return Run(initial, state, infos, len(calls))
 
@@ -139,8 +138,8 @@ def test_vmap_equals_one_at_a_time(solver):
         initial = solver.init(quadratic, start)
         return jax.lax.scan(lambda state, _: solver.step(quadratic, state), initial, length=5)[1]
 
-    together = jax.jit(jax.vmap(scan), compiler_options=QUICK)(starts)
-    alone = [jax.jit(scan, compiler_options=QUICK)(start) for start in starts]
+    together = quick_jit(jax.vmap(scan))(starts)
+    alone = [quick_jit(scan)(start) for start in starts]
     for lane, infos in enumerate(alone):
         for a, b in zip(infos, together, strict=True):
             np.testing.assert_allclose(a, b[lane], rtol=1e-10, atol=1e-12)
@@ -152,7 +151,7 @@ def test_lbfgs_stalls_at_a_minimum(solver):
     if isinstance(solver, Adam):
         pytest.skip("Adam has no stopping test")
     state = solver.init(quadratic, jnp.zeros(4))
-    _, info = jax.jit(lambda state: solver.step(quadratic, state), compiler_options=QUICK)(state)
+    _, info = quick_jit(lambda state: solver.step(quadratic, state))(state)
     assert bool(info.stalled)
 
 
@@ -185,7 +184,7 @@ def test_iterations_begin_every_so_many_steps(solver, period):
         initial = solver.init(quadratic, start)
         return jax.lax.scan(lambda state, _: solver.step(quadratic, state), initial, length=7)[1]
 
-    boundary = jax.jit(scan, compiler_options=QUICK)(jnp.array([1.0, -0.5, 0.7, 0.2])).boundary
+    boundary = quick_jit(scan)(jnp.array([1.0, -0.5, 0.7, 0.2])).boundary
     np.testing.assert_array_equal(np.flatnonzero(boundary), np.arange(0, 7, period))
 
 
@@ -211,7 +210,7 @@ def outer_steps(case: SolverCase) -> Iterator[OuterStep]:
         tolerance_change=case.tolerance_change,
     )
     fun = jax.value_and_grad(case.value)
-    step = jax.jit(lambda state: solver.step(fun, state), compiler_options=QUICK)
+    step = quick_jit(lambda state: solver.step(fun, state))
     state, stalled, opened = solver.init(fun, jnp.asarray(case.start)), False, 0
     while opened <= case.iterations:
         previous, (state, info) = state, step(state)

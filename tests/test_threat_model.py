@@ -26,10 +26,11 @@ from jaxleak.stats import Criteria, classify
 from jaxleak.sweep import Result, run_sweep
 from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim
+from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch
 from tests.test_sweep import CLASSES, SHAPE, Tiny, data  # noqa: F401
-from tests.test_trial import QUICK, Ran, job, run_trial
+from tests.test_trial import Ran, job, run_trial
 
 KNOWN = Attack(name="known", label="known", solver=Adam(lr=0.01), iterations=3, stop_objective=0)
 STILL = replace(KNOWN, solver=Adam(lr=1e-13), iterations=1)  # reports where it started
@@ -65,7 +66,7 @@ def trial_of(attack: Attack, victim: Victim, **changes) -> Trial:
 
 def compiled(function, *arguments) -> Any:
     """The function's results, as numpy."""
-    return jax.tree.map(np.asarray, jax.jit(function, compiler_options=QUICK)(*arguments))
+    return jax.tree.map(np.asarray, quick_jit(function)(*arguments))
 
 
 def truth_of(victim: Victim) -> np.ndarray:

@@ -20,9 +20,9 @@ from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
 from jaxleak.stats import ENDINGS
 from jaxleak.trial import Job, Outcome, Trial
 from jaxleak.victim import Victim
+from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_cases
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 DLG, IDLG = (replace(preset, solver=TorchLBFGS()) for preset in (attacks.DLG, attacks.IDLG))  # as published
 ATTACKS = {"dlg": DLG, "idlg": IDLG}
 GRAY8 = lenet_cases()[-1]
@@ -70,8 +70,8 @@ def run_trial(trial: Trial, which: Job | None = None) -> Ran:
         problem = trial.prepare(shared, which)
         return problem, trial.init(shared, problem, which)
 
-    problem, state = jax.jit(begin, compiler_options=QUICK)(shared, which)
-    compiled = jax.jit(trial.step, compiler_options=QUICK)
+    problem, state = quick_jit(begin)(shared, which)
+    compiled = quick_jit(trial.step)
     states = [state]
     while trial.running(states[-1]):
         states.append(compiled(shared, problem, states[-1]))
@@ -228,7 +228,7 @@ def outcomes_of(trial: Trial, jobs: list[Job], extra_steps: int = 0) -> tuple[Ou
         return trial.outcome(problem, state), trial.outcome(problem, later)
 
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *jobs)
-    return jax.tree.map(np.asarray, jax.jit(jax.vmap(one), compiler_options=QUICK)(stacked))
+    return jax.tree.map(np.asarray, quick_jit(jax.vmap(one))(stacked))
 
 
 def small_attack(**changes) -> Attack:
@@ -461,7 +461,7 @@ def test_starts_are_standard_normal():
     trial = Trial(attack=DLG, victim=victim_of(GRAY8), threshold=1e-4)
     shared = trial.shared()
     draw = jax.vmap(lambda seed: trial.start(shared, job()._replace(seed=seed)))
-    starts = jax.jit(draw, compiler_options=QUICK)(jnp.arange(200))
+    starts = quick_jit(draw)(jnp.arange(200))
     for pixels in starts.values():
         assert abs(np.mean(pixels)) < 5 / np.sqrt(pixels.size)  # five standard errors
         assert abs(np.var(pixels) - 1) < 5 * np.sqrt(2 / pixels.size)
@@ -498,7 +498,7 @@ def problems(victim: Victim, jobs=JOBS):
     trial = Trial(attack=IDLG, victim=victim, threshold=1e-4)
     shared = trial.shared()
     stacked = Job(jnp.arange(len(jobs)), *jnp.asarray(jobs).T)
-    return jax.jit(jax.vmap(trial.prepare, (None, 0)), compiler_options=QUICK)(shared, stacked)
+    return quick_jit(jax.vmap(trial.prepare, (None, 0)))(shared, stacked)
 
 
 def same_network(problem) -> list[list[bool]]:

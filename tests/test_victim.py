@@ -15,9 +15,9 @@ from jaxleak.models import LeNet, build_model, save_weights
 from jaxleak.models.describe import description
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.victim import NETWORKS, Victim, draw_params, make_victim
+from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases
 
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 SHAPE = (8, 8, 1)
 CLASSES = 3
 
@@ -220,7 +220,7 @@ def test_weights_from_a_file_are_the_victims(data, tmp_path):
 
 def test_drawn_networks_follow_their_key():
     model = build_model("lenet", CLASSES)
-    draw = jax.jit(lambda key: draw_params(model, key, SHAPE), compiler_options=QUICK)
+    draw = quick_jit(lambda key: draw_params(model, key, SHAPE))
     first, again, other = (draw(jax.random.key(seed)) for seed in (0, 0, 1))
     assert set(first) == {"conv1", "conv2", "conv3", "head"}
     jax.tree.map(np.testing.assert_array_equal, first, again)
@@ -258,7 +258,7 @@ def test_update_equals_golden():
         params=params,
     )
     target = jax.nn.one_hot(jnp.array([case.label]), case.num_classes)
-    share = jax.jit(lambda x: victim.share(params, x, target, jax.random.key(0)), compiler_options=QUICK)
+    share = quick_jit(lambda x: victim.share(params, x, target, jax.random.key(0)))
     update = to_torch(model, share(case.image), case.image.shape[1:])
     assert set(update) == set(case.update)
     for name, wanted in case.update.items():

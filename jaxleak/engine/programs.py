@@ -7,12 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import SingleDeviceSharding
 
+from jaxleak.engine.compiler import chunk_options, once_options
 from jaxleak.engine.memory import tree_bytes
-
-# LLVM's fusion emitters compile LeNet's chunk in 2.2 s instead of 1.6 s and run no faster.
-CPU_CHUNK = {"xla_cpu_use_fusion_emitters": False}
-# Run once a trial, so compiling counts: LeNet with weights drawn per trial 0.9 s instead of 4.1 s, run time unchanged.
-CPU_ONCE = {**CPU_CHUNK, "xla_backend_optimization_level": 1}
+from jaxleak.precision import full_precision
 
 
 class Program(Protocol):
@@ -107,7 +104,7 @@ class Programs:
         self.lanes, self.block, self.shared = lanes, block_of(lanes), shared
         self._traced = traced
         place = SingleDeviceSharding(device)
-        once = CPU_CHUNK if jax.config.read("jax_disable_most_optimizations") else CPU_ONCE
+        once = chunk_options() if jax.config.read("jax_disable_most_optimizations") else once_options()
         problem, state = self._stacked(traced.trial_type, lanes)
         jobs, block = self._stacked((traced.job_type, jax.ShapeDtypeStruct((), jnp.int32)), self.block)
         owned, number = jax.ShapeDtypeStruct((lanes,), bool), jax.ShapeDtypeStruct((), jnp.int32)
@@ -124,7 +121,7 @@ class Programs:
             self._blank = start(self._zeros, (), once)
             self._outcome = start(traced.outcome, (), once, problem, state, block)
             self._chunk = start(
-                traced.chunk, (2,), CPU_CHUNK, traced.shared_type, problem, state, owned, number, number
+                traced.chunk, (2,), chunk_options(), traced.shared_type, problem, state, owned, number, number
             )
 
     def wait(self) -> None:
@@ -158,8 +155,3 @@ def compile_for(traced: Traced, shared: dict[Any, Any], lanes: int) -> dict[Any,
 def block_of(lanes: int) -> int:
     """Lanes that may stand idle before a chunk ends to refill them: one sixteenth of them."""
     return max(1, lanes // 16)
-
-
-def full_precision():
-    """Products of float32 in float32: GPUs would take TF32."""
-    return jax.default_matmul_precision("highest")

@@ -1,13 +1,24 @@
 """Kernels of our own for CPUs, where XLA's products of small matrices are slow.
 
-Each is a JAX primitive with a reference in `jax.numpy` that other platforms run. `JAXLEAK_NATIVE=0` in the environment
-does without them.
+Each is a JAX primitive with a reference in `jax.numpy` that other platforms run, and CPUs too where the kernels cannot
+be had (`available.py`). `JAXLEAK_NATIVE=0` in the environment does without them. llvmlite is imported when the first
+kernel is compiled.
 """
 
 import os
+
+STACK_LIMIT = 1 << 19  # bytes of scratch a kernel may put on the stack of XLA's threads
+ITEMSIZE = {"float32": 4, "float64": 8}
 
 
 def usable(*arrays) -> bool:
     """Whether the kernels take these arrays: all float32 or all float64, and not switched off."""
     types = {str(array.dtype) for array in arrays}
-    return len(types) == 1 and types <= {"float32", "float64"} and os.environ.get("JAXLEAK_NATIVE") != "0"
+    return len(types) == 1 and types <= ITEMSIZE.keys() and os.environ.get("JAXLEAK_NATIVE") != "0"
+
+
+def new_kernel(name: str, dtype: str):
+    """An `emit.Kernel` under construction."""
+    from jaxleak.native.emit import Kernel
+
+    return Kernel(name, dtype)

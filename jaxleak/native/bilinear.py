@@ -11,8 +11,8 @@ from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
 from jaxleak.native import convolution
+from jaxleak.native.available import available
 from jaxleak.native.convolution import Call, Geometry
-from jaxleak.native.emit import target
 from jaxleak.patches import extract_patches
 
 FLAT_BELOW = 8  # channels
@@ -25,7 +25,16 @@ def _primitive(build, result, reference) -> Primitive:
     def abstract(left, right, *, geometry):
         return ShapedArray(result(left, right, geometry), left.dtype)
 
+    def by_xla(left, right, *, geometry):
+        return jax.vmap(lambda a, b: reference(a, b, geometry))(left, right)
+
+    lowered_by_xla = mlir.lower_fun(by_xla, multiple_results=False)
+
     def lower(ctx, left, right, *, geometry):
+        if not available():
+            return lowered_by_xla(ctx, left, right, geometry=geometry)
+        from jaxleak.native.emit import target
+
         x, _ = ctx.avals_in
         images = x.shape[1]
         call = Call(geometry, x.shape[0], images, str(x.dtype))
@@ -48,13 +57,10 @@ def _primitive(build, result, reference) -> Primitive:
         out = primitive.bind(*merged, geometry=geometry)
         return out.reshape(size, -1, *out.shape[1:]), 0
 
-    def by_xla(left, right, *, geometry):
-        return jax.vmap(lambda a, b: reference(a, b, geometry))(left, right)
-
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(by_xla, multiple_results=False))
+    mlir.register_lowering(primitive, lowered_by_xla)
     mlir.register_lowering(primitive, lower, platform="cpu")
     return primitive
 

@@ -14,9 +14,12 @@ images of one group.
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxleak.native.emit import ITEMSIZE, STACK_LIMIT, Kernel
+from jaxleak.native import ITEMSIZE, STACK_LIMIT, new_kernel
+
+if TYPE_CHECKING:
+    from jaxleak.native.emit import Kernel
 
 BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
 COLUMNS = 4  # neighbours that `input` does together, for each of which the kernel need not be read again
@@ -90,7 +93,7 @@ class Call(NamedTuple):
 class _Planes:
     """The images of a call, padded one at a time into scratch memory where there is padding."""
 
-    def __init__(self, k: Kernel, call: Call):
+    def __init__(self, k: "Kernel", call: Call):
         self.k, self.g = k, call.geometry
         self.size = self.g.image_size
         self.row = self.g.padded[1] * self.g.channels  # elements of a padded row
@@ -121,7 +124,7 @@ class _Planes:
             act(inside, k.multiply(r, g.width * g.channels))
 
 
-def _blocks(k: Kernel, count: int, size: int, act) -> None:
+def _blocks(k: "Kernel", count: int, size: int, act) -> None:
     """`act(first, n)` over 0 .. count - 1 in blocks of `size`, and the rest."""
     if count >= size:
         with k.loop(count // size) as block:
@@ -132,7 +135,7 @@ def _blocks(k: Kernel, count: int, size: int, act) -> None:
 
 def forward(name: str, call: Call) -> str:
     """x [groups, images, h, w, c], w [groups, kh, kw, c, o] -> y [groups, images, oh, ow, o]."""
-    k, g = Kernel(name, call.dtype), call.geometry
+    k, g = new_kernel(name, call.dtype), call.geometry
     x, w, y = k.buffers(2, 1)
     (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
     planes = _Planes(k, call)
@@ -184,7 +187,7 @@ def forward(name: str, call: Call) -> str:
 
 def weight(name: str, call: Call) -> str:
     """x [groups, images, h, w, c], d [groups, images, oh, ow, o] -> w [groups, kh, kw, c, o]."""
-    k, g = Kernel(name, call.dtype), call.geometry
+    k, g = new_kernel(name, call.dtype), call.geometry
     x, d, w = k.buffers(2, 1)
     (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
     planes = _Planes(k, call)
@@ -235,7 +238,7 @@ def input(name: str, call: Call) -> str:
     """d [groups, images, oh, ow, o], w [groups, kh, kw, c, o] -> x [groups, images, h, w, c]."""
     if call.geometry.covers:
         return _dense_input(name, call)
-    k, g = Kernel(name, call.dtype), call.geometry
+    k, g = new_kernel(name, call.dtype), call.geometry
     d, w, x = k.buffers(2, 1)
     (kh, _), (sh, sw), (oh, ow) = g.window, g.strides, g.out
     planes = _Planes(k, call)
@@ -287,7 +290,7 @@ def input(name: str, call: Call) -> str:
 
 def _dense_input(name: str, call: Call) -> str:
     """`input` where the window is the image: x[t] = sum_o d[o] w[t, o], with the kernel as it lies in memory."""
-    k, g = Kernel(name, call.dtype), call.geometry
+    k, g = new_kernel(name, call.dtype), call.geometry
     d, w, x = k.buffers(2, 1)
     inputs, outputs = g.height * g.run, k.cover(g.outputs)
     many = min(len(outputs), k.registers)

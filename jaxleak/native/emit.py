@@ -16,11 +16,11 @@ import jax
 import llvmlite.binding as llvm
 from llvmlite import ir
 
+from jaxleak.native import ITEMSIZE
+
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
 NULL = ir.Constant(POINTER, None)
-STACK_LIMIT = 1 << 19  # bytes of scratch a kernel may put on the stack of XLA's threads
-ITEMSIZE = {"float32": 4, "float64": 8}
 
 # Offsets in bytes in the structures of XLA's c_api.h.
 FRAME_EXTENSION, FRAME_API, FRAME_ARGS, FRAME_RETS = 8, 16, 72, 112
@@ -173,6 +173,23 @@ class Kernel:
         size = self.multiply(count, self.size) if not isinstance(count, int) else self.integer(count * self.size)
         self.b.call(function, [target, source, size, ir.Constant(I1, 0)])
 
+    # Integers of 32 bits, and flags
+
+    def at_word(self, pointer, index) -> Any:
+        """Pointer to the integer `index`."""
+        return self.b.gep(pointer, [index], source_etype=I32)
+
+    def word(self, pointer) -> Any:
+        return self.b.sext(self.b.load(pointer, typ=I32), I64)
+
+    def put_word(self, value, pointer) -> None:
+        self.b.store(self.b.trunc(value, I32), pointer)
+
+    def flag(self, pointer, index) -> Any:
+        """The bool `index`, as a condition."""
+        byte = self.b.load(self.b.gep(pointer, [index], source_etype=I8), typ=I8)
+        return self.b.icmp_unsigned("!=", byte, ir.Constant(I8, 0))
+
     # Vectors
 
     @property
@@ -286,6 +303,18 @@ def target(build: Callable[[str, Any], str], shape: Any) -> str:
             _register(name, _compile(build(name, shape), name))
             _targets[key] = name
         return _targets[key]
+
+
+def compile_nothing() -> None:
+    """Compile a kernel that does nothing, to see whether llvmlite can.
+
+    Raises:
+        Exception: whatever llvmlite raises where it cannot.
+    """
+    kernel = Kernel("jaxleak_nothing", "float32")
+    kernel.buffers(1, 1)
+    with _lock:
+        _compile(kernel.finish(), "jaxleak_nothing")
 
 
 def _compile(text: str, name: str) -> int:

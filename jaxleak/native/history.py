@@ -5,11 +5,12 @@ and the new y, then, backwards, for the direction, so that the second pass begin
 arithmetic is that of `jaxleak.solvers.compact`, where formulas and source stand.
 """
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from llvmlite import ir
+from jaxleak.native import new_kernel
 
-from jaxleak.native.emit import I8, I32, I64, Kernel
+if TYPE_CHECKING:
+    from jaxleak.native.emit import Kernel
 
 ROWS = 4  # pairs read side by side
 
@@ -32,7 +33,7 @@ class Call(NamedTuple):
 def quasi_newton(name: str, call: Call) -> str:
     """pairs [l, 2, m, n], sy and yy [l, m, m], start and count int32 [l], s, y and g [l, n], accept [l], gamma [l] ->
     pairs, sy, yy, start, count (in the same memory) and the direction [l, n]."""
-    k = Kernel(name, call.dtype)
+    k = new_kernel(name, call.dtype)
     *arrays, s, y, g, accept, gamma, _, _, _, _, _, out = k.buffers(10, 6)
     m, n = call.pairs, call.size
     step = _Lane(k, call)
@@ -40,14 +41,13 @@ def quasi_newton(name: str, call: Call) -> str:
         pairs, sy, yy, start, count = (
             k.at(arrays[0], k.multiply(lane, 2 * m * n)),
             *(k.at(gram, k.multiply(lane, m * m)) for gram in arrays[1:3]),
-            *(k.b.gep(word, [lane], source_etype=I32) for word in arrays[3:]),
+            *(k.at_word(words, lane) for words in arrays[3:]),
         )
         s_, y_, g_, out_ = (k.at(vector, k.multiply(lane, n)) for vector in (s, y, g, out))
-        flag = k.b.load(k.b.gep(accept, [lane], source_etype=I8), typ=I8)
-        accepted = k.b.icmp_unsigned("!=", flag, ir.Constant(I8, 0))
+        accepted = k.flag(accept, lane)
         with k.when(accepted):
             step.append(pairs, sy, yy, start, count, s_, y_)
-        first, held = (k.b.sext(k.b.load(word, typ=I32), I64) for word in (start, count))
+        first, held = k.word(start), k.word(count)
         step.products(pairs, held, g_, y_)
         with k.when(accepted):
             step.grow(sy, yy, first, held)
@@ -59,7 +59,7 @@ def quasi_newton(name: str, call: Call) -> str:
 class _Lane:
     """The steps of one lane; small results lie in scratch memory between them."""
 
-    def __init__(self, k: Kernel, call: Call):
+    def __init__(self, k: "Kernel", call: Call):
         self.k, self.m, self.n = k, call.pairs, call.size
         room = len(k.cover(self.m)) * k.width
         # By slot: S^T g, Y^T g, S^T y, Y^T y, and the coefficients of S and Y. By age: u, inner and v.
@@ -76,14 +76,14 @@ class _Lane:
     def append(self, pairs, sy, yy, start, count, s, y) -> None:
         """The pair into its slot; the Gram matrices lose their oldest row and column when full."""
         k, m, n = self.k, self.m, self.n
-        first, held = (k.b.sext(k.b.load(word, typ=I32), I64) for word in (start, count))
+        first, held = k.word(start), k.word(count)
         slot = k.b.srem(k.add(first, held), k.integer(m))
         for which, vector in enumerate((s, y)):
             k.copy(k.at(pairs, k.multiply(k.add(slot, which * m), n)), vector, n)
         full = k.b.icmp_signed("==", held, k.integer(m))
         moved = k.b.srem(k.add(first, 1), k.integer(m))
-        k.b.store(k.b.trunc(k.b.select(full, moved, first), I32), start)
-        k.b.store(k.b.trunc(k.b.select(full, held, k.add(held, 1)), I32), count)
+        k.put_word(k.b.select(full, moved, first), start)
+        k.put_word(k.b.select(full, held, k.add(held, 1)), count)
         with k.when(full):
             for gram in (sy, yy):
                 with k.loop(m - 1) as i:

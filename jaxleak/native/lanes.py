@@ -9,7 +9,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxleak.native.emit import target
+from jaxleak.native.available import available
 
 
 def lane_primitive(
@@ -42,7 +42,13 @@ def lane_primitive(
         results = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in lanes))
         return [out.reshape(size, -1, *out.shape[1:]) for out in results], [0] * len(results)
 
+    reference = mlir.lower_fun(jax.vmap(one), multiple_results=True)
+
     def lower(ctx, *arguments):
+        if not available():
+            return reference(ctx, *arguments)
+        from jaxleak.native.emit import target
+
         aliases = {place: place for place in range(in_place)}
         rule = jax.ffi.ffi_lowering(target(build, call(*ctx.avals_in)), operand_output_aliases=aliases)
         return rule(ctx, *arguments)
@@ -50,7 +56,7 @@ def lane_primitive(
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(jax.jit(primitive.bind))
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, mlir.lower_fun(jax.vmap(one), multiple_results=True))
+    mlir.register_lowering(primitive, reference)
     mlir.register_lowering(primitive, lower, platform="cpu")
 
     def apply(*arguments):

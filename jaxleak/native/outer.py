@@ -7,7 +7,7 @@ With left [b, i], right [b, k] and target [i, k], and the residual r = sum_b lef
 
 from typing import NamedTuple
 
-from jaxleak.native.emit import ITEMSIZE, STACK_LIMIT, Kernel
+from jaxleak.native import ITEMSIZE, STACK_LIMIT, new_kernel
 
 ROWS = 32  # rows summed before their sum is added to the total: shorter sums round less
 
@@ -35,7 +35,7 @@ class Call(NamedTuple):
 
 def outer_distance(name: str, call: Call) -> str:
     """left [l, b, i], right [l, b, k], target [l, i, k] -> value [l], dleft [l, b, i], dright [l, b, k]."""
-    k = Kernel(name, call.dtype)
+    k = new_kernel(name, call.dtype)
     left, right, target, value, dleft, dright = k.buffers(3, 3)
     b, rows, outputs = call.images, call.inputs, call.outputs
     room = len(k.cover(outputs)) * k.width

@@ -1,8 +1,11 @@
 """Sums over the vectors of a lane on a CPU, several in one reading; XLA's share a pool of threads and wait for it."""
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from jaxleak.native.emit import Kernel
+from jaxleak.native import new_kernel
+
+if TYPE_CHECKING:
+    from jaxleak.native.emit import Kernel
 
 TOGETHER = 2  # vectors whose sums run side by side
 
@@ -23,7 +26,7 @@ class Call(NamedTuple):
 
 def products(name: str, call: Call) -> str:
     """a and b [l, n] -> sum a a, sum a b and sum b b [l]."""
-    k = Kernel(name, call.dtype)
+    k = new_kernel(name, call.dtype)
     a, b, *outs = k.buffers(2, 3)
     n = call.size
     with k.loop(call.lanes) as lane:
@@ -42,7 +45,7 @@ def products(name: str, call: Call) -> str:
 
 def squared_distance(name: str, call: Call) -> str:
     """a and b [l, n] -> sum (a - b)^2 [l]."""
-    k = Kernel(name, call.dtype)
+    k = new_kernel(name, call.dtype)
     a, b, out = k.buffers(2, 1)
     n = call.size
     with k.loop(call.lanes) as lane:
@@ -58,7 +61,7 @@ def squared_distance(name: str, call: Call) -> str:
     return k.finish()
 
 
-def _put_totals(k: Kernel, totals, outs, lane) -> None:
+def _put_totals(k: "Kernel", totals, outs, lane) -> None:
     """The sums that ran side by side, added, to `outs`."""
     for out, parts in zip(outs, zip(*totals, strict=True), strict=True):
         first, second = (k.get(part) for part in parts)
@@ -67,7 +70,7 @@ def _put_totals(k: Kernel, totals, outs, lane) -> None:
 
 def pair(name: str, call: Call) -> str:
     """gradient, previous and s [l, n] -> what `jaxleak.vectors.Pair` holds."""
-    k = Kernel(name, call.dtype)
+    k = new_kernel(name, call.dtype)
     gradient, previous, move, change, *outs = k.buffers(3, 7)
     n = call.size
     with k.loop(call.lanes) as lane:

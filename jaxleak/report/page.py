@@ -5,11 +5,11 @@ import hashlib
 import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jaxleak.environment import version_of
 from jaxleak.errors import InputError, check_not_negative
 from jaxleak.places import is_local, reachable, write_atomically
 from jaxleak.report import sections
@@ -102,7 +102,7 @@ def page(sources: Sequence[Source], trials: int, title: str | None = None) -> st
                 *("base-uri 'none'", "form-action 'none'"),
             ]
         ),
-        version=version("jaxleak"),
+        version=version_of("jaxleak"),
         written=datetime.now(UTC).isoformat(timespec="minutes"),
     )
 

@@ -1,14 +1,16 @@
 """jaxopt's L-BFGS behind the solver protocol."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax.numpy as jnp
-import jaxopt
 from jaxtyping import Array, Float, Int
 
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.solvers.protocol import Info, ValueAndGradient
+
+if TYPE_CHECKING:
+    import jaxopt
 
 LINE_SEARCHES = ("fixed", "zoom", "hager-zhang")
 
@@ -47,7 +49,9 @@ class JaxoptLBFGS:
         for name in ("history", "inner_steps"):
             check_positive(name, getattr(self, name), integer=True)
 
-    def _solver(self, fun: ValueAndGradient) -> jaxopt.LBFGS:
+    def _solver(self, fun: ValueAndGradient) -> "jaxopt.LBFGS":
+        import jaxopt
+
         fixed = self.line_search == "fixed"
         return jaxopt.LBFGS(
             fun,

@@ -10,10 +10,9 @@ import pytest
 
 from jaxleak.distances import squared_l2
 from jaxleak.models.weights import TENSOR_NAMES, to_torch
+from tests.fixtures import quick_jit
 from tests.oracles.cases import to_nchw
 from tests.oracles.require_torch import require_torch
-
-QUICK = {"xla_cpu_use_fusion_emitters": False, "xla_backend_optimization_level": 0}
 
 
 def relative_error(got, wanted) -> float:
@@ -131,7 +130,7 @@ def assert_equals_torch(module, net, train: bool, shape: tuple[int, int, int], b
     norms = norms_of({name: gradient.numpy() for name, gradient in wanted.items()})
     _, _, wanted_value, wanted_slope = torch_evaluate(net, tensor_of(probe), wanted, norms, tensor_of(start))
 
-    run = jax.jit(lambda *arguments: evaluate(module, probe, *arguments), compiler_options=QUICK)
+    run = quick_jit(lambda *arguments: evaluate(module, probe, *arguments))
     ours = norms_like(module, variables["params"], norms)
     output, update, _, _ = run(variables, variables["params"], ours, private)
     _, _, value, slope = run(variables, update, ours, start)

@@ -1,0 +1,16 @@
+"""Products of float32 in float32."""
+
+import contextlib
+from collections.abc import Iterator
+
+import jax
+
+
+@contextlib.contextmanager
+def full_precision() -> Iterator[None]:
+    """Products and convolutions that are traced within keep float32: GPUs would take TF32 by default.
+
+    A context, or a decorator of the function that is traced.
+    """
+    with jax.default_matmul_precision("highest"):
+        yield
