@@ -1,6 +1,9 @@
 """The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
 
+import contextlib
+import functools
 import itertools
+import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,6 +27,7 @@ from jaxleak.store import Run
 from jaxleak.trial import Job, Outcome
 
 FLUSH_SECONDS = 10.0
+AHEAD_SECONDS = 30.0  # compiling that may go on after Ctrl-C
 
 
 class Judged(NamedTuple):
@@ -34,6 +38,37 @@ class Judged(NamedTuple):
     statuses: list[str]
     made: dict[str, Any]  # where: device, versions and revision
     reason: str | None = None  # why they are lost
+
+
+class _Todo:
+    """The trials of one attack that are missing, and the engine that will run them."""
+
+    def __init__(self, sweep: Sweep, attack: Attack, jobs: Job, lanes: int | None):
+        self.attack, self.jobs = attack, jobs
+        self._sweep, self._lanes = sweep, lanes
+        self._ahead: threading.Thread | None = None
+
+    @functools.cached_property
+    def _engine(self) -> Engine:
+        trial = self._sweep.trial(self.attack)
+        return Engine(trial, trial.shared(), lanes=self._lanes)
+
+    def compile_ahead(self) -> None:
+        """Begin to compile, unless that was done."""
+        if self._ahead is None:
+
+            def compile_it() -> None:
+                with contextlib.suppress(Exception):  # the run meets it again, where it can be told
+                    self._engine.compile_ahead(self.jobs)
+
+            self._ahead = threading.Thread(target=compile_it)
+            self._ahead.start()
+
+    def take_engine(self) -> Engine:
+        """The engine, once what was begun is compiled."""
+        if self._ahead is not None:
+            self._ahead.join()
+        return self._engine
 
 
 class Session:
@@ -73,11 +108,14 @@ class Session:
 
     def run_all(self, lanes: int | None) -> dict[str, Any]:
         """Run what is missing in this process; returns the summary, which is written too."""
+        todo = []
+        for number, attack in enumerate(self.sweep.attacks):
+            jobs = self.sweep.jobs(number, self.done, self.run.shard)
+            if jobs.trial.size:
+                todo.append(_Todo(self.sweep, attack, jobs, lanes))
         try:
-            for number, attack in enumerate(self.sweep.attacks):
-                jobs = self.sweep.jobs(number, self.done, self.run.shard)
-                if jobs.trial.size:
-                    self._run_attack(attack, jobs, lanes)
+            for one, following in zip(todo, [*todo[1:], None], strict=True):
+                self._run_attack(one, following)
         finally:
             summary = self.end(self._engine_summary())
         return summary
@@ -88,18 +126,22 @@ class Session:
         self.run.write_summary(summary)
         return summary
 
-    def _run_attack(self, attack: Attack, jobs: Job, lanes: int | None) -> None:
-        trial = self.sweep.trial(attack)
-        engine = Engine(trial, trial.shared(), lanes=lanes)
+    def _run_attack(self, one: "_Todo", following: "_Todo | None") -> None:
+        """Run what is left of one attack; what follows is compiled meanwhile."""
+        attack = one.attack
+        self.progress.say(f"{attack.name}: compiling for {len(one.jobs.trial)} trials")
+        engine = one.take_engine()
         self.engines.append(engine)
-        self.progress.say(f"{attack.name}: compiling for {len(jobs.trial)} trials")
+
+        def tell() -> None:
+            self.progress.update(attack.name, engine.stats)
+            if following is not None and engine.compile_cost < AHEAD_SECONDS:
+                following.compile_ahead()
+
         try:
-            engine.run(
-                jobs,
-                lambda finished: self.take(attack, finished),
-                lambda: self.progress.update(attack.name, engine.stats),
-            )
+            engine.run(one.jobs, lambda finished: self.take(attack, finished), tell)
         finally:
+            engine.forget()
             self.flush()
         self.progress.update(attack.name, engine.stats, force=True)
 

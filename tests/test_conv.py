@@ -12,9 +12,9 @@ from jax import lax
 from jaxleak.conv import NHWC, fast_conv, patch_conv
 from jaxleak.native.bilinear import Geometry
 from jaxleak.patches import extract_patches
-from tests.fixtures import quick_jit
+from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
-# Compiling takes longer than running here, so the compiler is told not to optimise.
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("kernels_as_users_run_them")]
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 
 

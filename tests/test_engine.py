@@ -28,15 +28,6 @@ from tests.fixtures import quick_jit
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Compiling takes longer than running here, so the compiler is told not to optimise."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 pytestmark = pytest.mark.skipif(len(TWO) < 2, reason="needs two devices, as tests/conftest.py sets up")
 
 

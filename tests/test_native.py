@@ -1,5 +1,11 @@
 """The kernels that are not convolutions (those: test_conv.py): equal to what they stand for, lane by lane."""
 
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,12 +17,15 @@ from jaxleak.data import load_dataset
 from jaxleak.dense import Outer, outer_distance
 from jaxleak.distances import squared_l2
 from jaxleak.models import LeNet
+from jaxleak.native.available import available, misfit
 from jaxleak.objectives import factored_gradient, loss_gradient
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
 from jaxleak.trial import Job, Trial
 from jaxleak.vectors import pair, products, squared_distance
 from jaxleak.victim import draw_params, make_victim
+from tests.fixtures import kernels_as_users_run_them  # noqa: F401
 
+pytestmark = [pytest.mark.core, pytest.mark.usefixtures("kernels_as_users_run_them")]
 DTYPES = [np.float32, np.float64]
 
 
@@ -159,7 +168,7 @@ def test_sums_over_vectors(dtype, n):
     for ours, plain, count in ((pair, vectors._pair, 3), (products, vectors._products, 2)):
         got, wanted = jax.jit(jax.vmap(ours))(*(a, b, c)[:count]), jax.vmap(plain)(*exact[:count])
         for value, right in zip(got, wanted, strict=True):
-            np.testing.assert_allclose(value, right, rtol=0, atol=atol)
+            np.testing.assert_allclose(value, right, rtol=100 * np.finfo(dtype).eps, atol=atol)
     close(jax.jit(jax.vmap(squared_distance))(a, b), np.sum((exact[0] - exact[1]) ** 2, 1), dtype)
 
 
@@ -181,3 +190,85 @@ def test_the_squared_distance_has_derivatives():
     for one in (lambda f: jax.value_and_grad(f, (0, 1)), lambda f: jax.hessian(f, (0, 1))):
         ours, wanted = jax.vmap(one(squared_distance))(a, b), jax.vmap(one(plain))(a, b)
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), ours, wanted)
+
+
+# --- whether they can be called at all ---
+
+HEADER = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
+CHANGES = {
+    "another major version": (r"(#define XLA_FFI_API_MAJOR) \d+", r"\1 1"),
+    "too old": (r"(#define XLA_FFI_API_MINOR) \d+", r"\1 1"),
+    "no version": (r"#define XLA_FFI_API_M.*", ""),
+    "a field before the arguments": (r"(XLA_FFI_ExecutionStage stage;)", r"void* new_field; \1"),
+    "a longer list of arguments": (r"(void\*\* args; )", r"\1 void* more;"),
+    "buffers of another order": (r"(XLA_FFI_DataType dtype;)\s*(void\* data;)", r"\2 \1"),
+    "longer extensions": (r"(size_t struct_size;\s*XLA_FFI_\w+_Type type;)", r"\1 void* more;"),
+    "no metadata": (r"struct XLA_FFI_Metadata \{", "struct XLA_FFI_Traits {"),
+}
+
+
+def test_the_installed_jaxlib_can_call_them():
+    assert misfit(HEADER) is None
+    assert available()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_an_interface_that_does_not_fit_is_recognised(change):
+    found, instead = CHANGES[change]
+    header, count = re.subn(found, instead, HEADER)
+    assert count > 0
+    assert misfit(header) is not None
+
+
+def test_fields_behind_those_that_are_read_may_be_added():
+    header, count = re.subn(r"(void\* data;)", r"\1 void* more;", HEADER)
+    assert count > 0
+    assert misfit(header) is None
+
+
+WITHOUT = """
+import sys, warnings
+import jax, jax.numpy as jnp, numpy as np
+{broken}
+from jaxleak import vectors
+from jaxleak.conv import fast_conv
+import flax.linen as nn
+
+x = jnp.linspace(0, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
+ours, stock = (nn.Conv(4, (3, 3), **given) for given in ({{"conv_general_dilated": fast_conv}}, {{}}))
+params = stock.init(jax.random.key(0), x)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    loss = lambda conv: jax.jit(jax.grad(lambda p: jnp.sum(conv.apply(p, x) ** 2)))(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), loss(ours), loss(stock))
+    value = jax.jit(jax.vmap(vectors.squared_distance))(x[..., 0], x[..., 1])
+np.testing.assert_allclose(value, np.sum((x[..., 0] - x[..., 1]) ** 2, (1, 2)), rtol=1e-4)
+told = [str(one.message) for one in caught if "kernels" in str(one.message)]
+assert len(told) == 1, told
+assert "llvmlite.ir" not in sys.modules
+print(told[0])
+"""
+
+
+@pytest.mark.parametrize(
+    ("broken", "told"),
+    [
+        ("sys.modules['llvmlite'] = None", "llvmlite does not work here"),
+        (
+            "from jaxleak.native import available\n"
+            "available.compile_nothing = lambda: None\navailable.OLDEST = (0, 999)",
+            "need version 0.999 of XLA's interface",
+        ),
+    ],
+    ids=["no llvmlite", "another interface"],
+)
+def test_without_kernels_xla_computes_the_same_and_one_line_says_so(broken, told):
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT.format(broken=broken)],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert told in done.stdout

@@ -47,15 +47,6 @@ QUICK_DLG, QUICK_IDLG = (replace(preset, solver=SHORT_LBFGS, iterations=2) for p
 QUICKEST = replace(IDLG, solver=Adam(), iterations=3)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compile_quickly():
-    """Compiling takes longer than running here, so the compiler is told not to optimise."""
-    before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", before)
-
-
 class Tiny(nn.Module):
     """Two dense layers: quick to compile. Uniform weights are the same however they are compiled, normal ones not."""
 

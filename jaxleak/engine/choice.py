@@ -1,23 +1,27 @@
 """How many lanes: to begin with, and by trying others on the work itself."""
 
+import math
 from typing import Any
 
 from jaxleak.engine.lanes import Report
 
+ROUNDS = 6  # trials, at least, that a lane of a CPU runs one after the other; then few lanes stand idle at the end
 PROBE_SECONDS = 3.0  # of computing per device, behind each measured rate
 WORTH = 20  # a probe costs a compilation: the work left must be this many times longer
 PROBES = 3
 GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves rates by a tenth and more
 
 
-def first_lanes(device: Any) -> int:
-    """Lanes per device.
+def first_lanes(device: Any, trials: float = math.inf) -> int:
+    """Lanes of a device that is to run so many trials.
 
     A CPU device is a core. Measured, LeNet with history 100 on two cores, one network per trial: whole step 6,300
-    evaluations/s with 1 lane a core, 6,800 to 7,200 with 2 to 8, 6,000 with 16, 5,200 with 32. On other devices 256,
-    which was not measured.
+    evaluations/s with 1 lane a core, 6,800 to 7,200 with 2 to 8, 6,000 with 16, 5,200 with 32. A lane costs the same
+    whether its trial runs or has ended, so a few trials get fewer lanes. On other devices 256, which was not measured.
     """
-    return 4 if device.platform == "cpu" else 256
+    if device.platform != "cpu":
+        return 256
+    return 4 if trials > 4 * ROUNDS else max(1, math.ceil(trials / ROUNDS))
 
 
 class LaneSearch:

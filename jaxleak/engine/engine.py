@@ -100,6 +100,19 @@ class Engine:
         if queue.total:
             _Run(self, queue, on_finished, on_chunk).work()
 
+    def compile_ahead(self, jobs: Any) -> None:
+        """Compile what `run` of these jobs begins with, so that it need not: in another thread, beside other work.
+
+        Nothing is compiled where the memory may not hold the lanes: `run` decides then.
+        """
+        queue, began = JobQueue(jobs), time.perf_counter()
+        devices = list(self.devices or jax.devices())[: queue.total]
+        if devices:
+            traced, lanes = self.trace(queue.job_type), self.wanted_lanes(queue.total, devices)
+            if lanes * memory.tree_bytes(traced.trial_type) < memory.budget(devices):
+                self.compile(traced, devices, lanes)
+        self.stats.compile_seconds += time.perf_counter() - began
+
     def forget(self) -> None:
         """Let go of the compiled programs and arrays; the counters stay."""
         self._placed.clear()
@@ -108,7 +121,8 @@ class Engine:
 
     def wanted_lanes(self, total: int, devices: list[Any]) -> int:
         """Lanes per device that were asked for, or are a good start; no more than `total` jobs need."""
-        lanes = self.best or first_lanes(devices[0]) if self.lanes is None else -(-self.lanes // len(devices))
+        each = total / len(devices)
+        lanes = self.best or first_lanes(devices[0], each) if self.lanes is None else -(-self.lanes // len(devices))
         lanes = min(lanes, self.ceiling or lanes)
         needed = min(lanes, -(-total // len(devices)))
         return min((there for there in self._programs if needed <= there <= lanes), default=needed)

@@ -41,8 +41,6 @@ def _warn(problem: str) -> None:
 @functools.cache
 def _problem() -> str | None:
     try:
-        from jaxleak.native.emit import compile_nothing
-
         compile_nothing()
     except Exception as error:  # absent, broken, too old for this code or this processor
         return f"llvmlite does not work here ({type(error).__name__}: {' '.join(str(error).split())[:200]})."
@@ -53,6 +51,19 @@ def _problem() -> str | None:
         return misfit(header.read_text())
     except OSError:
         return "jaxlib does not say how they are called (it has no xla/ffi/api/c_api.h)."
+
+
+def compile_nothing() -> None:
+    """Compile a kernel that does nothing, to see whether llvmlite can.
+
+    Raises:
+        Exception: whatever llvmlite raises where it cannot.
+    """
+    from jaxleak.native import emit
+
+    kernel = emit.Kernel("jaxleak_nothing", "float32")
+    kernel.buffers(1, 1)
+    emit.compile_kernel(kernel.finish(), kernel.function.name)
 
 
 def misfit(header: str) -> str | None:

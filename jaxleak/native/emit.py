@@ -10,7 +10,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import llvmlite.binding as llvm
@@ -262,22 +262,44 @@ class Kernel:
         return known or ir.Function(self.module, ir.FunctionType(result, arguments), name)
 
 
+class Level(NamedTuple):
+    """How far LLVM optimises."""
+
+    passes: int  # of the IR; 0: none
+    code: int
+
+
+# The third level of passes takes twice as long for LeNet's kernels, which run no faster (experiments/NOTES.md).
+FAST_KERNELS = Level(passes=2, code=3)
+QUICK_COMPILE = Level(passes=0, code=1)  # a third of the time for LeNet's kernels
+
+
+def level() -> Level:
+    """What jax's own switch asks for."""
+    return QUICK_COMPILE if jax.config.read("jax_disable_most_optimizations") else FAST_KERNELS
+
+
 @functools.cache
-def _machine():
+def _features():
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
     try:
-        features = llvm.get_host_cpu_features()
+        return llvm.get_host_cpu_features()
     except RuntimeError:  # not known for this platform
-        features = llvm.FeatureMap()
+        return llvm.FeatureMap()
+
+
+@functools.cache
+def _machine(code: int):
+    features = _features().flatten()
     target = llvm.Target.from_default_triple()
-    machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features.flatten(), opt=3)
-    return machine, features, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+    machine = target.create_target_machine(cpu=llvm.get_host_cpu_name(), features=features, opt=code)
+    return machine, llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
 
 
 def _vector_unit() -> tuple[int, int]:
     """Bits of a vector register, and how many of them may hold accumulators."""
-    features = _machine()[1]
+    features = _features()
     if features.get("avx512f"):
         return 512, 24
     return (256, 10) if features.get("avx") else (128, 20)
@@ -295,35 +317,25 @@ def target(build: Callable[[str, Any], str], shape: Any) -> str:
         shape: hashable, with a `repr` that says everything about it.
     """
     with _lock:
-        key = (build, shape)
+        key = (build, shape, level())
         if key not in _targets:
             # The name tells shapes apart in programs that XLA keeps on disk, too.
-            digest = hashlib.sha256(repr(shape).encode()).hexdigest()[:16]
+            digest = hashlib.sha256(repr(key[1:]).encode()).hexdigest()[:16]
             name = f"jaxleak_{build.__name__}_{digest}"
-            _register(name, _compile(build(name, shape), name))
+            _register(name, compile_kernel(build(name, shape), name))
             _targets[key] = name
         return _targets[key]
 
 
-def compile_nothing() -> None:
-    """Compile a kernel that does nothing, to see whether llvmlite can.
-
-    Raises:
-        Exception: whatever llvmlite raises where it cannot.
-    """
-    kernel = Kernel("jaxleak_nothing", "float32")
-    kernel.buffers(1, 1)
-    with _lock:
-        _compile(kernel.finish(), "jaxleak_nothing")
-
-
-def _compile(text: str, name: str) -> int:
-    machine, _, engine = _machine()
+def compile_kernel(text: str, name: str) -> int:
+    """The address of the function `name` of a module's text."""
+    wanted = level()
+    machine, engine = _machine(wanted.code)
     module = llvm.parse_assembly(text)
     module.verify()
-    # The third level takes twice as long for LeNet's kernels, which run no faster (experiments/NOTES.md).
-    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=2))
-    passes.getModulePassManager().run(module, passes)
+    if wanted.passes:
+        passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=wanted.passes))
+        passes.getModulePassManager().run(module, passes)
     engine.add_module(module)
     engine.finalize_object()
     return engine.get_function_address(name)
