@@ -413,11 +413,14 @@ def test_cifar100_index_20319():
     assert np.array_equal(np.sort(cifar100.index), np.arange(50_000))
     images, labels = cifar100.images([20319, 25])
     source: Any = tfds.data_source("cifar100", split="train", data_dir=PREPARED, download=False)
+    stored = {}
     for position in np.flatnonzero(np.isin(cifar100.index, [20319, 25, 0, 49_999])).tolist():
-        assert source[position]["id"] == f"train_{cifar100.index[position]:05}".encode()
-    walked = next(record for record in source if record["id"] == b"train_20319")
-    np.testing.assert_allclose(images[0] * 255, walked["image"], atol=1e-4)
-    assert labels[0] == walked["label"]
+        record = source[position]
+        assert record["id"] == f"train_{cifar100.index[position]:05}".encode()
+        stored[int(cifar100.index[position])] = record
+    for image, label, index in zip(images, labels, (20319, 25), strict=True):
+        np.testing.assert_allclose(image * 255, stored[index]["image"], atol=1e-4)
+        assert label == stored[index]["label"]
     test = load_dataset("cifar100", data_dir=PREPARED, split="test")
     assert len(test) == 10_000
     with pytest.raises(InputError, match="index 10000 is not in cifar100/test; the valid range is 0 to 9999"):

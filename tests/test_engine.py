@@ -15,7 +15,7 @@ import pytest
 from jaxleak.attacks import IDLG
 from jaxleak.engine import Engine, EngineStats, Finished, memory
 from jaxleak.engine import engine as runs
-from jaxleak.engine.choice import LaneSearch
+from jaxleak.engine.choice import LaneSearch, first_lanes
 from jaxleak.engine.lanes import JobQueue, Lanes, Report
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
@@ -259,6 +259,38 @@ def test_compiled_programs_are_kept_from_run_to_run(monkeypatch):
     assert engine.stats.steps_useful == 2 * sum(STEPS) + 12
 
 
+def test_what_is_compiled_ahead_is_what_a_run_begins_with(monkeypatch):
+    compiled, original = [], runs.compile_for
+    monkeypatch.setattr(runs, "compile_for", lambda *args: compiled.append(args[2]) or original(*args))
+    engine = Engine(CountdownProgram(), jnp.asarray(0.5), devices=TWO)
+    jobs, collected = countdown_jobs(STEPS), Collected()
+    ahead = threading.Thread(target=engine.compile_ahead, args=(jobs,))
+    ahead.start()
+    ahead.join()
+    assert compiled == [2]  # of 20 trials on two devices
+    assert engine.stats.compile_seconds > 0
+    engine.run(jobs, collected)
+    assert_all_done(collected, STEPS)
+    assert compiled == [2]
+    engine.forget()
+    engine.compile_ahead(countdown_jobs([]))  # nothing to do
+    assert compiled == [2]
+
+
+def test_nothing_is_compiled_ahead_for_lanes_that_may_not_fit(monkeypatch):
+    monkeypatch.setattr(runs, "compile_for", lambda *_: pytest.fail("compiled"))
+    monkeypatch.setattr(memory, "available_bytes", lambda: 16)
+    Engine(CountdownProgram(), jnp.asarray(0.5), devices=ONE, lanes=50).compile_ahead(countdown_jobs(STEPS))
+
+
+@pytest.mark.parametrize(
+    ("trials", "lanes"), [(1, 1), (6, 1), (7, 2), (12, 2), (24, 4), (25, 4), (1e6, 4), (np.inf, 4)]
+)
+def test_few_trials_get_few_lanes(trials, lanes):
+    """Each lane runs six of them or more, one after the other, so that few lanes are idle at the end."""
+    assert first_lanes(ONE[0], trials) == lanes
+
+
 def test_a_chunk_ends_when_a_lane_is_free_and_trials_wait():
     """Without a limit worth its name, the long trial does not keep the others waiting."""
     collected, stats = count_down([1000, 10, 10, 10], lanes=2, chunk=10_000, devices=ONE)
@@ -371,7 +403,7 @@ class Inline:
 @pytest.fixture
 def eager_search(monkeypatch):
     """`lanes=None` begins with two lanes a device and tries others at once. Gives the lanes that were tried."""
-    monkeypatch.setattr(runs, "first_lanes", lambda device: 2)
+    monkeypatch.setattr(runs, "first_lanes", lambda device, trials: 2)
     monkeypatch.setattr(runs, "WORTH", 0)
     monkeypatch.setattr("jaxleak.engine.choice.PROBE_SECONDS", 0.0)
     monkeypatch.setattr(runs, "ThreadPoolExecutor", Inline)

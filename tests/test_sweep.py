@@ -3,6 +3,8 @@
 import gc
 import json
 import math
+import tempfile
+import threading
 from collections import Counter
 from dataclasses import replace
 from functools import partial
@@ -32,9 +34,12 @@ from jaxleak import (
 )
 from jaxleak.attacks import get_attack
 from jaxleak.distances import squared_norm
+from jaxleak.engine import Engine
+from jaxleak.engine import engine as runs
 from jaxleak.models.weight_init import dlg_uniform
 from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import STATUSES, Criteria, wilson
+from jaxleak.store import Run
 from jaxleak.sweep import Result, run_sweep
 from jaxleak.trial import Job, Trial
 from jaxleak.victim import Victim
@@ -111,6 +116,47 @@ def assert_same(got, wanted, what):
 def arrays_by_trial(result: Result, name: str) -> dict[int, np.ndarray]:
     arrays = result.run.arrays(keys=["trial", name])
     return dict(zip(arrays["trial"].tolist(), arrays[name], strict=True))
+
+
+# --- one attack after the other ---
+
+
+def test_what_follows_is_compiled_while_an_attack_runs(data, monkeypatch):
+    """By the time its turn comes, nothing is left to compile."""
+    ahead, in_run = [], []
+    original, hire = Engine.compile_ahead, runs._Run._hire
+
+    def note(self, jobs):
+        ahead.append((self.program.attack.name, threading.current_thread()))
+        original(self, jobs)
+
+    def hire_and_note(self, wanted):
+        in_run.append((self._engine.program.attack.name, bool(self._engine._programs)))
+        return hire(self, wanted)
+
+    monkeypatch.setattr(Engine, "compile_ahead", note)
+    monkeypatch.setattr(runs._Run, "_hire", hire_and_note)
+    result = run_sweep(sweep_of(data), quiet=True)
+    assert len(result.rows) == 12
+    assert [name for name, _ in ahead] == ["idlg"]
+    assert ahead[0][1] is not threading.main_thread()
+    assert in_run == [("dlg", False), ("idlg", True)]
+
+
+def test_what_cannot_be_compiled_ahead_is_told_when_its_turn_comes(data, monkeypatch):
+    """The attack before it ends, and its rows are written."""
+    original = Engine.compile
+
+    def refuse(self, traced, devices, lanes):
+        if self.program.attack.name == "idlg":
+            raise InputError("`model` does not compile.")
+        return original(self, traced, devices, lanes)
+
+    monkeypatch.setattr(Engine, "compile", refuse)
+    with tempfile.TemporaryDirectory() as folder:
+        with pytest.raises(InputError, match="does not compile"):
+            run_sweep(sweep_of(data), Path(folder) / "run", quiet=True)
+        assert len(Run.open(Path(folder) / "run").rows()) == 6
 
 
 # --- rows ---
