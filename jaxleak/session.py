@@ -114,7 +114,7 @@ class Session:
             if jobs.trial.size:
                 todo.append(_Todo(self.sweep, attack, jobs, lanes))
         try:
-            for one, following in zip(todo, [*todo[1:], None], strict=True):
+            for one, following in itertools.zip_longest(todo, todo[1:]):
                 self._run_attack(one, following)
         finally:
             summary = self.end(self._engine_summary())
