@@ -12,9 +12,7 @@ def quick_jit(function, **keywords):
     return jax.jit(function, compiler_options=quick_options(), **keywords)
 
 
-@pytest.fixture(scope="module")
-def kernels_as_users_run_them():
+@pytest.fixture
+def kernels_as_users_run_them(monkeypatch):
     """Kernels are optimised as for a user; elsewhere in the suite they are compiled quickly (see conftest.py)."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emit, "level", lambda: emit.FAST_KERNELS)
-        yield
+    monkeypatch.setattr(emit, "level", lambda: emit.FAST_KERNELS)

@@ -14,7 +14,7 @@ from jaxleak.native.bilinear import Geometry
 from jaxleak.patches import extract_patches
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("kernels_as_users_run_them")]
+pytestmark = pytest.mark.core
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 
 
@@ -148,6 +148,7 @@ def test_derivatives_of_grouped_convolutions_stay_products():
     assert "conv_general_dilated" not in str(jax.make_jaxpr(jax.vmap(jax.grad(second, 1)))(kernel, x))
 
 
+@pytest.mark.usefixtures("kernels_as_users_run_them")
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("size", "channels", "window", "outputs", "stride"),
