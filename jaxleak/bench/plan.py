@@ -69,7 +69,8 @@ class Plan:
         First one of PyTorch's, one of jaxleak's and the quickest, so that there are numbers soon, then the slow ones.
         One that searches for its lanes does so alone: what others compile would disturb it.
         """
-        soon = [next((name for name in variants if name in kind), "") for kind in (PYTORCH, OURS)]
+        loops = [name for name in PYTORCH if name != "pytorch-vmap"]
+        soon = [next((name for name in variants if name in kind), "") for kind in (loops, OURS)]
         cost = partial(estimate.core_seconds, model=self.settings.model)
         rest = sorted((name for name in variants if name not in soon), key=cost, reverse=True)
         order = [*filter(None, soon), *rest[-1:], *rest[:-1]]

@@ -19,6 +19,7 @@ from jaxleak.bench.pytorch_loop import Problem, cross_entropy, prepare_torch, pr
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS
 BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 256, 1024)}  # restarts at once that are tried
 PROBE_SECONDS = 0.3  # for each of them
+LONGEST_STEP = 0.6  # seconds; with more restarts a step would outlast a measurement
 
 
 def batched_objective(problem: Problem, image: Tensor):
@@ -189,6 +190,8 @@ def fastest(batch: Callable[[int], Batch], counts: Sequence[int]) -> int:
         while restarts.evaluations == before or time.perf_counter() - began < PROBE_SECONDS:
             restarts.step()
         rates[lanes] = (restarts.evaluations - before) / (time.perf_counter() - began)
+        if lanes / rates[lanes] > LONGEST_STEP:
+            break
     return max(rates, key=rates.__getitem__)
 
 
