@@ -189,22 +189,24 @@ class ReportCommand:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchCommand:
-    """Measure evaluations per second of jaxleak beside a PyTorch loop, a plain vmap and jaxopt, in one run.
+    """Measure evaluations per second of jaxleak beside PyTorch (a loop, and vmap), a plain vmap and jaxopt, in one run.
 
     Example: jaxleak bench --seconds 60 --out bench.json
 
-    The variants, each in a process of its own, are measured in turns; starting and compiling are not counted.
+    The variants, each in a process of its own, are measured in turns. First it says how long all of it will take.
     """
 
     model: str = "lenet"
     """lenet (with L-BFGS) or resnet18 (CIFAR form, with Adam)."""
     only: tuple[str, ...] | None = None
-    """Just these of pytorch-processes, pytorch-serial, plain-vmap, jaxopt, jaxleak, jaxleak-network-per-trial,
-    jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes, jaxleak-cosine."""
+    """Just these of pytorch-processes, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
+    jaxleak-network-per-trial, jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes,
+    jaxleak-cosine."""
     lanes: tuple[int | Literal["auto"], ...] = ()
-    """Trials at once over all devices, several counts if you like (default: auto, and powers of two)."""
+    """Trials at once over all devices; each of several counts is tried (default: a number known to be good).
+    auto: jaxleak's engine searches, for up to a minute."""
     seconds: float = 120.0
-    """How long to measure, over all variants."""
+    """How long to measure, all variants together; starting and compiling come on top."""
     rounds: int = 5
     """How often each variant is measured: medians are reported."""
     width: int | None = None

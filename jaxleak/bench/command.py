@@ -21,7 +21,7 @@ def run_bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
 
     Returns:
         The report: `variants` (one row each), `ratios`, `lanes`, `profile`, `machine`, `device`, `versions`,
-        `settings`.
+        `settings`, `setup_seconds`, `measured_seconds`.
 
     Raises:
         InputError: nothing of what was asked for can be measured here, or `out` cannot be written.

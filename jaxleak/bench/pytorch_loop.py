@@ -187,24 +187,38 @@ class Restarts:
                 return
 
 
-def work(task: dict[str, Any], link: Link) -> None:
-    """Measure the loop for as long as the parent asks."""
-    began = time.perf_counter()
+def prepare_torch(task: dict[str, Any]) -> None:
+    """Threads, seed and device, as the task has them."""
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])
     torch.manual_seed(os.getpid())
     torch.set_default_device(task["device"])
-    settings = task["settings"]
+
+
+def problem_of(settings: dict[str, Any]) -> tuple[Problem, Tensor]:
+    """A problem with random weights and private image, and that image [1, 3, s, s]."""
     size, classes = settings["image_size"], settings["num_classes"]
-    held = peak_bytes()
     net = LeNet(size, classes) if settings["model"] == "lenet" else ResNet18(settings["width"], classes)
-    label = torch.zeros(1, classes)
+    image, label = torch.rand(1, 3, size, size), torch.zeros(1, classes)
     label[0, 3] = 1
-    problem = Problem(net, torch.rand(1, 3, size, size), label)
+    return Problem(net, image, label), image
+
+
+def versions() -> dict[str, Any]:
+    """PyTorch's version and number of threads, for the report."""
+    return {"threads": torch.get_num_threads(), "versions": {"torch": torch.__version__}}
+
+
+def work(task: dict[str, Any], link: Link) -> None:
+    """Measure the loop for as long as the parent asks."""
+    began = time.perf_counter()
+    prepare_torch(task)
+    held, settings = peak_bytes(), task["settings"]
+    problem, image = problem_of(settings)
     restarts = Restarts(
         problem,
-        image=torch.empty(1, 3, size, size),
-        logits=torch.empty(1, classes),
+        image=torch.empty_like(image),
+        logits=torch.empty(1, settings["num_classes"]),
         solver="signed-adam" if task["variant"] == "pytorch-cosine-processes" else settings["solver"],
         history=settings["history"],
         iterations=settings["iterations"],
@@ -212,15 +226,8 @@ def work(task: dict[str, Any], link: Link) -> None:
 
     steps, meter = restarts.run(), Meter(link)
     next(steps)
-    ready = {
-        "lanes": 1,
-        "compile_seconds": time.perf_counter() - began,
-        "device": task["device"],
-        "threads": torch.get_num_threads(),
-        "versions": {"torch": torch.__version__},
-        "held_bytes": held,
-    }
-    meter.wait(ready)
+    about = {"lanes": 1, "compile_seconds": time.perf_counter() - began, "device": task["device"]}
+    meter.wait({**about, **versions(), "held_bytes": held})
     for _ in steps:
         if meter.tick(restarts.evaluations, restarts.iterations):
             meter.wait()

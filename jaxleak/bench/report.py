@@ -47,6 +47,8 @@ def report(bench: "Bench") -> dict[str, Any]:
         "git_revision": revision,
         "git_dirty": dirty,
         "settings": settings.plain(),
+        "setup_seconds": bench.setup_seconds,
+        "measured_seconds": bench.measured_seconds,
         "interrupted": bench.interrupted,
     }
 
@@ -69,7 +71,7 @@ def blank() -> dict[str, Any]:
 def row(entry: Entry, machine: dict[str, Any], rounds: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """One variant: medians over the rounds."""
     if not rounds:
-        return {"name": entry.name, **blank(), "failed": entry.failed or "interrupted"}
+        return {"name": entry.name, **blank(), **_looked_at(entry)}
     ready = entry.ready
     rates = [measured["evaluations_per_second"] for measured in rounds]
     iterations = [measured["lane_iterations_per_second"] for measured in rounds]
@@ -93,6 +95,15 @@ def row(entry: Entry, machine: dict[str, Any], rounds: Sequence[dict[str, Any]])
     return {"name": entry.name, **blank(), **found, **({"failed": entry.failed} if entry.failed else {})}
 
 
+def _looked_at(entry: Entry) -> dict[str, Any]:
+    """What is left of a variant without a round: its first look, if it was interrupted after that."""
+    if entry.failed or not entry.trial:
+        return {"failed": entry.failed or "interrupted"}
+    rate = entry.trial[-1]["evaluations_per_second"]
+    told = {"evaluations_per_second": rate, "lanes": entry.ready["lanes"]}
+    return {**told, "failed": "interrupted before its first round; the number is its first look's"}
+
+
 def shares(rate: float, machine: dict[str, Any]) -> dict[str, Any]:
     """Operations and bytes per second that `rate` evaluations need, and their share of the machine's own rates."""
     work = machine["evaluation"]
@@ -111,7 +122,7 @@ def ratios_of(variants: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, f
     Returns:
         `{ours: {other: ratio of the medians}}`, and the same with [smallest, largest] ratio within one round.
     """
-    measured = {variant["name"]: variant for variant in variants if variant["evaluations_per_second"]}
+    measured = {variant["name"]: variant for variant in variants if variant["rounds"]}
     ratios: dict[str, dict[str, float]] = {}
     spreads: dict[str, dict[str, list[float]]] = {}
     for ours in (name for name in OURS if name in measured):

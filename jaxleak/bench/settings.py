@@ -6,11 +6,12 @@ from typing import Any, Literal
 from jaxleak.errors import InputError, check_choice, check_positive
 
 OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs", "jaxleak-cosine")
-PYTORCH = ("pytorch-processes", "pytorch-serial", "pytorch-cosine-processes")
+PYTORCH = ("pytorch-processes", "pytorch-serial", "pytorch-vmap", "pytorch-cosine-processes")
 COSINE = ("pytorch-cosine-processes", "jaxleak-cosine")  # another attack than the rest: compared with each other only
 DESCRIPTIONS = {
     "pytorch-processes": "the PyTorch loop, one process per core with one thread each, summed",
     "pytorch-serial": "the PyTorch loop in one process with PyTorch's own number of threads",
+    "pytorch-vmap": "torch.func.vmap of the gradient with a batched L-BFGS (or Adam), one process per core, summed",
     "plain-vmap": "vmap of stock Flax and the two-loop recursion (or optax's Adam), all cores one device",
     "jaxopt": "vmap of jaxopt's L-BFGS with zoom line search (or OptaxSolver) on jaxleak's objective, one device",
     "jaxleak": "jaxleak's engine, one network for all trials, torch's L-BFGS (or Adam)",
@@ -33,10 +34,10 @@ class Settings:
     Attributes:
         model: "lenet" (with L-BFGS) or "resnet18" (with Adam).
         only: the variants to measure, of `VARIANTS`.
-        lanes: trials at once over all devices, each count a number or "auto" (the engine's choice; jaxleak only);
-            none is "auto" and some powers of two.
-        seconds: the whole measurement, without starting and compiling.
-        rounds: how often each variant is measured.
+        lanes: trials at once over all devices. Each count is a number or "auto": jaxleak's engine searches, and
+            pytorch-vmap tries a few. None given: every variant takes a count known to be good.
+        seconds: all measuring together, without starting and compiling.
+        rounds: how often each variant is measured; fewer where `seconds` do not suffice.
         history: pairs that L-BFGS keeps.
         iterations: length of a restart where jaxleak's engine does not decide: outer steps of 20 evaluations (L-BFGS),
             or steps (Adam).

@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,14 +42,25 @@ def victim(settings: dict[str, Any], network: str) -> Victim:
     data = load_dataset("photos")
     made = make_victim("lenet", data, data.random_indices(4, 0), network=network)
     size, classes, name = settings["image_size"], settings["num_classes"], settings["model"]
-    fields = {} if name == "lenet" else {"width": settings["width"]}
+    model = build_model(name, classes, **({} if name == "lenet" else {"width": settings["width"]}))
     return replace(
         made,
-        model=build_model(name, classes, **fields),
+        model=model,
         model_name=name,
         num_classes=classes,
         images=made.images[:, :size, :size],
+        params=weights(model, size) if network == "shared" else None,
     )
+
+
+def weights(network: nn.Module, image_size: int) -> Any:
+    """Each weight from U(-0.5, 0.5), as DLG draws them.
+
+    Differs: not drawn by `init`, of which the compilation would take longer than that of a step's gradient.
+    """
+    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), float)
+    rng, types = np.random.default_rng(0), jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    return jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), types)
 
 
 def trial(settings: dict[str, Any], variant: str = "jaxleak") -> Trial:
@@ -106,7 +118,7 @@ def stock_objective(settings: dict[str, Any]) -> Callable:
     image = jnp.asarray(attacked.images[:1])
     label = 50.0 * jax.nn.one_hot(attacked.labels[:1], settings["num_classes"])  # as logits: certain
     private = plain_vmap.Candidate(image, label)
-    params = jax.jit(network.init)(jax.random.key(0), image)["params"]
+    params = weights(network, settings["image_size"])
     update = jax.jit(jax.grad(partial(plain_vmap.loss, network)))(params, private)
     objective = plain_vmap.matching_objective(network, params, update)
     unflatten = ravel_pytree(private)[1]

@@ -1,6 +1,7 @@
 """A worker for the variants in JAX: `python -m jaxleak.bench.worker`, spoken to as `jaxleak/bench/protocol.py` says."""
 
 import contextlib
+import threading
 import time
 from typing import Any
 
@@ -8,11 +9,11 @@ from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
 
 UNIT_SECONDS = 0.2  # aimed at between two looks at the clock
 ENGINE_WARM = 0.7  # seconds until the engine's chunks, which begin with one step, have their length
-SEARCH_SECONDS = 60.0  # for the engine to settle how many lanes it takes
+SEARCH_SECONDS = 60.0  # at most, for the engine to settle how many lanes it takes
 
 
 def work(task: dict[str, Any], link: Link) -> None:
-    """Do as the task says: `{"variant": name, "lanes": count or "auto", "phase": name or "", "settings": {...}}`."""
+    """Do as the task says: `{"variant": name, "lanes": LANES or None, "phase": name or "", "settings": {...}}`."""
     began = time.perf_counter()
     import jax
 
@@ -28,7 +29,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     if name == "machine":
         machine.measure(settings, about, link)
     elif name in OURS:
-        run_engine(settings, name, None if lanes == "auto" else lanes, task["phase"], about, link)
+        run_engine(settings, name, lanes, task["phase"], about, link)
     else:
         run_loop(settings, name, lanes, about, link)
 
@@ -38,32 +39,35 @@ class _PauseError(Exception):
 
 
 def run_engine(
-    settings: dict[str, Any], name: str, lanes: int | None, phase: str, about: dict[str, Any], link: Link
+    settings: dict[str, Any], name: str, lanes: int | str | None, phase: str, about: dict[str, Any], link: Link
 ) -> None:
     """The engine as `jaxleak run` uses it, on queues that do not end: only steps of running trials count.
 
     Each measurement is a run of its own on the same compiled programs, with new trials. With `phase`, only that part of
-    a step is computed (see `jaxleak/bench/phases.py`).
+    a step is computed (see `jaxleak/bench/phases.py`). `lanes` are a number, None for what the engine begins with, or
+    "auto" for what its search ends with. The search is part of getting warm: all measurements have the same lanes.
     """
     import jax
 
     from jaxleak.bench import variants
     from jaxleak.bench.phases import PhaseProgram
     from jaxleak.engine import Engine
+    from jaxleak.engine.choice import first_lanes
     from jaxleak.metrics import image_metrics
 
     trial = variants.trial(settings, name)
-    engine = Engine(PhaseProgram(trial=trial, phase=phase) if phase else trial, trial.shared(), lanes=lanes)
+    searches = lanes == "auto"
+    count = len(jax.devices()) * first_lanes(jax.devices()[0]) if lanes is None else None if searches else int(lanes)
+    engine = Engine(PhaseProgram(trial=trial, phase=phase) if phase else trial, trial.shared(), lanes=count)
     stats, meter = engine.stats, Meter(link, ENGINE_WARM)
-    began = time.perf_counter()
+    began, threads = time.perf_counter(), set(threading.enumerate())
 
     def on_finished(finished) -> None:
         image_metrics(finished.outcomes.candidate[:, 0], trial.victim.images[finished.jobs.slot])
 
     def until_settled() -> None:
-        """A long run tries other numbers of lanes, where the engine chooses them; that is part of getting warm."""
-        searches = lanes is None and not phase and engine.best is None
-        if stats.steps_total and not (searches and time.perf_counter() - began < SEARCH_SECONDS):
+        settled = not searches or engine.best is not None or time.perf_counter() - began > SEARCH_SECONDS
+        if stats.steps_total and settled:
             raise _PauseError
 
     def until_measured() -> None:
@@ -79,8 +83,13 @@ def run_engine(
             engine.run(variants.jobs(settings, number), on_finished, until_measured if number else until_settled)
             raise RuntimeError("the queue came to its end")
         if number == 0:
-            programs = engine.compile(engine.trace(None), jax.devices(), stats.lanes // stats.devices)
-            about |= {"lanes": stats.lanes, "compile_seconds": stats.compile_seconds}
+            for thread in set(threading.enumerate()) - threads:
+                if not thread.daemon:
+                    thread.join()  # a search that was stopped may still compile
+            engine.lanes = (engine.best or stats.lanes // stats.devices) * stats.devices
+            about["settled"] = not searches or engine.best is not None
+            programs = engine.compile(engine.trace(None), jax.devices(), engine.lanes // stats.devices)
+            about |= {"lanes": engine.lanes, "compile_seconds": stats.compile_seconds}
             about |= {"memory_per_lane": programs[0].bytes_per_lane}
         meter.wait(None if number else about)
         number += 1

@@ -11,6 +11,7 @@ from typing import Any
 
 JAX_WORKER = "jaxleak.bench.worker"
 TORCH_WORKER = "jaxleak.bench.pytorch_loop"
+TORCH_VMAP_WORKER = "jaxleak.bench.pytorch_vmap"
 
 
 class WorkerError(Exception):
@@ -83,10 +84,10 @@ class Worker:
 
 
 class Team:
-    """Workers of one variant that are measured at the same time; mostly one.
+    """Workers of one variant that are measured at the same time; mostly one. They start at once.
 
     Attributes:
-        ready: what the first said when it was warm; memory and lanes are summed over all.
+        ready: what the first said when it was warm, once `wait` has returned; lanes are summed over all.
     """
 
     def __init__(self, module: str, tasks: Sequence[dict[str, Any]]):
@@ -94,10 +95,18 @@ class Team:
         try:
             for task in tasks:
                 self._workers.append(Worker(module, task))
-            answers = [worker.receive("ready") for worker in self._workers]
         except BaseException:
             self.close()
             raise
+        self.ready: dict[str, Any] = {}
+
+    def wait(self) -> None:
+        """Wait until all are warm.
+
+        Raises:
+            WorkerError: one of them failed.
+        """
+        answers = [worker.receive("ready") for worker in self._workers]
         self.ready = {**answers[0], "compile_seconds": max(answer["compile_seconds"] for answer in answers)}
         if "lanes" in self.ready:
             self.ready["lanes"] = sum(answer["lanes"] for answer in answers)
@@ -132,9 +141,9 @@ class Entry:
 
     Attributes:
         name: of the variant.
-        lanes: as asked: a count, "auto", or None where a process runs one trial.
+        lanes: as asked: a count, "auto", or None for the worker's own.
         ready: what the workers said when they were warm.
-        trial: what they measured when the lanes were chosen.
+        trial: the first look, by which lanes are chosen.
         rounds: what they measured after that.
         failed: why there is no number.
     """
