@@ -618,6 +618,7 @@ def throughput(model: str) -> Line:
         told = {
             "pytorch-processes": "one process per core, summed",
             "pytorch-serial": "one process",
+            "pytorch-vmap": "torch.func.vmap, one process per core, summed",
             "pytorch-cosine-processes": "Inverting Gradients, one process per core, summed",
         }
         theirs = "; ".join(f"{rates[name]:,.0f} evaluations/s ({how})" for name, how in told.items() if rates.get(name))

@@ -2,14 +2,13 @@
 
 import statistics
 from collections.abc import Sequence
-from importlib.metadata import version
 from operator import truediv
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxleak.bench.settings import COSINE, DESCRIPTIONS, OURS, PHASES
 from jaxleak.bench.workers import Entry
-from jaxleak.environment import git_state
+from jaxleak.environment import git_state, version_of
 
 if TYPE_CHECKING:
     from jaxleak.bench.runner import Bench
@@ -30,7 +29,7 @@ def report(bench: "Bench") -> dict[str, Any]:
     for name in settings.only:
         entry = chosen.get(name) or Entry(name)
         variants.append({**row(entry, machine, entry.rounds), "description": DESCRIPTIONS[name]})
-    versions = {name: version(name) for name in PACKAGES}
+    versions = {name: version_of(name) for name in PACKAGES}
     for entry in bench.variants:
         versions |= entry.ready.get("versions", {})
     ratios, spreads = ratios_of(variants)

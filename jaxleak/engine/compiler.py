@@ -8,16 +8,17 @@ import functools
 
 import jax
 
+Options = dict[str, bool | int]
 # The fusion emitters compile LeNet's chunk in 2.2 s instead of 1.6 s and run no faster.
-WITHOUT_EMITTERS = {"xla_cpu_use_fusion_emitters": False}
+WITHOUT_EMITTERS: Options = {"xla_cpu_use_fusion_emitters": False}
 
 
-def chunk_options() -> dict[str, bool | int]:
+def chunk_options() -> Options:
     """For a program that runs for long."""
     return _taken(WITHOUT_EMITTERS)
 
 
-def once_options() -> dict[str, bool | int]:
+def once_options() -> Options:
     """For a program that runs once a trial, where compiling counts.
 
     LeNet with weights drawn per trial compiles in 0.9 s instead of 4.1 s, and runs as fast.
@@ -25,12 +26,12 @@ def once_options() -> dict[str, bool | int]:
     return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 1})
 
 
-def quick_options() -> dict[str, bool | int]:
+def quick_options() -> Options:
     """For a program whose results are wanted once, whatever its speed, as in tests."""
     return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 0})
 
 
-def _taken(wanted: dict[str, bool | int]) -> dict[str, bool | int]:
+def _taken(wanted: Options) -> Options:
     return {name: value for name, value in wanted.items() if takes(name, value)}
 
 
