@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of the suite's time: what is tested does not depend on the optimisations of XLA and LLVM. Processes
@@ -12,3 +14,30 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
+
+# Marked `core`: what has to hold for every declared version of Python, jax and the rest, in under two minutes. These
+# files, without the tests whose names begin so.
+CORE = {
+    "test_cli": ("test_plot", "test_a_run_of_trained"),
+    "test_compiler": (),
+    "test_conv": ("test_both_equal", "test_dilated"),
+    "test_engine": ("test_other_lanes", "test_lanes_change_nothing[a network per trial"),
+    "test_environment": (),
+    "test_native": ("test_without_kernels_the_same", "test_a_factored_gradient_is_the_gradient[3"),
+    "test_own_model": (
+        "test_equal_models",
+        "test_an_adapted_model_computes_what_the_stock_one_does[mixed",
+        "test_an_attack_from_end_to_end[nnx",
+        "test_statistics",
+    ),
+    "test_readme": ("test_every_name", "test_the_python_example"),
+    "test_solvers": (),
+    "test_trial": ("test_what_is_reported", "test_thresholds_mean", "test_networks_and_updates"),
+}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        left_out = CORE.get(item.path.stem)
+        if left_out is not None and not item.name.startswith(left_out):
+            item.add_marker(pytest.mark.core)

@@ -6,8 +6,6 @@ import pytest
 from jaxleak.engine import compiler
 from jaxleak.engine.compiler import chunk_options, once_options, quick_options, takes
 
-pytestmark = pytest.mark.core
-
 
 def test_an_option_that_jaxlib_does_not_know_is_refused():
     assert not takes("xla_cpu_option_of_another_age", True)

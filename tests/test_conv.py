@@ -14,7 +14,6 @@ from jaxleak.native.bilinear import Geometry
 from jaxleak.patches import extract_patches
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
-pytestmark = pytest.mark.core
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 
 

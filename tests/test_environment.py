@@ -14,7 +14,6 @@ from jaxleak.environment import environment, may_have_accelerator, version_of
 START = """
 import os, jax, jaxleak
 
-pytestmark = pytest.mark.core
 jaxleak.use_all_cores(3)
 print(len(jax.devices()), os.environ.get("PJRT_NPROC"))
 """

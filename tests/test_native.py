@@ -23,9 +23,9 @@ from jaxleak.solvers.compact import History, advance, append, direction, empty_h
 from jaxleak.trial import Job, Trial
 from jaxleak.vectors import pair, products, squared_distance
 from jaxleak.victim import draw_params, make_victim
-from tests.fixtures import kernels_as_users_run_them  # noqa: F401
+from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
-pytestmark = [pytest.mark.core, pytest.mark.usefixtures("kernels_as_users_run_them")]
+pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")
 DTYPES = [np.float32, np.float64]
 
 
@@ -49,7 +49,7 @@ def test_advance_is_append_and_direction(dtype, m, n):
     square = rng.standard_normal((n, n))
     hessian = jnp.asarray(square @ square.T / n + np.eye(n), dtype)
 
-    @jax.jit
+    @quick_jit
     def both(ours, plain, s, accept, gradient, gamma):
         arguments = (s, s @ hessian, gradient, accept, gamma)
         return jax.vmap(advance)(ours, *arguments), jax.vmap(in_two)(plain, *arguments)
@@ -86,7 +86,7 @@ def test_outer_distance_and_its_derivatives(dtype, images, inputs, outputs):
     def built(left, right, target):
         return jnp.sum(jnp.square(Outer(left, right).build() - target))
 
-    @jax.jit
+    @quick_jit
     def both(*arguments):
         return [jax.vmap(jax.value_and_grad(f, (0, 1, 2)))(*arguments) for f in (outer_distance, built)]
 
@@ -99,7 +99,7 @@ def test_outer_distance_has_second_derivatives():
     rng = np.random.default_rng(0)
     left, right, target = (jnp.asarray(rng.standard_normal(shape)) for shape in ((1, 6), (1, 4), (6, 4)))
     ours, plain = (
-        jax.jit(jax.hessian(f, (0, 1)))(left, right)
+        quick_jit(jax.hessian(f, (0, 1)))(left, right)
         for f in (
             lambda a, b: outer_distance(a, b, target),
             lambda a, b: jnp.sum(jnp.square(Outer(a, b).build() - target)),
@@ -116,7 +116,7 @@ def test_a_factored_gradient_is_the_gradient(images):
     x = jax.random.uniform(jax.random.key(1), (images, 12, 12, 2))
     target = jax.nn.softmax(jax.random.normal(jax.random.key(2), (images, 7)))
 
-    @jax.jit
+    @quick_jit
     def both(x):
         factored = factored_gradient(model, params, x, target)
         assert isinstance(factored["head"]["kernel"], Outer)
@@ -166,10 +166,10 @@ def test_sums_over_vectors(dtype, n):
     exact = [np.asarray(value, np.float64) for value in (a, b, c)]
     atol = 1000 * np.finfo(dtype).eps * (1 + n**0.5)
     for ours, plain, count in ((pair, vectors._pair, 3), (products, vectors._products, 2)):
-        got, wanted = jax.jit(jax.vmap(ours))(*(a, b, c)[:count]), jax.vmap(plain)(*exact[:count])
+        got, wanted = quick_jit(jax.vmap(ours))(*(a, b, c)[:count]), jax.vmap(plain)(*exact[:count])
         for value, right in zip(got, wanted, strict=True):
             np.testing.assert_allclose(value, right, rtol=100 * np.finfo(dtype).eps, atol=atol)
-    close(jax.jit(jax.vmap(squared_distance))(a, b), np.sum((exact[0] - exact[1]) ** 2, 1), dtype)
+    close(quick_jit(jax.vmap(squared_distance))(a, b), np.sum((exact[0] - exact[1]) ** 2, 1), dtype)
 
 
 def test_sums_over_vectors_pass_on_what_is_not_a_number():

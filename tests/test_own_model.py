@@ -19,6 +19,7 @@ from jaxleak import IDLG, Adam, InputError, attack, build_model, load_dataset, m
 from jaxleak.dense import Outer
 from jaxleak.objectives import cross_entropy, factored_gradient, loss_gradient, observe
 from jaxleak.own_model import adapt_model, slow_layers
+from tests.fixtures import quick_jit
 
 SHAPE = (16, 16, 1)
 CLASSES = 10
@@ -86,7 +87,7 @@ def images():
 
 
 def params_of(model, shape=SHAPE):
-    params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    params = quick_jit(model.init)(jax.random.key(0), jnp.zeros((1, *shape)))["params"]
     return jax.tree.map(lambda leaf: leaf.astype(float), params)
 
 
@@ -109,8 +110,8 @@ def everything(model, params, x, target):
 
 def assert_equivalent(adapted, model, own, to_params, images):
     """The adapted model with its parameters is the stock one with its own."""
-    got = jax.jit(lambda params: everything(adapted, params, *images))(to_params(own))
-    logits, gradient, slopes = jax.jit(lambda params: everything(model, params, *images))(own)
+    got = quick_jit(lambda params: everything(adapted, params, *images))(to_params(own))
+    logits, gradient, slopes = quick_jit(lambda params: everything(model, params, *images))(own)
     assert_close(got[:2], (logits, to_params(gradient)))
     # Sums of as many as 10,000 products of both signs.
     np.testing.assert_allclose(got[2], slopes, rtol=0, atol=1e-12 * float(jnp.max(jnp.abs(slopes))) * 100)
@@ -133,12 +134,12 @@ def test_what_the_client_shares_is_observed_without_building_it(images):
     model = CNN((4, 6))
     adapted = adapt_model(model, SHAPE)
     own = params_of(model)
-    seen = jax.jit(lambda params: observe(adapted, params, *images))(adapted.to_params(own))
+    seen = quick_jit(lambda params: observe(adapted, params, *images))(adapted.to_params(own))
 
     def loss(params):
         return cross_entropy(jnp.asarray(model.apply({"params": params}, images[0])), images[1])
 
-    wanted = jax.jit(jax.grad(loss))(own)
+    wanted = quick_jit(jax.grad(loss))(own)
     outer = {name: isinstance(layer["kernel"], Outer) for name, layer in seen.gradient.items()}
     assert outer == {"Conv_0": False, "Conv_1": False, "Dense_0": True, "head": True}
     assert_close(built(seen.gradient), adapted.to_params(wanted))
@@ -170,8 +171,8 @@ def test_lifted_layers_are_fast_and_observed(lift, images):
     assert slow_layers(adapted, SHAPE) == []
     params = params_of(adapted)
     own = adapted.to_own(params)
-    wanted = adapted.to_params(jax.jit(lambda own: loss_gradient(Lifted(lift), own, *images))(own))
-    seen = jax.jit(lambda params: factored_gradient(adapted, params, *images))(params)
+    wanted = adapted.to_params(quick_jit(lambda own: loss_gradient(Lifted(lift), own, *images))(own))
+    seen = quick_jit(lambda params: factored_gradient(adapted, params, *images))(params)
     outer = [path for path, leaf in flatten_dict(seen).items() if isinstance(leaf, Outer)]
     assert sorted(outer) == [("Dense_0", "kernel"), ("head", "kernel")]
     assert_close(built(seen), wanted)
