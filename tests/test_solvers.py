@@ -140,9 +140,12 @@ def test_vmap_equals_one_at_a_time(solver):
 
     together = quick_jit(jax.vmap(scan))(starts)
     alone = [quick_jit(scan)(start) for start in starts]
+    # Near the minimum Hager and Zhang's search compares values that differ by rounding: one evaluation more or fewer.
+    searches = isinstance(solver, JaxoptLBFGS) and solver.line_search == "hager-zhang"
     for lane, infos in enumerate(alone):
-        for a, b in zip(infos, together, strict=True):
-            np.testing.assert_allclose(a, b[lane], rtol=1e-10, atol=1e-12)
+        for name, a, b in zip(infos._fields, infos, together, strict=True):
+            atol = 1 if searches and name == "evaluations" else 1e-12
+            np.testing.assert_allclose(a, b[lane], rtol=1e-10, atol=atol)
     assert np.isnan(together.value[2]).all()
     assert not np.any(together.stalled[2])  # not a number is not the same as standing still
 
