@@ -31,19 +31,13 @@ CORE = {
     "test_environment": (),
     "test_metrics": (),
     "test_native": ("test_without_kernels", "test_a_factored_gradient_is_the_gradient[3"),
-    "test_own_model": (
-        "test_equal_models",
-        "test_an_adapted_model_computes_what_the_stock_one_does",
-        "test_an_attack_from_end_to_end[nnx",
-        "test_nnx_modules_run",
-        "test_statistics",
-    ),
     "test_readme": ("test_every_name", "test_the_python_example"),
     "test_solvers": (),
-    "test_trial": ("test_what_is", "test_thresholds_mean", "test_networks_and_updates"),
+    "test_trial": ("test_what_is", "test_thresholds_mean", "test_networks_", "test_a_network_follows", "test_given"),
 }
-# ... and these tests alone of other files: what drawing and storing ask of their libraries.
+# ... and these tests alone of other files: what adapting, drawing and storing ask of libraries.
 CORE_ALONE = {
+    "test_own_model": ("test_an_attack_from_end_to_end[linen", "test_nnx_modules_draw", "test_lifted_layers"),
     "test_plots": ("test_grid_holds", "test_a_grid_of_noise"),
     "test_store": ("test_flipped_bits",),
 }

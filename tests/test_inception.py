@@ -115,7 +115,7 @@ def test_a_narrow_network_equals_torch_through_a_file(train, tmp_path):
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
+@pytest.mark.parametrize("train", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["train", "eval"])
 def test_auxiliary_logits_equal_torch_and_change_nothing(train, tmp_path):
     shape = (299, 299, 3)
     model, variables, net = network(train, True, shape, tmp_path / "weights.safetensors")

@@ -232,6 +232,7 @@ def cifar100_batches(tmp_path_factory):
     return list(zip(x.reshape(200, 8, *x.shape[1:]), y.reshape(200, 8), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("weight_init", "labels", "whole"), [("uniform", 0.98, 0.97), ("torch", 0.999, 0.99)])
 def test_batches_of_cifar100(weight_init, labels, whole, cifar100_batches):
     """A fresh network for each batch; the published counts find 98 % of the labels with U(-0.5, 0.5)."""

@@ -30,7 +30,7 @@ print(engine.stats.lanes, peak, programs[0].bytes_per_lane)
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="asks Linux")
-@pytest.mark.parametrize("network", ["shared", "per-trial"])
+@pytest.mark.parametrize("network", [pytest.param("shared", marks=pytest.mark.slow), "per-trial"])
 def test_bytes_per_lane_are_what_a_lane_takes(network):
     """Peak memory of two processes with 64 and 224 lanes of LeNet, float32, 100 pairs; compiling adds some 100 MB."""
     measured = []

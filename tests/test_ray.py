@@ -65,6 +65,7 @@ def test_two_workers_give_the_rows_of_one_process(sweep, whole, tmp_path):
     assert json.loads((tmp_path / "run/summary.json").read_text())["workers"] == workers
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_killed_twice(sweep, whole, tmp_path, monkeypatch):
     """What lay in its lanes begins again elsewhere."""

@@ -24,7 +24,7 @@ from tests.test_cli import refusal
 from tests.test_resume import PROJECT, assert_same, finish, restore_globals, small_run, verdicts, wait_for_part
 
 pytest.importorskip("ray")
-pytestmark = [pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]  # test_ray.py has the same in one process
 __all__ = ["restore_globals", "small_run"]  # fixtures
 
 # Writes as soon as something ends, so that a short run can be hit in its middle. A shell may start processes with
@@ -108,7 +108,6 @@ def test_workers_and_the_driver_killed(small_run, tmp_path):
     assert len(run.rows()) == 60
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_two_hundred_trials_with_workers_and_the_driver_killed(tmp_path):
     """LeNet on photographs of 32 by 32 pixels, in float64."""
