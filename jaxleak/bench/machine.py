@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxleak.bench import variants
 from jaxleak.bench.protocol import Link
+from jaxleak.precision import full_precision
 
 MATRIX = {"cpu": 2048, "gpu": 8192}
 WIDTH = {"cpu": 16, "gpu": 64}  # of a ResNet's first stage, where none is asked for
@@ -21,7 +22,7 @@ def measure(settings: dict[str, Any], about: dict[str, Any], link: Link) -> None
     size = MATRIX.get(about["platform"], MATRIX["gpu"])
     width = settings["width"] or WIDTH.get(about["platform"], WIDTH["gpu"])
     left = jax.random.normal(jax.random.key(0), (size, size))
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         product = jax.jit(jnp.matmul).lower(left, left).compile()
     # In place: with new memory for each result, the pages' first touch would be measured.
     copy = jax.jit(lambda x: x + 1, donate_argnums=0)

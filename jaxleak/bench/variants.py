@@ -15,6 +15,7 @@ from jaxleak.attacks import DLG, IG, Attack, with_solver
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
+from jaxleak.precision import full_precision
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
 from jaxleak.stats import Criteria
 from jaxleak.trial import Job, Trial
@@ -135,7 +136,7 @@ def jaxopt_loop(settings: dict[str, Any]) -> Loop:
 
     attacked = trial(settings)
     shared = attacked.shared()
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         problem = jax.jit(attacked.prepare)(shared, jax.tree.map(lambda leaf: leaf[0], jobs(settings)))
     objective = attacked.objective(shared, problem)
     if settings["solver"] == "adam":

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
+from jaxleak.precision import full_precision
 
 UNIT_SECONDS = 0.2  # aimed at between two looks at the clock
 ENGINE_WARM = 0.7  # seconds until the engine's chunks, which begin with one step, have their length
@@ -112,7 +113,7 @@ def run_loop(settings: dict[str, Any], name: str, lanes: int, about: dict[str, A
     def advance(first, count, states):
         return jax.lax.fori_loop(first, first + count, lambda k, now: jax.vmap(loop.step, (None, 0))(k, now), states)
 
-    with jax.default_matmul_precision("highest"):
+    with full_precision():
         compiled = jax.jit(advance, donate_argnums=2).lower(0, 1, jax.eval_shape(start, 0)).compile()
         start = jax.jit(start).lower(0).compile()
     about |= {"compile_seconds": time.perf_counter() - began, "lanes": lanes}
