@@ -1,6 +1,10 @@
 """The package's tests run in float64 on two forced CPU devices (design.md, "Numbers people can trust")."""
 
+import atexit
+import gc
 import os
+import shutil
+import tempfile
 
 import pytest
 
@@ -9,6 +13,13 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 # Compiling is most of the suite's time: what is tested does not depend on the optimisations of XLA and LLVM. Processes
 # that tests start inherit it.
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+# What one of these processes has compiled the others load; nothing is kept from one run of the suite to the next.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    compiled = os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxleak-tests-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import jax
 
@@ -41,6 +52,12 @@ CORE_ALONE = {
     "test_plots": ("test_grid_holds", "test_a_grid_of_noise"),
     "test_store": ("test_flipped_bits",),
 }
+
+
+def pytest_collection_finish():
+    """Tracing makes millions of objects that live: looking through them all for garbage takes 5 % of the time."""
+    gc.freeze()
+    gc.set_threshold(200_000, 20, 50)
 
 
 def pytest_collection_modifyitems(items):
