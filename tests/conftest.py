@@ -53,6 +53,90 @@ CORE_ALONE = {
     "test_store": ("test_flipped_bits",),
 }
 
+# Marked `slow`: further cases of what a quicker case of the same file checks, and kills of whole processes of which
+# one kind is left in the suite. Tests whose names begin so.
+FURTHER = {
+    "test_bench": ("test_a_measurement_in_processes", "test_a_phase_moves_no_further_than_it_should[jaxleak-cosine]"),
+    "test_checkpoint": (
+        "test_a_resumed_run_has_the_networks_it_began_with[per-image]",
+        "test_another_training_is_done_anew[changes2]",
+    ),
+    "test_client": (
+        "test_updates_and_objectives_equal_torch[three steps",
+        "test_updates_and_objectives_equal_torch[one step of Adam",
+        "test_updates_and_objectives_equal_torch[local batches",
+    ),
+    "test_conv": (
+        "test_kernels_of_several_images_and_networks[16",
+        "test_kernels_of_several_images_and_networks[6-40-3-70-1-float64",
+        "test_kernels_of_several_images_and_networks[8-12-5-12-1-float32",
+    ),
+    "test_convnet": ("test_convnet_equals_torch[group norm", "test_convnet_equals_torch[eval"),
+    "test_dense": tuple(
+        f"test_equals_the_plain_product_and_its_derivatives[{shape}"
+        for shape in ("768", "32-", "33-", "31-", "588-5-0", "1-5-0", "40-500-0")
+    ),
+    "test_densenet": (
+        "test_narrow_densenet121_equals_torch_through_a_file[True",
+        "test_a_small_densenet_equals_torch[imagenet stem]",
+        "test_a_small_densenet_equals_torch[group norm",
+    ),
+    "test_engine": (
+        "test_other_lanes_in_the_middle_of_a_run_change_nothing[a network",
+        "test_lanes_change_nothing[a network per trial-lanes 1,",
+        "test_lanes_change_nothing[a network per trial-lanes 3,",
+        "test_lanes_change_nothing[one network-lanes 1,",
+        "test_lanes_change_nothing[one network-lanes 50,",
+    ),
+    "test_inception": (
+        "test_auxiliary_logits",
+        *(f"test_a_block_equals_torch[{block}-train" for block in "ade"),
+        *(f"test_a_block_equals_torch[{block}-eval" for block in ("c", "d", "e", "stem")),
+        "test_a_narrow_network_equals_torch_through_a_file[eval",
+        "test_group_norm",
+    ),
+    "test_memory": ("test_bytes_per_lane_are_what_a_lane_takes",),
+    "test_native": ("test_a_factored_gradient_is_the_gradient[3",),
+    "test_object_store": ("test_killed_resumed_and_read_back",),
+    "test_own_layout": ("test_one_file_means_the_same_however_maps_are_flattened[nnx",),
+    "test_own_model": ("test_an_nnx_twin", "test_an_attack_from_end_to_end[nnx"),
+    "test_plots": (
+        "test_full_grid_stays_small_on_the_disk_and_within_a_page[28-",
+        "test_full_grid_stays_small_on_the_disk_and_within_a_page[32-",
+    ),
+    "test_report": ("test_every_threat_model_has_a_page[clients", "test_every_threat_model_has_a_page[fields"),
+    "test_resnet": (
+        "test_logits_update_and_attack_gradient_equal_torch[bottlenecks",
+        "test_logits_update_and_attack_gradient_equal_torch[group norm",
+    ),
+    "test_shard": ("test_two_processes_at_once",),
+    "test_sweep": (
+        "test_ctrl_c_keeps_what_is_finished_and_the_same_sweep_completes[update",
+        "test_lanes_change_nothing[1]",
+        "test_networks[per-image",
+    ),
+    "test_threat_model": (
+        "test_defences_are_met_as_given[per-victim",
+        "test_the_analytic_attack_recovers_a_photo[{'normalise'",
+        "test_the_box_keeps_pixels_and_leaves_labels[normalised",
+        "test_other_numbers_of_dummies[3",
+        "test_label_strategies_in_a_trial[steps",
+        "test_whatever_the_scale_the_published_objective_is_reported[l2, weighted",
+    ),
+    "test_trial": tuple(
+        f"test_{name}[{case}"
+        for name in (
+            *("trial_follows_torch", "counters_equal_torchs", "trial_ends_when_torch_only_repeats_itself"),
+            *("label_is_torchs", "threshold_is_noted_at_its_first_crossing", "traces_are_blank_after_the_end"),
+            *("mse_trace_belongs_to_the_snapshots", "the_final_candidate_fills_later_snapshots"),
+            "update_norm_is_the_shared_updates",
+        )
+        for case in ("gray12", "odd18", "rgb16")
+    ),
+    "test_update": ("test_a_resnet_from_pytorch",),
+    "test_worker": ("test_blocks_of_two_attacks",),
+}
+
 
 def pytest_collection_finish():
     """Tracing makes millions of objects that live: looking through them all for garbage takes 5 % of the time."""
@@ -60,8 +144,11 @@ def pytest_collection_finish():
     gc.set_threshold(200_000, 20, 50)
 
 
+@pytest.hookimpl(tryfirst=True)  # before `-m` chooses
 def pytest_collection_modifyitems(items):
     for item in items:
         left_out, alone = CORE.get(item.path.stem), CORE_ALONE.get(item.path.stem, ())
         if item.name.startswith(alone) or (left_out is not None and not item.name.startswith(left_out)):
             item.add_marker(pytest.mark.core)
+        if item.name.startswith(FURTHER.get(item.path.stem, ())):
+            item.add_marker(pytest.mark.slow)
