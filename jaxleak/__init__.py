@@ -7,12 +7,12 @@ if TYPE_CHECKING:
     from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
     from jaxleak.client import Client
     from jaxleak.cluster.ray_driver import Ray
-    from jaxleak.conv import fast_conv
     from jaxleak.data import Dataset, load_dataset
     from jaxleak.defences import parse_defence
-    from jaxleak.dense import blocked_dot_general
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
+    from jaxleak.kernels.conv import fast_conv
+    from jaxleak.kernels.dense import blocked_dot_general
     from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
     from jaxleak.own_model import adapt_model
@@ -32,10 +32,10 @@ _HOMES = {
     "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
     "client": ("Client",),
     "cluster.ray_driver": ("Ray",),
-    "conv": ("fast_conv",),
+    "kernels.conv": ("fast_conv",),
     "data": ("Dataset", "load_dataset"),
     "defences": ("parse_defence",),
-    "dense": ("blocked_dot_general",),
+    "kernels.dense": ("blocked_dot_general",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
     "matching": ("unmosaic",),

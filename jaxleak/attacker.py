@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks import Attack
 from jaxleak.client import client_update
-from jaxleak.dense import Outer
 from jaxleak.errors import InputError
+from jaxleak.kernels.outer import Outer
 from jaxleak.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
 from jaxleak.objectives import (
     OBJECTIVES,

@@ -8,8 +8,8 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Bool, Float, PyTree
 
-from jaxleak.dense import Outer, is_outer, outer_distance, times
-from jaxleak.vectors import squared_distance
+from jaxleak.kernels.outer import Outer, is_outer, outer_distance, times
+from jaxleak.kernels.vectors import squared_distance
 
 
 def squared_norm(tree: PyTree) -> Float[Array, ""]:

@@ -13,9 +13,9 @@ from flax.core.tracers import current_trace
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.dense import Outer, is_outer, times
 from jaxleak.distances import cosine_distance, squared_l2, squared_norm
 from jaxleak.errors import InputError
+from jaxleak.kernels.outer import Outer, is_outer, times
 from jaxleak.models.norms import BatchNorm
 
 

@@ -4,7 +4,7 @@ import jax
 import pytest
 
 from jaxleak.engine.compiler import quick_options
-from jaxleak.native import emit
+from jaxleak.kernels.llvm import emit
 
 
 def quick_jit(function, **keywords):

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from jax import lax
 
-from jaxleak.conv import NHWC, fast_conv, patch_conv
-from jaxleak.native.bilinear import Geometry
-from jaxleak.patches import extract_patches
+from jaxleak.kernels.conv import NHWC, fast_conv, patch_conv
+from jaxleak.kernels.llvm.bilinear import Geometry
+from jaxleak.kernels.patches import extract_patches
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}

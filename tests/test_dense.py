@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxleak.dense import blocked_dot_general
+from jaxleak.kernels.dense import blocked_dot_general
 
 DENSE = (((1,), (0,)), ((), ()))
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from jax.nn import one_hot, softmax
 
-from jaxleak.dense import Outer
 from jaxleak.distances import cosine_distance, squared_l2, squared_norm
 from jaxleak.errors import InputError
+from jaxleak.kernels.outer import Outer
 from jaxleak.labels import bias_label, head_gradient, head_input, idlg_label
 from jaxleak.models import LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from jax import lax
 
 from jaxleak import IDLG, Adam, InputError, attack, build_model, load_dataset, make_victim
-from jaxleak.dense import Outer
+from jaxleak.kernels.outer import Outer
 from jaxleak.objectives import cross_entropy, factored_gradient, loss_gradient, observe
 from jaxleak.own_model import adapt_model, slow_layers
 from tests.fixtures import quick_jit

@@ -5,9 +5,9 @@ from collections.abc import Callable
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxleak.conv import fast_conv
-from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import check_choice, check_positive
+from jaxleak.kernels.conv import fast_conv
+from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.models.norms import check_norm, normalisation
 from jaxleak.models.pooling import max_pool, pooled_size
 from jaxleak.models.weight_init import NORMED_WEIGHT_INITS, layer_inits

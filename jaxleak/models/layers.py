@@ -6,7 +6,7 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxleak.conv import fast_conv
+from jaxleak.kernels.conv import fast_conv
 from jaxleak.models.weight_init import dlg_uniform, layer_inits
 
 

@@ -6,9 +6,9 @@ from functools import partial
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxleak.conv import fast_conv
-from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError, check_choice
+from jaxleak.kernels.conv import fast_conv
+from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.models.weight_init import WEIGHT_INITS, layer_inits
 
 

@@ -5,8 +5,8 @@ from collections.abc import Callable
 import flax.linen as nn
 from jaxtyping import Array, Float
 
-from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError, check_choice
+from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.models.weight_init import WEIGHT_INITS, layer_inits
 
 

@@ -12,9 +12,9 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jaxtyping import PyTree
 
-from jaxleak.conv import fast_conv
-from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
+from jaxleak.kernels.conv import fast_conv
+from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.own_model.traced import slow_convolutions, with_fast_convolutions
 
 Path = tuple[str, ...]

@@ -15,9 +15,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.conv import fast_conv
-from jaxleak.dense import blocked_dot_general
 from jaxleak.errors import InputError
+from jaxleak.kernels.conv import fast_conv
+from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.own_model.traced import with_fast_convolutions
 
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}

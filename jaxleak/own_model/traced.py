@@ -7,7 +7,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.extend.core.primitives import conv_general_dilated_p
 
-from jaxleak.conv import fast_conv
+from jaxleak.kernels.conv import fast_conv
 
 
 def slow_convolutions(function: Callable, *args) -> list[str]:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
-from jaxleak.native import usable
-from jaxleak.native.history import Call, quasi_newton
-from jaxleak.native.lanes import lane_primitive
+from jaxleak.kernels.llvm import usable
+from jaxleak.kernels.llvm.history import Call, quasi_newton
+from jaxleak.kernels.llvm.primitive import lane_primitive
 
 
 class History(NamedTuple):

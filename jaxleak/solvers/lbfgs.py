@@ -6,8 +6,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from jaxleak import vectors
 from jaxleak.errors import check_positive
+from jaxleak.kernels import vectors
 from jaxleak.solvers.compact import History, advance, empty_history
 from jaxleak.solvers.protocol import Info, ValueAndGradient
 

@@ -1,28 +1,18 @@
-"""Dense layers: products summed in blocks, and weight gradients kept as the outer products they are.
+"""The weight gradient of a dense layer as the outer product that it is, and its distance from another gradient.
 
 A dense layer's weight gradient is the outer product of its inputs and its outputs' gradients. Matching needs the
 distance of that product from the shared gradient and the distance's derivatives: `Outer` and `outer_distance` give them
 without building the product (LeNet's head: 307 kB for each trial, read and written several times per evaluation).
-
-The blocks are for accurate float32 gradients. Near the solution the objective is a small difference of nearly equal
-gradients, and rounding limits it. Measured on one DLG trajectory on LeNet, ten points: the error of the objective's
-gradient against float64 changes by a factor of 0.42 to 1.76, geometric mean 0.83, much as with a float64 product of the
-head. Beside PyTorch the iterations to 1e-4 fell by some 6 % for DLG and 4 % for iDLG (experiments/NOTES.md). That XLA
-sums the products of a logit in one run is the supposed cause; its code was not looked at.
 """
 
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.native import outer, usable
-from jaxleak.native.bilinear import Geometry, native_conv
-from jaxleak.native.lanes import lane_primitive
-
-BLOCK = 32
+from jaxleak.kernels.llvm import outer, usable
+from jaxleak.kernels.llvm.primitive import lane_primitive
 
 
 class Outer(NamedTuple):
@@ -85,26 +75,3 @@ def _(primals, tangents):
 
 
 _kernel = lane_primitive(_by_residual, outer.outer_distance, lambda left, right, _: outer.Call.of(left, right))
-
-
-def blocked_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):
-    """Drop-in for `lax.dot_general` in `flax.linen.Dense(dot_general=...)`: inputs [..., i] times kernel [i, k].
-
-    The products are summed within blocks of inputs, and the blocks' sums after that. On a CPU the kernels of a
-    convolution whose window is the whole image do it, in blocks of their own. Other contractions are handed to
-    `lax.dot_general`.
-    """
-    if dimension_numbers != (((lhs.ndim - 1,), (0,)), ((), ())) or rhs.ndim != 2:
-        return lax.dot_general(
-            lhs, rhs, dimension_numbers, precision=precision, preferred_element_type=preferred_element_type
-        )
-    inputs, outputs = rhs.shape
-    layer = Geometry(1, 1, inputs, (1, 1), outputs, (1, 1), ((0, 0), (0, 0)))
-    if usable(lhs, rhs) and layer.fits(str(lhs.dtype)):
-        out = native_conv(lhs.reshape(-1, 1, 1, inputs), rhs[None, None], layer)
-        return out.reshape(*lhs.shape[:-1], outputs)
-    missing = -inputs % BLOCK
-    lhs = jnp.pad(lhs, [(0, 0)] * (lhs.ndim - 1) + [(0, missing)]).reshape(*lhs.shape[:-1], -1, BLOCK)
-    rhs = jnp.pad(rhs, ((0, missing), (0, 0))).reshape(-1, BLOCK, outputs)
-    sums = jnp.einsum("...gi,gik->...gk", lhs, rhs, precision=precision, preferred_element_type=preferred_element_type)
-    return jnp.sum(sums, axis=-2)

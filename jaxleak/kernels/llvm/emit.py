@@ -16,7 +16,7 @@ import jax
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from jaxleak.native import ITEMSIZE
+from jaxleak.kernels.llvm import ITEMSIZE
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()

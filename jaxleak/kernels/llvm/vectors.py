@@ -2,10 +2,10 @@
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxleak.native import new_kernel
+from jaxleak.kernels.llvm import new_kernel
 
 if TYPE_CHECKING:
-    from jaxleak.native.emit import Kernel
+    from jaxleak.kernels.llvm.emit import Kernel
 
 TOGETHER = 2  # vectors whose sums run side by side
 
@@ -69,7 +69,7 @@ def _put_totals(k: "Kernel", totals, outs, lane) -> None:
 
 
 def pair(name: str, call: Call) -> str:
-    """gradient, previous and s [l, n] -> what `jaxleak.vectors.Pair` holds."""
+    """gradient, previous and s [l, n] -> what `jaxleak.kernels.vectors.Pair` holds."""
     k = new_kernel(name, call.dtype)
     gradient, previous, move, change, *outs = k.buffers(3, 7)
     n = call.size

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxleak.native import usable, vectors
-from jaxleak.native.lanes import lane_primitive
+from jaxleak.kernels.llvm import usable, vectors
+from jaxleak.kernels.llvm.primitive import lane_primitive
 
 
 class Pair(NamedTuple):

@@ -10,10 +10,10 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxleak.native import convolution
-from jaxleak.native.available import available
-from jaxleak.native.convolution import Call, Geometry
-from jaxleak.patches import extract_patches
+from jaxleak.kernels.llvm import convolution
+from jaxleak.kernels.llvm.available import available
+from jaxleak.kernels.llvm.convolution import Call, Geometry
+from jaxleak.kernels.patches import extract_patches
 
 FLAT_BELOW = 8  # channels
 
@@ -33,7 +33,7 @@ def _primitive(build, result, reference) -> Primitive:
     def lower(ctx, left, right, *, geometry):
         if not available():
             return lowered_by_xla(ctx, left, right, geometry=geometry)
-        from jaxleak.native.emit import target
+        from jaxleak.kernels.llvm.emit import target
 
         x, _ = ctx.avals_in
         images = x.shape[1]

@@ -19,6 +19,6 @@ def usable(*arrays) -> bool:
 
 def new_kernel(name: str, dtype: str):
     """An `emit.Kernel` under construction."""
-    from jaxleak.native.emit import Kernel
+    from jaxleak.kernels.llvm.emit import Kernel
 
     return Kernel(name, dtype)

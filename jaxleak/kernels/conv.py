@@ -13,9 +13,9 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from jaxleak.native import usable
-from jaxleak.native.bilinear import Geometry, native_conv
-from jaxleak.patches import extract_patches
+from jaxleak.kernels.llvm import usable
+from jaxleak.kernels.llvm.bilinear import Geometry, native_conv
+from jaxleak.kernels.patches import extract_patches
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 

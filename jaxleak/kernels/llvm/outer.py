@@ -7,7 +7,7 @@ With left [b, i], right [b, k] and target [i, k], and the residual r = sum_b lef
 
 from typing import NamedTuple
 
-from jaxleak.native import ITEMSIZE, STACK_LIMIT, new_kernel
+from jaxleak.kernels.llvm import ITEMSIZE, STACK_LIMIT, new_kernel
 
 ROWS = 32  # rows summed before their sum is added to the total: shorter sums round less
 

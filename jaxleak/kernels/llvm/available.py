@@ -59,7 +59,7 @@ def compile_nothing() -> None:
     Raises:
         Exception: whatever llvmlite raises where it cannot.
     """
-    from jaxleak.native import emit
+    from jaxleak.kernels.llvm import emit
 
     kernel = emit.Kernel("jaxleak_nothing", "float32")
     kernel.buffers(1, 1)

@@ -11,17 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak import vectors
 from jaxleak.attacks import get_attack
 from jaxleak.data import load_dataset
-from jaxleak.dense import Outer, outer_distance
 from jaxleak.distances import squared_l2
+from jaxleak.kernels import vectors
+from jaxleak.kernels.llvm.available import available, misfit
+from jaxleak.kernels.outer import Outer, outer_distance
+from jaxleak.kernels.vectors import pair, products, squared_distance
 from jaxleak.models import LeNet
-from jaxleak.native.available import available, misfit
 from jaxleak.objectives import factored_gradient, loss_gradient
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
 from jaxleak.trial import Job, Trial
-from jaxleak.vectors import pair, products, squared_distance
 from jaxleak.victim import draw_params, make_victim
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
@@ -230,8 +230,8 @@ WITHOUT = """
 import sys, warnings
 import jax, jax.numpy as jnp, numpy as np
 {broken}
-from jaxleak import vectors
-from jaxleak.conv import fast_conv
+from jaxleak.kernels import vectors
+from jaxleak.kernels.conv import fast_conv
 import flax.linen as nn
 
 x = jnp.linspace(0, 1, 2 * 8 * 8 * 3).reshape(2, 8, 8, 3)
@@ -255,7 +255,7 @@ print(told[0])
     [
         ("sys.modules['llvmlite'] = None", "llvmlite does not work here"),
         (
-            "from jaxleak.native import available\n"
+            "from jaxleak.kernels.llvm import available\n"
             "available.compile_nothing = lambda: None\navailable.OLDEST = (0, 999)",
             "need version 0.999 of XLA's interface",
         ),

@@ -7,10 +7,10 @@ arithmetic is that of `jaxleak.solvers.compact`, where formulas and source stand
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxleak.native import new_kernel
+from jaxleak.kernels.llvm import new_kernel
 
 if TYPE_CHECKING:
-    from jaxleak.native.emit import Kernel
+    from jaxleak.kernels.llvm.emit import Kernel
 
 ROWS = 4  # pairs read side by side
 

@@ -16,10 +16,10 @@ images of one group.
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from jaxleak.native import ITEMSIZE, STACK_LIMIT, new_kernel
+from jaxleak.kernels.llvm import ITEMSIZE, STACK_LIMIT, new_kernel
 
 if TYPE_CHECKING:
-    from jaxleak.native.emit import Kernel
+    from jaxleak.kernels.llvm.emit import Kernel
 
 BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
 COLUMNS = 4  # neighbours that `input` does together, for each of which the kernel need not be read again

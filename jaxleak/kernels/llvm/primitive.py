@@ -9,7 +9,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
-from jaxleak.native.available import available
+from jaxleak.kernels.llvm.available import available
 
 
 def lane_primitive(
@@ -47,7 +47,7 @@ def lane_primitive(
     def lower(ctx, *arguments):
         if not available():
             return reference(ctx, *arguments)
-        from jaxleak.native.emit import target
+        from jaxleak.kernels.llvm.emit import target
 
         aliases = {place: place for place in range(in_place)}
         rule = jax.ffi.ffi_lowering(target(build, call(*ctx.avals_in)), operand_output_aliases=aliases)

@@ -1,0 +1,10 @@
+"""Products that are fast under `vmap`, with kernels of our own on a CPU.
+
+Each function here works on every platform; what calls a kernel says what stands in for it.
+
+conv      convolution, by kernels or as slices and matrix products (`patches`)
+dense     the product of a dense layer
+outer     a dense layer's weight gradient, not built, and its distance from another
+vectors   the sums over vectors that a solver needs
+llvm/     the kernels: made for the shapes at hand, called through XLA's FFI
+"""
