@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from jaxleak.kernels.dense import blocked_dot_general
     from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
-    from jaxleak.own_model import adapt_model
+    from jaxleak.models.own import adapt_model
     from jaxleak.plan import Sweep
     from jaxleak.plots import hold_last
     from jaxleak.report import write_page
@@ -40,7 +40,7 @@ _HOMES = {
     "errors": ("InputError",),
     "matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
-    "own_model": ("adapt_model",),
+    "models.own": ("adapt_model",),
     "plots": ("hold_last",),
     "report": ("write_page",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),

@@ -124,7 +124,7 @@ def _after(act: Callable, *kinds: type[nn.Module]) -> Callable:
 
 
 def _path(model, module: nn.Module) -> tuple[str, ...]:
-    """Where `params` has a layer's parameters: by its path, unless the model is one that `own_model` has renamed."""
+    """Where `params` has a layer's parameters: by its path, unless the model is one that `models.own` has renamed."""
     renamed = getattr(model, "path_in_params", None)
     return renamed(module.path) if renamed else module.path
 

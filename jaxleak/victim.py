@@ -20,8 +20,8 @@ from jaxleak.defences import Defence, check_defences, defence_text, defend
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
 from jaxleak.models.describe import description
+from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.objectives import loss_gradient
-from jaxleak.own_model import AdaptedModel, adapt_model, module_name
 from jaxleak.places import reachable
 from jaxleak.training import train_network
 

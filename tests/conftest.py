@@ -48,7 +48,7 @@ CORE = {
 }
 # ... and these tests alone of other files: what adapting, drawing and storing ask of libraries.
 CORE_ALONE = {
-    "test_own_model": ("test_an_attack_from_end_to_end[linen", "test_nnx_modules_draw", "test_lifted_layers"),
+    "test_models_own": ("test_an_attack_from_end_to_end[linen", "test_nnx_modules_draw", "test_lifted_layers"),
     "test_plots": ("test_grid_holds", "test_a_grid_of_noise"),
     "test_store": ("test_flipped_bits",),
 }
@@ -98,8 +98,8 @@ FURTHER = {
     "test_memory": ("test_bytes_per_lane_are_what_a_lane_takes",),
     "test_llvm": ("test_a_factored_gradient_is_the_gradient[3",),
     "test_object_store": ("test_killed_resumed_and_read_back",),
-    "test_own_layout": ("test_one_file_means_the_same_however_maps_are_flattened[nnx",),
-    "test_own_model": ("test_an_nnx_twin", "test_an_attack_from_end_to_end[nnx"),
+    "test_models_own_layout": ("test_one_file_means_the_same_however_maps_are_flattened[nnx",),
+    "test_models_own": ("test_an_nnx_twin", "test_an_attack_from_end_to_end[nnx"),
     "test_plots": (
         "test_full_grid_stays_small_on_the_disk_and_within_a_page[28-",
         "test_full_grid_stays_small_on_the_disk_and_within_a_page[32-",

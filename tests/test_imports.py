@@ -13,7 +13,6 @@ PACKAGE = Path(jaxleak.__file__).parent
 LEAVES = {
     "kernels",
     "models",
-    "own_model",
     "seldom",
     "distances",
     "objectives",

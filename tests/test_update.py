@@ -17,9 +17,10 @@ from safetensors.numpy import load_file, save_file
 from jaxleak import IDLG, IG, InputError
 from jaxleak.evidence import Restarts, report
 from jaxleak.models import LeNet
+from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.objectives import loss_gradient
-from jaxleak.update import load_update, model_builder, with_fitting_stops
+from jaxleak.update import load_update, with_fitting_stops
 from jaxleak.victim import draw_params
 from tests.oracles.require_torch import require_torch
 from tests.test_cli import call, refusal, restored_globals

@@ -33,7 +33,9 @@ def description(value: Any) -> str:
 
 
 def _name(value: Any) -> str:
-    name = f"{value.__module__}.{value.__qualname__}"
+    # Runs that were begun before `kernels` was a folder name its functions without it, and go on.
+    module = value.__module__.replace("jaxleak.kernels.", "jaxleak.")
+    name = f"{module}.{value.__qualname__}"
     code = getattr(value, "__code__", None)
     return f"{name}:{_digest(code)}" if "<" in name and code is not None else name
 

@@ -43,7 +43,7 @@ class WithStatistics:
         self.model, self.batch_stats = model, batch_stats
 
     def path_in_params(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """Where `params` has what the model has at `path`: see `own_model.AdaptedModel`."""
+        """Where `params` has what the model has at `path`: see `own.AdaptedModel`."""
         renamed = getattr(self.model, "path_in_params", None)
         return renamed(path) if renamed else path
 

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxleak.errors import InputError
-from jaxleak.own_model.adapted import AdaptedModel
-from jaxleak.own_model.layers import find_head, gives_logits, image_of, needs_nothing, slow_layers
+from jaxleak.models.own.adapted import AdaptedModel
+from jaxleak.models.own.layers import find_head, gives_logits, image_of, needs_nothing, slow_layers
 
 # Arguments by which a model's `__call__` is told that it does not train.
 EVALUATION = {
@@ -79,7 +79,7 @@ def _linen_like(model) -> Any:
     """A Linen module as it is, an NNX module behind the same two methods."""
     if isinstance(model, nn.Module):
         return model
-    from jaxleak.own_model.nnx_model import from_nnx  # importing NNX takes long
+    from jaxleak.models.own.nnx_model import from_nnx  # importing NNX takes long
 
     module = from_nnx(model)
     if module.build is None:

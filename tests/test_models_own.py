@@ -17,8 +17,8 @@ from jax import lax
 
 from jaxleak import IDLG, Adam, InputError, attack, build_model, load_dataset, make_victim
 from jaxleak.kernels.outer import Outer
+from jaxleak.models.own import adapt_model, slow_layers
 from jaxleak.objectives import cross_entropy, factored_gradient, loss_gradient, observe
-from jaxleak.own_model import adapt_model, slow_layers
 from tests.fixtures import quick_jit
 
 SHAPE = (16, 16, 1)
@@ -328,7 +328,7 @@ def test_equal_models_are_equal_and_read_the_same_in_every_process():
     assert twins[0] == twins[1]
     models = "adapt_model(Normed(), SHAPE), adapt_model(TwinCNN, SHAPE)"
     printed = f"models = [{models}]; print(models, [one.program(SHAPE) for one in models])"
-    script = f"import tests.conftest; from tests.test_own_model import *; {printed}"
+    script = f"import tests.conftest; from tests.test_models_own import *; {printed}"
     elsewhere = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     here = [adapt_model(Normed(), SHAPE), twins[0]]
     assert elsewhere.strip() == f"{here} {[one.program(SHAPE) for one in here]}"

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, PyTree
 from jaxleak.errors import InputError
 from jaxleak.kernels.conv import fast_conv
 from jaxleak.kernels.dense import blocked_dot_general
-from jaxleak.own_model.traced import with_fast_convolutions
+from jaxleak.models.own.traced import with_fast_convolutions
 
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 

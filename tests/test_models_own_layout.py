@@ -13,8 +13,8 @@ from flax import nnx
 
 from jaxleak import IDLG, InputError, attack, load_dataset, make_victim
 from jaxleak.models import load_weights, save_weights
+from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.own_model import adapt_model
 from tests.test_resume import small_pictures
 
 SHAPE = (8, 8, 3)

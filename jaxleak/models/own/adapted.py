@@ -14,8 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.models.describe import description
-from jaxleak.own_model.flatten import flattened_readers
-from jaxleak.own_model.layers import faster
+from jaxleak.models.own.flatten import flattened_readers
+from jaxleak.models.own.layers import faster
 
 Path = tuple[str, ...]
 

@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 from jaxleak.errors import InputError
 from jaxleak.kernels.conv import fast_conv
 from jaxleak.kernels.dense import blocked_dot_general
-from jaxleak.own_model.traced import slow_convolutions, with_fast_convolutions
+from jaxleak.models.own.traced import slow_convolutions, with_fast_convolutions
 
 Path = tuple[str, ...]
 

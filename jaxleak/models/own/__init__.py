@@ -8,10 +8,11 @@ Nothing in the model is edited: its layers are replaced while it is applied, by 
     nnx_model.py  an NNX module with the methods of a Linen one
     traced.py     convolutions in a traced function
     flatten.py    flattened maps in a traced function
+    from_file.py  a model by its name, or from a function in a Python file
 """
 
-from jaxleak.own_model.adapt import adapt_model, module_name
-from jaxleak.own_model.adapted import AdaptedModel
-from jaxleak.own_model.layers import slow_layers
+from jaxleak.models.own.adapt import adapt_model, module_name
+from jaxleak.models.own.adapted import AdaptedModel
+from jaxleak.models.own.layers import slow_layers
 
 __all__ = ["AdaptedModel", "adapt_model", "module_name", "slow_layers"]

@@ -1,0 +1,76 @@
+"""A model by its name, as a module, or from a function in a Python file."""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+
+from jaxleak.errors import InputError, check_choice
+from jaxleak.models import MODELS, build_model
+from jaxleak.models.own import module_name
+
+BUILDER = "build_model"  # the function looked for in a Python file
+
+
+def model_builder(model: Any) -> tuple[str, Callable[..., Any]]:
+    """The model's name, and a function from the number of classes and fields to the module.
+
+    Raises:
+        InputError: no such model, file or function.
+    """
+    if not isinstance(model, str | Path):
+        return module_name(model), _given_fields(model)
+    file, colon, function = str(model).rpartition(":")
+    if not file.endswith(".py"):
+        file, colon, function = str(model), "", ""
+    if not file.endswith(".py"):
+        check_choice("model", str(model), MODELS)
+        return str(model), lambda classes, /, **fields: build_model(str(model), classes, **fields)
+    return Path(file).stem, _function(Path(file), function if colon else BUILDER)
+
+
+def _given_fields(model: Any) -> Callable[..., Any]:
+    def build(classes: int, /, **fields: Any) -> Any:
+        if not fields:
+            return model
+        if not isinstance(model, nn.Module):
+            raise InputError(f"`fields` are for a Linen module or a model's name; give {module_name(model)} its own.")
+        try:
+            return model.clone(**fields)
+        except TypeError as error:
+            raise InputError(f"`fields` do not fit {module_name(model)}: {error}.") from error
+
+    return build
+
+
+def _function(file: Path, name: str) -> Callable[..., Any]:
+    if not file.is_file():
+        raise InputError(f"`model` must be a name or a Python file; there is no file {str(file)!r}.")
+    spec = importlib.util.spec_from_file_location(f"jaxleak_model_{file.stem}", file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
+    sys.path.insert(0, str(file.resolve().parent))  # its neighbours can be imported, as where it is run
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:  # whatever the user's file raises
+        raise InputError(f"`model` {str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
+    finally:
+        sys.path.pop(0)
+    build = getattr(module, name, None)
+    if not callable(build):
+        raise InputError(f"`model` {str(file)!r} has no function {name!r}; name another after a colon.")
+
+    def checked(classes: int, /, **fields: Any) -> Any:
+        try:
+            return build(classes, **fields)
+        except InputError:
+            raise
+        except (Exception, SystemExit) as error:  # whatever the user's function raises
+            raise InputError(f"`model` {str(file)!r}: {name} fails: {type(error).__name__}: {error}.") from error
+
+    return checked
