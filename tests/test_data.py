@@ -103,7 +103,7 @@ def save_picture(file: Path, shade: int = 128, size=(40, 30), mode: str = "RGB")
 
 
 def test_photos_are_package_data():
-    folder = importlib.resources.files("jaxleak") / "photos"
+    folder = importlib.resources.files("jaxleak.data") / "photos"
     for file in ("tiles.npz", "SOURCES.md", "make_photos.py", "224/cat.jpg", "299/cat.jpg"):
         assert (folder / file).is_file()
     sources = (folder / "SOURCES.md").read_text()

@@ -36,13 +36,15 @@ LEAVES = {
 }
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {
-    **dict.fromkeys([*LEAVES, "photos", "victim", "attacks", "parts", "environment"], LEAVES),
+    **dict.fromkeys([*LEAVES, "victim", "attacks", "parts", "environment"], LEAVES),
     "store": LEAVES | {"parts"},
     "checkpoint": LEAVES | {"parts"},
     "victim": LEAVES | {"checkpoint"},
     "attacker": LEAVES | {"victim", "attacks"},
     "trial": LEAVES | {"victim", "attacks", "attacker"},
     "kernels": set(),
+    "data": {"errors"},
+    "models": {"errors", "kernels", "precision"},
     "engine": {"errors", "precision"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},
     "tables": LEAVES | {"store"},

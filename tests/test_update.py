@@ -48,7 +48,7 @@ def restore_globals():
 
 def photo() -> np.ndarray:
     """One of the embedded photographs at half its size [1, 16, 16, 3]."""
-    with np.load(ROOT / "jaxleak/photos/tiles.npz") as tiles:
+    with np.load(ROOT / "jaxleak/data/photos/tiles.npz") as tiles:
         halves = tiles["pixels"][6:7].reshape(1, 16, 2, 16, 2, 3)
     return halves.mean(axis=(2, 4)).round().astype(np.uint8)
 

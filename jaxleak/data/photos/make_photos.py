@@ -7,7 +7,7 @@ Three originals come from packages outside jaxleak's own dependencies:
         --platform manylinux_2_17_x86_64
     apt-get download gcompris-qt-data && dpkg -x gcompris-qt-data_3.1-2_all.deb gcompris
 
-    python jaxleak/photos/make_photos.py --scipy-wheel scipy-1.9.3-*.whl \\
+    python jaxleak/data/photos/make_photos.py --scipy-wheel scipy-1.9.3-*.whl \\
         --gcompris gcompris/usr/share/gcompris-qt/rcc/explore_world_animals.rcc
 """
 

@@ -1,0 +1,13 @@
+"""Private images and labels: the embedded photographs, CIFAR-100, MNIST, LFW, and the user's own pictures.
+
+load.py      `load_dataset`: by name or path
+dataset.py   `Dataset`: pictures by their index; draws of images and batches
+prepared.py  what tensorflow-datasets has prepared
+pictures.py  the photographs in `photos/`, a folder, an `.npz` file
+decode.py    a picture's pixels
+"""
+
+from jaxleak.data.dataset import BATCH_LABELS, DATASETS, Dataset
+from jaxleak.data.load import load_dataset
+
+__all__ = ["BATCH_LABELS", "DATASETS", "Dataset", "load_dataset"]

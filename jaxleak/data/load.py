@@ -1,0 +1,57 @@
+"""A data set by its name, or the user's own pictures by their path."""
+
+from pathlib import Path
+
+from jaxleak.data.dataset import DATASETS, Dataset
+from jaxleak.data.pictures import load_folder, load_npz, load_photos
+from jaxleak.data.prepared import data_directory, load_prepared
+from jaxleak.errors import InputError, check_choice, check_positive
+
+
+def load_dataset(
+    name: str | Path,
+    *,
+    split: str | None = None,
+    data_dir: str | Path | None = None,
+    image_size: int | None = None,
+) -> Dataset:
+    """Open a data set by its name, or the user's own pictures by their path.
+
+    Own pictures are either a folder or an `.npz` file. In a folder each sub-folder is a class; in a folder
+    without sub-folders each picture is a class of its own. Pictures are cropped to the central square and
+    resized; their index is their place in the order of class and file name. An `.npz` file holds `images` (or
+    `pixels`) [n, h, w, c], uint8 or float in [0, 1], `labels` [n], and perhaps `class_names`. With one class
+    the cross-entropy loss is zero whatever the picture, so a single class gets an empty second one, `other`.
+
+    Args:
+        name: One of `DATASETS`, or a path. To open a folder that is named as a data set, write `./mnist`.
+        split: `train` or `test` of a prepared data set; `train` if left out and prepared, else `test`.
+        data_dir: Where data sets are prepared; if left out, the variable JAXLEAK_DATA_DIR, then
+            tensorflow-datasets' own default. `photos` and paths need none.
+        image_size: Height and width in pixels; if left out, as in `DATASETS`, 32 for a folder, and as stored
+            for an `.npz` file. `photos` has 32, 224 and 299.
+
+    Raises:
+        InputError: no such data set, not prepared, no such split, or a file that is not a picture.
+    """
+    if image_size is not None:
+        check_positive("image_size", image_size, integer=True)
+    if name == "photos":
+        return load_photos(split, image_size)
+    if name in DATASETS:
+        return load_prepared(str(name), split, data_directory(data_dir), image_size)
+    path = _existing_path(name)
+    load_path = load_folder if path.is_dir() else load_npz
+    return load_path(str(name), path, split, image_size)
+
+
+def _existing_path(name: str | Path) -> Path:
+    path = Path(name).expanduser()
+    if not path.exists():
+        if isinstance(name, Path) or len(path.parts) > 1 or path.suffix == ".npz":
+            raise InputError(f"`dataset` {str(name)!r} does not exist; give a folder of pictures or an .npz file.")
+        try:
+            check_choice("dataset", name, DATASETS)
+        except InputError as error:
+            raise InputError(f"{error} A folder of pictures or an .npz file works too.") from None
+    return path
