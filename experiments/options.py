@@ -13,11 +13,11 @@ from typing import Any
 from jaxleak.analytic import recover_image
 from jaxleak.attacks import ATTACKS, WEIGHTS, Attack
 from jaxleak.cli import RunCommand
-from jaxleak.defences import DEFENCES, ZERO, defence_form
 from jaxleak.flags import ADAM_FLAGS, ATTACK_FIELDS
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.solvers import solver_name
+from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 
 # What the code says nowhere but in comments; a name without an entry ends the program.
 PUBLISHED = {

@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
-    from jaxleak.client import Client
     from jaxleak.cluster.ray_driver import Ray
     from jaxleak.data import Dataset, load_dataset
-    from jaxleak.defences import parse_defence
     from jaxleak.environment import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.kernels.conv import fast_conv
@@ -23,18 +21,20 @@ if TYPE_CHECKING:
     from jaxleak.stats import Criteria, fisher, wilson
     from jaxleak.store import Run
     from jaxleak.sweep import Result, attack, run_sweep
-    from jaxleak.training import train_network
-    from jaxleak.update import load_update
-    from jaxleak.victim import Victim, draw_params, make_victim
+    from jaxleak.threat.client import Client
+    from jaxleak.threat.defences import parse_defence
+    from jaxleak.threat.shared_update import load_update
+    from jaxleak.threat.training import train_network
+    from jaxleak.threat.victim import Victim, draw_params, make_victim
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
     "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
-    "client": ("Client",),
+    "threat.client": ("Client",),
     "cluster.ray_driver": ("Ray",),
     "kernels.conv": ("fast_conv",),
     "data": ("Dataset", "load_dataset"),
-    "defences": ("parse_defence",),
+    "threat.defences": ("parse_defence",),
     "kernels.dense": ("blocked_dot_general",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
@@ -48,9 +48,9 @@ _HOMES = {
     "store": ("Run",),
     "plan": ("Sweep",),
     "sweep": ("Result", "attack", "run_sweep"),
-    "training": ("train_network",),
-    "update": ("load_update",),
-    "victim": ("Victim", "draw_params", "make_victim"),
+    "threat.training": ("train_network",),
+    "threat.shared_update": ("load_update",),
+    "threat.victim": ("Victim", "draw_params", "make_victim"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -1,30 +1,28 @@
 """The attacker: the labels it reads from an update, and the objective its candidates are measured by."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks import Attack
-from jaxleak.client import client_update
 from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
 from jaxleak.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
-from jaxleak.objectives import (
-    OBJECTIVES,
-    feature_distance,
-    label_distance,
-    observe,
-    scaled,
-    statistics_distance,
-)
+from jaxleak.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
 from jaxleak.priors import consistency, norm_prior, total_variation
 from jaxleak.seldom import update_if
 from jaxleak.solvers import Adam, NoSolver
-from jaxleak.victim import Victim
+from jaxleak.threat.client import client_update
+from jaxleak.threat.observe import observe
+from jaxleak.threat.victim import Victim
+
+STOPS = 1e-8  # share of an update's squared norm
 
 
 class Shared(NamedTuple):
@@ -237,6 +235,21 @@ class Attacker:
         best = jnp.argmin(jnp.where(jnp.isfinite(value), value, jnp.inf))
         candidate = self._unflatten(x, self.attack.group)
         return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], candidate))[0], value[best]
+
+
+def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
+    """The attacks, none of which stops before it has explained the update.
+
+    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
+    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
+    """
+    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
+    return tuple(
+        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
+        if attack.objective == "l2" and attack.scale == "none"
+        else attack
+        for attack in attacks
+    )
 
 
 def check_attack(attack: Attack, victim: Victim) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 from jaxleak.attacks import Attack
 from jaxleak.inits import SAME_EVERY_TIME
 from jaxleak.stats import Row
-from jaxleak.victim import Victim
+from jaxleak.threat.victim import Victim
 
 RELATIVE = 1e-2  # of an objective met: above it, most of the update is not explained
 

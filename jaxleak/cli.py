@@ -21,7 +21,7 @@ from jaxleak.flags import (
     model_fields,
     sweep_of,
 )
-from jaxleak.places import place
+from jaxleak.paths import place
 from jaxleak.shard import ALL, Shard, parse_shard
 
 
@@ -232,10 +232,10 @@ class ModelsCommand:
 def build_sweep(command: RunCommand):
     """Everything `jaxleak run` needs, checked before any long work."""
     from jaxleak.data import BATCH_LABELS, load_dataset
-    from jaxleak.defences import parse_defence
     from jaxleak.models import MODELS, build_model
     from jaxleak.store import Run
-    from jaxleak.victim import NETWORKS, NORMALISATIONS, make_victim
+    from jaxleak.threat.defences import parse_defence
+    from jaxleak.threat.victim import NETWORKS, NORMALISATIONS, make_victim
 
     # Names and counts first: they are checked without touching data.
     check_choice("model", command.model, MODELS)
@@ -351,9 +351,10 @@ def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, 
 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
+    from jaxleak.attacker import with_fitting_stops
     from jaxleak.evidence import draw, write_report
     from jaxleak.tables import evidence_table
-    from jaxleak.update import load_update, with_fitting_stops
+    from jaxleak.threat.shared_update import load_update
 
     _prepare(command)
     attacks = build_attacks(command)

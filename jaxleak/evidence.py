@@ -10,10 +10,10 @@ from jaxtyping import Float
 from jaxleak.matching import match, mosaic
 from jaxleak.metrics import relative_error
 from jaxleak.parts import json_bytes, npz_bytes
-from jaxleak.places import write_atomically
+from jaxleak.paths import write_atomically
 from jaxleak.stats import Row
 from jaxleak.sweep import Result
-from jaxleak.victim import Victim
+from jaxleak.threat.victim import Victim
 
 EXPLAINS = 1e-2  # share of the update, squared, that may be left over where a restart counts as fitting
 AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success

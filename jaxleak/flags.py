@@ -259,7 +259,7 @@ def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
 
 def build_client(command: ClientFlags):
     """The client that the flags describe."""
-    from jaxleak.client import Client
+    from jaxleak.threat.client import Client
 
     check_positive("batch", command.batch, integer=True)
     client = Client(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from jaxleak.errors import InputError
-from jaxleak.places import create, is_local, write_atomically
+from jaxleak.paths import create, is_local, write_atomically
 from jaxleak.shard import Shard
 
 RENEW_SECONDS = 20.0

@@ -1,156 +1,17 @@
-"""What the victim shares and what the attacker minimises."""
+"""Distances of gradients, their scales and the other terms that an attacker may minimise."""
 
 import difflib
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
-from flax.core.tracers import current_trace
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.distances import cosine_distance, squared_l2, squared_norm
 from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer, is_outer, times
-from jaxleak.models.norms import BatchNorm
-
-
-def cross_entropy(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:
-    """Mean over the batch of -sum_k target_k log softmax(logits)_k, for any target distribution.
-
-    Source: DLG's `cross_entropy_for_onehot`; with a one-hot target it is torch's `CrossEntropyLoss`.
-    """
-    return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis=-1), axis=-1))
-
-
-def loss_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
-    """The gradient of the loss with respect to the parameters: what a client shares.
-
-    Args:
-        model: a Linen module; called as `model.apply({"params": params}, x)`.
-        params: its `params` collection.
-        x: images in [0, 1].
-        target: one distribution over classes per image.
-    """
-    return jax.grad(lambda p: cross_entropy(model.apply({"params": p}, x), target))(params)
-
-
-NORMS = (BatchNorm, nn.BatchNorm)  # layers whose inputs' statistics are looked at
-
-
-class Moments(NamedTuple):
-    """Mean and biased variance of each channel, over the images of a batch and their pixels."""
-
-    mean: Float[Array, "c"]
-    var: Float[Array, "c"]
-
-
-class Observed(NamedTuple):
-    """What one forward and backward pass shows."""
-
-    gradient: PyTree  # of the loss; the kernels of dense layers as `Outer`
-    logits: Float[Array, "b k"]
-    statistics: PyTree  # {name of a BatchNorm layer: Moments of its input}, or () where they are not asked for
-
-
-def observe(
-    model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], *, statistics: bool = False
-) -> Observed:
-    """What a client with these images would share, and what else the same pass gives.
-
-    All of it can be differentiated with respect to `x` and `target`.
-
-    Args:
-        model, params, x, target: as for `loss_gradient`.
-        statistics: whether to look at the inputs of BatchNorm layers. They are named by their paths, as in
-            "layer1.0/bn1"; of a layer that is used twice the last input counts; a model without any gives {}.
-    """
-    kernels = _dense_outputs(model, params, x)
-    flat = flatten_dict(params)
-    known = {path: leaf for path, leaf in flat.items() if path[:-1] in kernels and path[-1] == "kernel"}
-    rest = {path: leaf for path, leaf in flat.items() if path not in known}
-
-    def loss(rest, shifts):
-        inputs, moments = {}, {}
-
-        def look(module, args, output):
-            path = _path(model, module)
-            if isinstance(module, NORMS):
-                moments["/".join(path)] = _moments(args[0])
-                return output
-            if path not in shifts:
-                return output
-            inputs[path] = args[0]
-            return output + shifts[path]
-
-        with nn.intercept_methods(_after(look, nn.Dense, *(NORMS if statistics else ()))):
-            logits = model.apply({"params": unflatten_dict({**rest, **known})}, x)
-        return cross_entropy(logits, target), (inputs, logits, moments)
-
-    shifts = {path: jnp.zeros(kind.shape, kind.dtype) for path, kind in kernels.items()}
-    slopes, (inputs, logits, moments) = jax.grad(loss, argnums=(0, 1), has_aux=True)(rest, shifts)
-    products = {(*path, "kernel"): Outer(inputs[path], slopes[1][path]) for path in kernels}
-    return Observed(unflatten_dict({**slopes[0], **products}), logits, moments if statistics else ())
-
-
-def factored_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
-    """`loss_gradient`, with the kernels of dense layers as `Outer`: their weight gradients are never built.
-
-    A layer that is used twice, and one with other than one vector per image, has its gradient built. Arguments as for
-    `loss_gradient`.
-    """
-    return observe(model, params, x, target).gradient
-
-
-def _moments(x: Float[Array, "b h w c"]) -> Moments:
-    axes = tuple(range(x.ndim - 1))
-    mean = jnp.mean(x, axis=axes)
-    return Moments(mean, jnp.mean(jnp.square(x - mean), axis=axes))
-
-
-def _after(act: Callable, *kinds: type[nn.Module]) -> Callable:
-    """An interceptor of Linen that calls `act(module, args, output)` when a layer of these kinds has been applied."""
-
-    def intercept(call, args, kwargs, context):
-        output = call(*args, **kwargs)
-        applied = isinstance(context.module, kinds) and context.method_name == "__call__"
-        return act(context.module, args, output) if applied else output
-
-    return intercept
-
-
-def _path(model, module: nn.Module) -> tuple[str, ...]:
-    """Where `params` has a layer's parameters: by its path, unless the model is one that `models.own` has renamed."""
-    renamed = getattr(model, "path_in_params", None)
-    return renamed(module.path) if renamed else module.path
-
-
-def _dense_outputs(model, params: PyTree, x) -> dict[tuple[str, ...], Any]:
-    """Path and output type of each dense layer that is applied once, to one vector per image.
-
-    Those inside another transformation (`nn.remat`, `nn.jit`) are not among them: what they see must not leave it.
-    """
-    seen: dict[tuple[str, ...], Any] = {}
-
-    def apply(params, x):
-        outside = current_trace()
-
-        def note(module, args, output):
-            path = _path(model, module)
-            reachable = path not in seen and output.ndim == 2 and current_trace() == outside
-            seen[path] = output if reachable else None
-            return output
-
-        with nn.intercept_methods(_after(note, nn.Dense)):
-            return model.apply({"params": params}, x)
-
-    jax.eval_shape(apply, params, x)
-    return {path: jax.ShapeDtypeStruct(out.shape, out.dtype) for path, out in seen.items() if out is not None}
-
+from jaxleak.threat.observe import Moments
 
 OBJECTIVES = {"l2": squared_l2, "cosine": cosine_distance}
 SCALES = ("none", "relative", "per-tensor")

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxleak.errors import InputError
-from jaxleak.places import is_local, move
+from jaxleak.paths import is_local, move
 from jaxleak.shard import ALL, Shard
 
 if TYPE_CHECKING:

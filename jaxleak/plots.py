@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
-from jaxleak.places import is_local, place, reachable
+from jaxleak.paths import is_local, place, reachable
 from jaxleak.stats import Criteria, Row, expected_trials, summarise, wilson
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from jaxleak.parts import (
     rows_table,
     schema,
 )
-from jaxleak.places import create, is_local, reachable, sync_directory, write_atomically
+from jaxleak.paths import create, is_local, reachable, sync_directory, write_atomically
 from jaxleak.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:

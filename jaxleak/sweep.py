@@ -14,12 +14,12 @@ from jaxleak.attacks import Attack, get_attack
 from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive
 from jaxleak.matching import mosaic, unmosaic
-from jaxleak.places import place
+from jaxleak.paths import place
 from jaxleak.plan import Sweep
 from jaxleak.session import Session
 from jaxleak.shard import ALL, Shard, parse_shard
 from jaxleak.store import Run
-from jaxleak.victim import Victim
+from jaxleak.threat.victim import Victim
 
 if TYPE_CHECKING:
     from jaxleak.cluster.ray_driver import Ray

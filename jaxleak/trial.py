@@ -10,16 +10,18 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxleak.analytic import recover_image
 from jaxleak.attacker import Attacker, Problem, Shared, check_attack
-from jaxleak.defences import sparse_mask
 from jaxleak.distances import squared_norm
 from jaxleak.errors import InputError
 from jaxleak.inits import draw_start
 from jaxleak.labels import head_input
-from jaxleak.objectives import cross_entropy, observe, scale_factors, scaled
+from jaxleak.objectives import scale_factors, scaled
 from jaxleak.seldom import update_if
 from jaxleak.solvers import Adam
 from jaxleak.stats import ENDINGS
-from jaxleak.victim import draw_params
+from jaxleak.threat.defences import sparse_mask
+from jaxleak.threat.loss import cross_entropy
+from jaxleak.threat.observe import observe
+from jaxleak.threat.victim import draw_params
 
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS
 ENDING = {name: code for code, name in enumerate(ENDINGS)}

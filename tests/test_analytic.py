@@ -10,8 +10,8 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
 from jaxleak.labels import head_input
 from jaxleak.models import MLP, LeNet, build_model
-from jaxleak.objectives import loss_gradient
-from jaxleak.victim import draw_params
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.victim import draw_params
 from tests.fixtures import quick_jit
 
 

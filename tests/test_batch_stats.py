@@ -12,9 +12,9 @@ from jaxleak import InputError, make_victim
 from jaxleak.data import Dataset
 from jaxleak.models import ResNet, save_weights
 from jaxleak.models.resnet import BasicBlock
-from jaxleak.objectives import loss_gradient
-from jaxleak.training import running_statistics, train_network
-from jaxleak.victim import Victim, draw_params
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.training import running_statistics, train_network
+from jaxleak.threat.victim import Victim, draw_params
 from tests.test_sweep import CLASSES, SHAPE, data  # noqa: F401
 from tests.test_threat_model import KNOWN, at, compiled, flat, truth_of
 

@@ -11,14 +11,14 @@ import pytest
 
 from jaxleak import DLG, IDLG, Adam, cautions, make_victim
 from jaxleak.attacks import ANALYTIC, Attack
-from jaxleak.client import Client
 from jaxleak.data import Dataset
-from jaxleak.defences import DPSGD, Clip, Gaussian, Prune
 from jaxleak.models import MLP, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.stats import Criteria
 from jaxleak.sweep import Result, Sweep, run_sweep
-from jaxleak.victim import Victim
+from jaxleak.threat.client import Client
+from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Prune
+from jaxleak.threat.victim import Victim
 from tests.test_cli import call, restore_globals  # noqa: F401
 from tests.test_sweep import CLASSES, Tiny, data  # noqa: F401
 

@@ -10,9 +10,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file
 
 from jaxleak import InputError, Run, Sweep, make_victim, run_sweep
-from jaxleak import victim as victim_module
 from jaxleak.data import Dataset
-from jaxleak.victim import Victim
+from jaxleak.threat import victim as victim_module
+from jaxleak.threat.victim import Victim
 from tests.test_threat_model import KNOWN, flat
 from tests.test_training import MODEL, SETTINGS, easy
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxleak.defences import (
+from jaxleak.errors import InputError
+from jaxleak.threat.defences import (
     DEFENCES,
     DPSGD,
     ZERO,
@@ -31,7 +32,6 @@ from jaxleak.defences import (
     parse_defence,
     sparse_mask,
 )
-from jaxleak.errors import InputError
 
 KEY = jax.random.key(3)
 DTYPES = ("float32", "float64")

@@ -21,8 +21,8 @@ from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.solvers import TorchLBFGS
 from jaxleak.stats import ENDINGS
+from jaxleak.threat.victim import Victim
 from jaxleak.trial import Job, Outcome, Trial
-from jaxleak.victim import Victim
 from tests.fixtures import quick_jit
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]

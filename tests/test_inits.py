@@ -11,8 +11,8 @@ from jaxleak.attacks import DLG, IDLG, Attack
 from jaxleak.errors import InputError
 from jaxleak.inits import INITS, SAME_EVERY_TIME, check_init, draw_start
 from jaxleak.solvers import Adam
+from jaxleak.threat.victim import Victim
 from jaxleak.trial import Trial
-from jaxleak.victim import Victim
 from tests.test_sweep import Tiny
 from tests.test_trial import job
 

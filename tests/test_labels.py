@@ -15,8 +15,8 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
 from jaxleak.labels import LABEL_STRATEGIES, bias_label, head_gradient, idlg_label, labels_right, probe_images
 from jaxleak.models import LeNet
-from jaxleak.objectives import loss_gradient
-from jaxleak.victim import draw_params
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.victim import draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.numpy_labels import STRATEGIES
 

@@ -19,10 +19,11 @@ from jaxleak.kernels.llvm.available import available, misfit
 from jaxleak.kernels.outer import Outer, outer_distance
 from jaxleak.kernels.vectors import pair, products, squared_distance
 from jaxleak.models import LeNet
-from jaxleak.objectives import factored_gradient, loss_gradient
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.observe import factored_gradient
+from jaxleak.threat.victim import draw_params, make_victim
 from jaxleak.trial import Job, Trial
-from jaxleak.victim import draw_params, make_victim
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")

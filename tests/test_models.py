@@ -15,7 +15,7 @@ from safetensors.numpy import load_file, save_file
 from jaxleak.errors import InputError
 from jaxleak.models import ACTIVATIONS, MLP, MODELS, LeNet, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.objectives import loss_gradient
+from jaxleak.threat.loss import loss_gradient
 from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_case, lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch

@@ -18,7 +18,8 @@ from jax import lax
 from jaxleak import IDLG, Adam, InputError, attack, build_model, load_dataset, make_victim
 from jaxleak.kernels.outer import Outer
 from jaxleak.models.own import adapt_model, slow_layers
-from jaxleak.objectives import cross_entropy, factored_gradient, loss_gradient, observe
+from jaxleak.threat.loss import cross_entropy, loss_gradient
+from jaxleak.threat.observe import factored_gradient, observe
 from tests.fixtures import quick_jit
 
 SHAPE = (16, 16, 1)

@@ -8,7 +8,7 @@ import pytest
 
 from jaxleak import InputError, Run, locks
 from jaxleak.parts import PartName
-from jaxleak.places import is_local, place
+from jaxleak.paths import is_local, place
 from jaxleak.shard import ALL, Shard
 from tests.test_cli import call, refusal
 from tests.test_resume import (

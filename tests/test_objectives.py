@@ -21,19 +21,16 @@ from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.objectives import (
     OBJECTIVES,
     SCALES,
-    Moments,
     check_layers,
-    cross_entropy,
-    factored_gradient,
     feature_distance,
     label_distance,
-    loss_gradient,
-    observe,
     parse_layer,
     scale_factors,
     scaled,
     statistics_distance,
 )
+from jaxleak.threat.loss import cross_entropy, loss_gradient
+from jaxleak.threat.observe import Moments, factored_gradient, observe
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, lenet_shapes, to_nchw, to_nhwc
 from tests.oracles.parity import load

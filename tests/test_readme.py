@@ -13,14 +13,14 @@ import tyro
 
 from jaxleak import cli
 from jaxleak.attacks import ATTACKS
-from jaxleak.client import OPTIMIZERS
-from jaxleak.defences import DEFENCES, defence_form
 from jaxleak.inits import INITS
 from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.objectives import OBJECTIVES, SCALES
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
-from jaxleak.victim import NORMALISATIONS
+from jaxleak.threat.client import OPTIMIZERS
+from jaxleak.threat.defences import DEFENCES, defence_form
+from jaxleak.threat.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()

@@ -21,7 +21,7 @@ from jaxleak.session import Session
 from jaxleak.stats import Criteria
 from jaxleak.store import Run
 from jaxleak.sweep import run_sweep
-from jaxleak.victim import make_victim
+from jaxleak.threat.victim import make_victim
 from tests.test_cli import call, refusal, restored_globals
 
 CLASSES = ("</script><script>document.title = 'bad'</script>", '<img src=x onerror="document.title=1">', '=1, "2"')

@@ -19,7 +19,7 @@ from jaxleak.report import write_page
 from jaxleak.stats import Criteria
 from jaxleak.store import Run
 from jaxleak.sweep import run_sweep
-from jaxleak.victim import make_victim
+from jaxleak.threat.victim import make_victim
 
 # Without these, Chromium itself asks for updates and the like.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -16,7 +16,7 @@ from jaxleak.errors import InputError
 from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.resnet import BasicBlock, Bottleneck
 from jaxleak.models.weights import from_torch, to_torch, variables_from_torch
-from jaxleak.objectives import cross_entropy
+from jaxleak.threat.loss import cross_entropy
 from tests.fixtures import quick_jit
 from tests.oracles.parity import load, relative_error, some_variables
 from tests.oracles.require_torch import require_torch

@@ -41,8 +41,8 @@ from jaxleak.parts import ROW_COLUMNS
 from jaxleak.stats import STATUSES, Criteria, wilson
 from jaxleak.store import Run
 from jaxleak.sweep import Result, run_sweep
+from jaxleak.threat.victim import Victim
 from jaxleak.trial import Job, Trial
-from jaxleak.victim import Victim
 
 SHAPE = (8, 8, 1)
 CLASSES = 3

@@ -8,13 +8,13 @@ import numpy as np
 import optax
 import pytest
 
-from jaxleak.client import Client
 from jaxleak.data import Dataset, load_dataset
-from jaxleak.defences import DPSGD, Gaussian
 from jaxleak.errors import InputError
-from jaxleak.objectives import cross_entropy
-from jaxleak.training import HELD_OUT, accuracy, train_network
-from jaxleak.victim import Victim, draw_params, make_victim
+from jaxleak.threat.client import Client
+from jaxleak.threat.defences import DPSGD, Gaussian
+from jaxleak.threat.loss import cross_entropy
+from jaxleak.threat.training import HELD_OUT, accuracy, train_network
+from jaxleak.threat.victim import Victim, draw_params, make_victim
 from tests.test_sweep import Tiny
 
 SHAPE = (4, 4, 1)
@@ -135,7 +135,7 @@ def test_accuracy_counts_every_image_once(data, trained, monkeypatch):
     victim, indices = victim_of(data), list(range(0, COUNT, 2))
     pixels, labels = data.images(indices)
     logits = MODEL.apply({"params": trained.params}, jnp.asarray(pixels, float))
-    monkeypatch.setattr("jaxleak.training.BLOCK", 30)  # the last block is not full
+    monkeypatch.setattr("jaxleak.threat.training.BLOCK", 30)  # the last block is not full
     assert accuracy(victim, trained.params, data, indices) == np.mean(np.argmax(logits, axis=1) == labels)
     assert np.isnan(accuracy(victim, trained.params, data, []))
 

@@ -14,11 +14,11 @@ from jaxleak.errors import InputError
 from jaxleak.labels import head_input
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
-from jaxleak.objectives import loss_gradient
 from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
 from jaxleak.stats import ENDINGS
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.victim import Victim
 from jaxleak.trial import Job, Outcome, Trial
-from jaxleak.victim import Victim
 from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_cases
 

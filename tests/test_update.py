@@ -15,13 +15,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxleak import IDLG, IG, InputError
+from jaxleak.attacker import with_fitting_stops
 from jaxleak.evidence import Restarts, report
 from jaxleak.models import LeNet
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
-from jaxleak.objectives import loss_gradient
-from jaxleak.update import load_update, with_fitting_stops
-from jaxleak.victim import draw_params
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.shared_update import load_update
+from jaxleak.threat.victim import draw_params
 from tests.oracles.require_torch import require_torch
 from tests.test_cli import call, refusal, restored_globals
 

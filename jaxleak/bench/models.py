@@ -11,7 +11,7 @@ from jaxleak.engine import Engine
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.models import MODELS, build_model, parameter_count
 from jaxleak.plan import Sweep
-from jaxleak.victim import Victim
+from jaxleak.threat.victim import Victim
 
 CLASSES = 100
 SIZES = {"inception3": 299}  # of the images, in pixels; others 32

@@ -18,8 +18,8 @@ from jaxleak.models import build_model
 from jaxleak.precision import full_precision
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
 from jaxleak.stats import Criteria
+from jaxleak.threat.victim import Victim, make_victim
 from jaxleak.trial import Job, Trial
-from jaxleak.victim import Victim, make_victim
 
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS
 QUEUE = 100_000  # trials: more than any machine finishes in one measurement

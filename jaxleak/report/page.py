@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxleak.environment import version_of
 from jaxleak.errors import InputError, check_not_negative
-from jaxleak.places import is_local, reachable, write_atomically
+from jaxleak.paths import is_local, reachable, write_atomically
 from jaxleak.report import sections
 from jaxleak.report.choose import choose
 from jaxleak.report.collect import Series, Source, find_series, read_runs

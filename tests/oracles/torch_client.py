@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tests.oracles.torch_lenet import loss
 
 BETAS, EPS = (0.9, 0.999), 1e-8  # torch's defaults, written out
-ROOT = 1e-30  # under the root of a graph, whose derivative is not finite at 0; `jaxleak.client` has the same
+ROOT = 1e-30  # under the root of a graph, whose derivative is not finite at 0; `jaxleak.threat.client` has the same
 
 
 def client_update(

@@ -13,17 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.checkpoint import read_checkpoint, training_id, write_checkpoint
-from jaxleak.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.data import DATASETS, Dataset
-from jaxleak.defences import Defence, check_defences, defence_text, defend
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import MODELS, WithStatistics, build_model, load_variables
 from jaxleak.models.describe import description
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
-from jaxleak.objectives import loss_gradient
-from jaxleak.places import reachable
-from jaxleak.training import train_network
+from jaxleak.paths import reachable
+from jaxleak.threat.checkpoint import read_checkpoint, training_id, write_checkpoint
+from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
+from jaxleak.threat.defences import Defence, check_defences, defence_text, defend
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.training import train_network
 
 NETWORKS = ("shared", "per-image", "per-trial")
 DEFENCE_DRAWS = ("per-victim", "per-trial")

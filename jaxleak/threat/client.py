@@ -8,7 +8,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.errors import InputError, check_choice, check_positive
-from jaxleak.objectives import cross_entropy, loss_gradient
+from jaxleak.threat.loss import cross_entropy, loss_gradient
 
 # Differentiating Adam needs a root that is never 0: below the smallest square of a float32 that is not.
 ROOT = 1e-30

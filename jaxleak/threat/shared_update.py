@@ -2,7 +2,6 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,13 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.attacks import Attack
-from jaxleak.client import Client
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.models.own import adapt_model
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
-from jaxleak.victim import NORMALISATIONS, Victim
-
-STOPS = 1e-8
+from jaxleak.threat.client import Client
+from jaxleak.threat.victim import NORMALISATIONS, Victim
 
 
 def load_update(
@@ -90,21 +86,6 @@ def load_update(
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
         batch_stats=variables.get("batch_stats"),
         update=gradient,
-    )
-
-
-def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
-    """The attacks, none of which stops before it has explained the update.
-
-    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
-    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
-    """
-    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
-    return tuple(
-        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
-        if attack.objective == "l2" and attack.scale == "none"
-        else attack
-        for attack in attacks
     )
 
 

@@ -10,11 +10,12 @@ import optax
 from flax.traverse_util import unflatten_dict
 from jaxtyping import Float, PyTree
 
-from jaxleak.client import OPTIMIZERS
 from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
-from jaxleak.objectives import cross_entropy, observe
 from jaxleak.precision import full_precision
+from jaxleak.threat.client import OPTIMIZERS
+from jaxleak.threat.loss import cross_entropy
+from jaxleak.threat.observe import observe
 
 BATCH = 64
 STATISTICS_BATCHES = 20  # from which running statistics are measured

@@ -1,0 +1,11 @@
+"""Who is attacked: what is private, how the client computes what it shares, and what protects it.
+
+victim.py         private data, network and client of one sweep
+client.py         local steps, and the mean over clients
+loss.py           the loss and its gradient
+observe.py        gradient, logits and BatchNorm statistics of one pass
+defences.py       noise, clipping, pruning of what is shared
+training.py       networks trained before they are attacked
+checkpoint.py     ... kept beside the run
+shared_update.py  an update of one's own, from a file
+"""
