@@ -10,12 +10,12 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from jaxleak.analytic import recover_image
-from jaxleak.attacks import ATTACKS, WEIGHTS, Attack
+from jaxleak.attacks.analytic import recover_image
+from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
+from jaxleak.attacks.starts import INITS
 from jaxleak.cli import RunCommand
 from jaxleak.flags import ADAM_FLAGS, ATTACK_FIELDS
-from jaxleak.inits import INITS
-from jaxleak.labels import LABEL_STRATEGIES
 from jaxleak.solvers import solver_name
 from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 

@@ -4,7 +4,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from jaxleak.attacks import ATTACKS, CPL, DLG, IDLG, IG, Attack
+    from jaxleak.attacks.presets import ATTACKS, CPL, DLG, IDLG, IG, Attack
     from jaxleak.cluster.ray_driver import Ray
     from jaxleak.data import Dataset, load_dataset
     from jaxleak.environment import use_all_cores
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
-    "attacks": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
+    "attacks.presets": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
     "threat.client": ("Client",),
     "cluster.ray_driver": ("Ray",),
     "kernels.conv": ("fast_conv",),

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from jaxleak.attacks import Attack
-from jaxleak.inits import SAME_EVERY_TIME
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.starts import SAME_EVERY_TIME
 from jaxleak.stats import Row
 from jaxleak.threat.victim import Victim
 

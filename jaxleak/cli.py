@@ -351,7 +351,7 @@ def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, 
 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
-    from jaxleak.attacker import with_fitting_stops
+    from jaxleak.attacks.attacker import with_fitting_stops
     from jaxleak.evidence import draw, write_report
     from jaxleak.tables import evidence_table
     from jaxleak.threat.shared_update import load_update

@@ -155,7 +155,7 @@ def build_solver(command: AttackFlags, name: str, own: Any = None):
 
 def build_attacks(command: AttackFlags):
     """The attacks that the flags describe."""
-    from jaxleak.attacks import named_attack, with_solver
+    from jaxleak.attacks.presets import named_attack, with_solver
     from jaxleak.solvers import solver_name
     from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
 

@@ -175,3 +175,17 @@ def _ssim_in_blocks(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
         padding = [(0, block - len(a))] + [(0, 0)] * 3
         values.append(np.asarray(program(np.pad(a, padding), np.pad(b, padding)))[: len(a)])
     return np.concatenate(values)
+
+
+def labels_right(found: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """How many labels are right, in whatever order: the size of the common part of two multisets.
+
+    Args:
+        found, true: [..., n].
+
+    Returns:
+        [...], from 0 to n.
+    """
+    classes = np.unique(true)
+    found, true = ((np.asarray(labels)[..., None] == classes).sum(-2) for labels in (found, true))
+    return np.minimum(found, true).sum(-1)

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxleak.attacker import check_attack
-from jaxleak.attacks import Attack
+from jaxleak.attacks.attacker import check_attack
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.trial import Job, Trial
 from jaxleak.environment import dtype
 from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed
 from jaxleak.shard import ALL, Shard
 from jaxleak.stats import Criteria
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Job, Trial
 
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)
 MOST_TRIALS = 10_000_000  # of one sweep: its queue lies in memory

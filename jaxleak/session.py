@@ -13,18 +13,18 @@ import jax
 import numpy as np
 
 from jaxleak import cautions
-from jaxleak.attacks import Attack
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
-from jaxleak.labels import labels_right
 from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
+from jaxleak.metrics import labels_right
 from jaxleak.plan import Sweep
 from jaxleak.progress import Progress
 from jaxleak.shard import ALL
 from jaxleak.solvers import solver_name
-from jaxleak.stats import ENDINGS, classify, summarise
+from jaxleak.stats import classify, summarise
 from jaxleak.store import Run
-from jaxleak.trial import Job, Outcome
 
 FLUSH_SECONDS = 10.0
 AHEAD_SECONDS = 30.0  # compiling that may go on after Ctrl-C

@@ -10,7 +10,6 @@ import numpy as np
 
 from jaxleak.errors import InputError, check_choice
 
-ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
 STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite", "lost")
 ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
 
@@ -76,7 +75,7 @@ def classify(
     """The status of a trial that ended.
 
     Args:
-        ending: how its loop stopped, one of `ENDINGS`.
+        ending: how its loop stopped: "objective" or the status that this is, without an image to judge.
         objective: the final objective.
         relative_error: the final candidate's image error; `max_abs` its largest |pixel|.
         reached_objective: whether the loop saw an objective below the threshold. The final objective must
@@ -90,7 +89,7 @@ def classify(
         objective than the criterion's, and so never reached the criterion's, counts as `iteration-limit`: it was ended
         before it succeeded.
     """
-    check_choice("ending", ending, ENDINGS)
+    check_choice("ending", ending, ("objective", *STATUSES))
     if ending == "non-finite" or not (math.isfinite(objective) and math.isfinite(max_abs)):
         return "non-finite"
     if reached_objective and objective < (criteria.objective if threshold is None else threshold):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxleak import cautions
-from jaxleak.attacks import Attack, get_attack
+from jaxleak.attacks.presets import Attack, get_attack
 from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive
 from jaxleak.matching import mosaic, unmosaic

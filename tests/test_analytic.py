@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.analytic import dense_input, dense_inputs, recover_image
+from jaxleak.attacks.analytic import dense_input, dense_inputs, recover_image
+from jaxleak.attacks.labels import head_input
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
-from jaxleak.labels import head_input
 from jaxleak.models import MLP, LeNet, build_model
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import draw_params

@@ -15,7 +15,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import jaxleak.engine
-from jaxleak.attacks import ATTACKS
+from jaxleak.attacks.presets import ATTACKS
 from jaxleak.bench import (
     command,
     estimate,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxleak import DLG, IDLG, Adam, cautions, make_victim
-from jaxleak.attacks import ANALYTIC, Attack
+from jaxleak.attacks.presets import ANALYTIC, Attack
 from jaxleak.data import Dataset
 from jaxleak.models import MLP, ResNet
 from jaxleak.models.resnet import BasicBlock

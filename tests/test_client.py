@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jaxleak import DLG
-from jaxleak.distances import squared_norm
+from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
@@ -17,7 +18,6 @@ from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.threat.client import OPTIMIZERS, Client, client_update
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import Victim, draw_params
-from jaxleak.trial import Trial
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc
 from tests.oracles.require_torch import require_torch

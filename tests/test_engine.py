@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks import IDLG
+from jaxleak.attacks.presets import IDLG
+from jaxleak.attacks.trial import ENDINGS, Job, Outcome, Trial
 from jaxleak.engine import Engine, EngineStats, Finished, memory
 from jaxleak.engine import engine as runs
 from jaxleak.engine.choice import LaneSearch, first_lanes
@@ -20,9 +21,7 @@ from jaxleak.engine.lanes import JobQueue, Lanes, Report
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.solvers import TorchLBFGS
-from jaxleak.stats import ENDINGS
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Job, Outcome, Trial
 from tests.fixtures import quick_jit
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]

@@ -14,13 +14,6 @@ LEAVES = {
     "kernels",
     "models",
     "threat",
-    "seldom",
-    "distances",
-    "objectives",
-    "labels",
-    "inits",
-    "priors",
-    "analytic",
     "matching",
     "solvers",
     "metrics",
@@ -34,13 +27,13 @@ LEAVES = {
 }
 # What each may import from jaxleak. Those not named stand on top: they may import everything but `cli`.
 ALLOWED = {
-    **dict.fromkeys([*LEAVES, "attacks", "parts", "environment"], LEAVES),
+    **dict.fromkeys([*LEAVES, "parts", "environment"], LEAVES),
     "store": LEAVES | {"parts"},
-    "attacker": LEAVES | {"attacks"},
-    "trial": LEAVES | {"attacks", "attacker"},
     "kernels": set(),
     "data": {"errors"},
     "models": {"errors", "kernels"},
+    "solvers": {"errors", "kernels"},
+    "attacks": {"errors", "kernels", "solvers", "threat"},
     "threat": {"errors", "kernels", "models", "data", "paths", "precision"},
     "engine": {"errors", "precision"},  # knows nothing about attacks
     "plots": LEAVES | {"store"},

@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxleak.attacks.labels import LABEL_STRATEGIES, bias_label, head_gradient, idlg_label, probe_images
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
-from jaxleak.labels import LABEL_STRATEGIES, bias_label, head_gradient, idlg_label, labels_right, probe_images
+from jaxleak.metrics import labels_right
 from jaxleak.models import LeNet
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import draw_params

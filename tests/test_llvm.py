@@ -11,9 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks import get_attack
+from jaxleak.attacks.distances import squared_l2
+from jaxleak.attacks.presets import get_attack
+from jaxleak.attacks.trial import Job, Trial
 from jaxleak.data import load_dataset
-from jaxleak.distances import squared_l2
 from jaxleak.kernels import vectors
 from jaxleak.kernels.llvm.available import available, misfit
 from jaxleak.kernels.outer import Outer, outer_distance
@@ -23,7 +24,6 @@ from jaxleak.solvers.compact import History, advance, append, direction, empty_h
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.observe import factored_gradient
 from jaxleak.threat.victim import draw_params, make_victim
-from jaxleak.trial import Job, Trial
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")

@@ -14,7 +14,7 @@ jax.config.update("jax_num_cpu_devices", 1)
 import numpy as np
 from jaxleak import DLG, load_dataset, make_victim
 from jaxleak.engine import Engine
-from jaxleak.trial import Job, Trial
+from jaxleak.attacks.trial import Job, Trial
 
 lanes = int(sys.argv[1])
 victim = make_victim("lenet", load_dataset("photos"), [0], network=sys.argv[2])

@@ -11,24 +11,23 @@ import numpy as np
 import pytest
 from jax.nn import one_hot, softmax
 
-from jaxleak.distances import cosine_distance, squared_l2, squared_norm
-from jaxleak.errors import InputError
-from jaxleak.kernels.outer import Outer
-from jaxleak.labels import bias_label, head_gradient, head_input, idlg_label
-from jaxleak.models import LeNet, ResNet
-from jaxleak.models.resnet import BasicBlock
-from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.objectives import (
+from jaxleak.attacks.distances import cosine_distance, squared_l2, squared_norm
+from jaxleak.attacks.labels import bias_label, head_gradient, head_input, idlg_label
+from jaxleak.attacks.layer_weights import check_layers, parse_layer
+from jaxleak.attacks.objectives import (
     OBJECTIVES,
     SCALES,
-    check_layers,
     feature_distance,
     label_distance,
-    parse_layer,
     scale_factors,
     scaled,
     statistics_distance,
 )
+from jaxleak.errors import InputError
+from jaxleak.kernels.outer import Outer
+from jaxleak.models import LeNet, ResNet
+from jaxleak.models.resnet import BasicBlock
+from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.threat.loss import cross_entropy, loss_gradient
 from jaxleak.threat.observe import Moments, factored_gradient, observe
 from tests.fixtures import quick_jit

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.priors import consistency, norm_prior, total_variation
+from jaxleak.attacks.priors import consistency, norm_prior, total_variation
 from tests.oracles.require_torch import require_torch
 
 PRIORS = {"total_variation": total_variation, "norm_prior": norm_prior, "consistency": consistency}

@@ -12,10 +12,10 @@ import pytest
 import tyro
 
 from jaxleak import cli
-from jaxleak.attacks import ATTACKS
-from jaxleak.inits import INITS
-from jaxleak.labels import LABEL_STRATEGIES
-from jaxleak.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.presets import ATTACKS
+from jaxleak.attacks.starts import INITS
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.threat.client import OPTIMIZERS

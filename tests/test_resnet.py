@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.nn import one_hot
 
-from jaxleak.distances import squared_l2
+from jaxleak.attacks.distances import squared_l2
 from jaxleak.errors import InputError
 from jaxleak.models import ResNet, ResNet18, ResNet50, build_model, load_variables, load_weights, save_weights
 from jaxleak.models.resnet import BasicBlock, Bottleneck

@@ -32,8 +32,9 @@ from jaxleak import (
     load_dataset,
     make_victim,
 )
-from jaxleak.attacks import get_attack
-from jaxleak.distances import squared_norm
+from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.presets import get_attack
+from jaxleak.attacks.trial import Job, Trial
 from jaxleak.engine import Engine
 from jaxleak.engine import engine as runs
 from jaxleak.models.weight_init import dlg_uniform
@@ -42,7 +43,6 @@ from jaxleak.stats import STATUSES, Criteria, wilson
 from jaxleak.store import Run
 from jaxleak.sweep import Result, run_sweep
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Job, Trial
 
 SHAPE = (8, 8, 1)
 CLASSES = 3

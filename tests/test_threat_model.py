@@ -12,21 +12,21 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxleak import LBFGS, Adam, InputError, Sweep, load_dataset, make_victim
-from jaxleak.attacker import check_attack
-from jaxleak.attacks import ANALYTIC, Attack
+from jaxleak.attacks.attacker import check_attack
+from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
+from jaxleak.attacks.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.presets import ANALYTIC, Attack
+from jaxleak.attacks.trial import Job, Trial
 from jaxleak.data import Dataset
-from jaxleak.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.objectives import OBJECTIVES, SCALES
 from jaxleak.stats import Criteria, classify
 from jaxleak.sweep import Result, run_sweep
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Laplace, Prune, PruneLayer, TopK
 from jaxleak.threat.loss import cross_entropy, loss_gradient
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Job, Trial
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch

@@ -8,17 +8,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak import attacks
-from jaxleak.attacks import Attack
+from jaxleak.attacks import presets as attacks
+from jaxleak.attacks.labels import head_input
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.trial import ENDINGS, Job, Outcome, Trial
 from jaxleak.errors import InputError
-from jaxleak.labels import head_input
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
 from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
-from jaxleak.stats import ENDINGS
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Job, Outcome, Trial
 from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_cases
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxleak.attacks import IDLG
+from jaxleak.attacks.presets import IDLG
 from jaxleak.engine import Engine
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.models import MODELS, build_model, parameter_count

@@ -5,10 +5,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxleak.attacks.trial import Trial
 from jaxleak.bench.settings import PHASES
 from jaxleak.errors import check_choice
 from jaxleak.solvers import Adam
-from jaxleak.trial import Trial
 
 # Keeps a result needed without changing where the candidate goes: XLA does not know that it vanishes in rounding.
 NOTHING = 1e-30

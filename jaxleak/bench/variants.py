@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from jaxleak.attacks import DLG, IG, Attack, with_solver
+from jaxleak.attacks.presets import DLG, IG, Attack, with_solver
+from jaxleak.attacks.trial import Job, Trial
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
@@ -19,7 +20,6 @@ from jaxleak.precision import full_precision
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
 from jaxleak.stats import Criteria
 from jaxleak.threat.victim import Victim, make_victim
-from jaxleak.trial import Job, Trial
 
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS
 QUEUE = 100_000  # trials: more than any machine finishes in one measurement

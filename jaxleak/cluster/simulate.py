@@ -197,11 +197,11 @@ def measure_driver(trials: int = 512) -> float:
     from pathlib import Path
 
     import jaxleak
+    from jaxleak.attacks.trial import Outcome
     from jaxleak.engine import Finished
     from jaxleak.environment import environment
     from jaxleak.session import Session
     from jaxleak.store import Run
-    from jaxleak.trial import Outcome
 
     victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), [6])
     sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.DLG,), seeds=trials)

@@ -1,4 +1,4 @@
-"""A stack of dense layers: the model whose update gives its image away in closed form (`jaxleak.analytic`)."""
+"""A stack of dense layers: the model whose update gives its image away in closed form (`jaxleak.attacks.analytic`)."""
 
 from collections.abc import Callable
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.distances import squared_l2
+from jaxleak.attacks.distances import squared_l2
 from jaxleak.models.weights import TENSOR_NAMES, to_torch
 from tests.fixtures import quick_jit
 from tests.oracles.cases import to_nchw

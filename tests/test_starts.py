@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks import DLG, IDLG, Attack
+from jaxleak.attacks.presets import DLG, IDLG, Attack
+from jaxleak.attacks.starts import INITS, SAME_EVERY_TIME, check_init, draw_start
+from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
-from jaxleak.inits import INITS, SAME_EVERY_TIME, check_init, draw_start
 from jaxleak.solvers import Adam
 from jaxleak.threat.victim import Victim
-from jaxleak.trial import Trial
 from tests.test_sweep import Tiny
 from tests.test_trial import job
 

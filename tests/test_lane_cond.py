@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.seldom import FEW, update_if
+from jaxleak.attacks.lane_cond import FEW, update_if
 
 
 def keep_larger(old, new):

@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxleak.analytic import recover_image
-from jaxleak.attacker import Attacker, Problem, Shared, check_attack
-from jaxleak.distances import squared_norm
+from jaxleak.attacks.analytic import recover_image
+from jaxleak.attacks.attacker import Attacker, Problem, Shared, check_attack
+from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.labels import head_input
+from jaxleak.attacks.lane_cond import update_if
+from jaxleak.attacks.objectives import scale_factors, scaled
+from jaxleak.attacks.starts import draw_start
 from jaxleak.errors import InputError
-from jaxleak.inits import draw_start
-from jaxleak.labels import head_input
-from jaxleak.objectives import scale_factors, scaled
-from jaxleak.seldom import update_if
 from jaxleak.solvers import Adam
-from jaxleak.stats import ENDINGS
 from jaxleak.threat.defences import sparse_mask
 from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import draw_params
 
+ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS
 ENDING = {name: code for code, name in enumerate(ENDINGS)}
 

@@ -1,14 +1,12 @@
 """Distances of gradients, their scales and the other terms that an attacker may minimise."""
 
-import difflib
-import math
-
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.distances import cosine_distance, squared_l2, squared_norm
+from jaxleak.attacks.distances import cosine_distance, squared_l2, squared_norm
+from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer, is_outer, times
 from jaxleak.threat.observe import Moments
@@ -26,17 +24,17 @@ def scale_factors(update: PyTree, scale: str, layers: tuple[str, ...] = ()) -> P
             distance is divided by the update's squared norm. "per-tensor": f_t = 1 / (sqrt(T) |u_t|), the mean over
             tensors of their relative squared errors, which counts layers whose gradients are small as much as others.
             A tensor without gradient is left as it is.
-        layers: layers whose tensors count, with their weights w: see `parse_layer`. f_t is then as above times
-            sqrt(w_t), T counts the tensors of weight above 0, and |u|^2 is the sum of w_t |u_t|^2. A later entry
+        layers: layers whose tensors count, with their weights w: see `layer_weights.parse_layer`. f_t is then as above
+            times sqrt(w_t), T counts the tensors of weight above 0, and |u|^2 is the sum of w_t |u_t|^2. A later entry
             overrides an earlier one; tensors that no entry names have weight 0, and a factor of 0 cannot be divided
             by. Empty: all tensors have weight 1.
 
     Raises:
-        InputError: `layers` do not fit the update (`check_layers`).
+        InputError: `layers` do not fit the update (`layer_weights.check_layers`).
     """
     if scale == "none" and not layers:
         return ()
-    weights = _layer_weights(layers, update)
+    weights = layer_weights(layers, update)
     roots = jax.tree.map(lambda weight: weight**0.5, weights)
     if scale == "none":
         return jax.tree.map(lambda leaf, root: jnp.full((), root, leaf.dtype), update, roots)
@@ -45,76 +43,6 @@ def scale_factors(update: PyTree, scale: str, layers: tuple[str, ...] = ()) -> P
         return jax.tree.map(lambda _, root: root * per_norm, update, roots)
     counted = sum(weight > 0 for weight in jax.tree.leaves(weights)) ** 0.5
     return jax.tree.map(lambda leaf, root: root / (counted * _norm_unless_zero([leaf])), update, roots)
-
-
-def parse_layer(text: str) -> tuple[str, float]:
-    """Name and weight of an entry of `layers`: "conv1", whose weight is 1, or "conv1:4.0".
-
-    The name is a layer's, or the names from the outermost to it joined by "/", as in "layer1.0/conv1", and stands for
-    all tensors in that layer; "*" stands for all layers.
-
-    Raises:
-        InputError: no name, or a weight that is not a number from 0 up.
-    """
-    name, colon, number = text.partition(":")
-    try:
-        weight = float(number) if colon else 1.0
-    except ValueError:
-        weight = math.nan
-    if not name or not 0 <= weight < math.inf:
-        raise InputError(
-            f"`layers` must be names of layers, each with a weight from 0 up after a colon if it is not 1, such as "
-            f"conv1 or conv1:4.0; got {text!r}."
-        )
-    return name, weight
-
-
-def check_layers(layers: tuple[str, ...], params: PyTree) -> None:
-    """Raise unless every entry names layers of these parameters, and some tensor's weight is above 0.
-
-    Raises:
-        InputError: an entry cannot be read or matches no layer, or no tensor is left.
-    """
-    paths = _tensor_paths(params)
-    for name, _ in map(parse_layer, layers):
-        if not any(_within(path, name) for path in paths):
-            raise InputError(_unknown_layer(name, paths))
-    if layers and not any(_weight(path, layers) for path in paths):
-        raise InputError(f"`layers` must leave a layer with a weight above 0; got {' '.join(layers)}.")
-
-
-def _unknown_layer(name: str, paths: list[str]) -> str:
-    parts = [path.split("/") for path in paths]
-    layers = dict.fromkeys("/".join(part[:depth]) for part in parts for depth in range(1, len(part)))
-    outermost = [layer for layer in layers if "/" not in layer]
-    inner = next((layer for layer in layers if "/" in layer), None)
-    close = difflib.get_close_matches(name, layers, n=1, cutoff=0.5)
-    return (
-        f"`layers` must be '*' or name layers of the network: {', '.join(outermost)}"
-        f"{f', or layers inside these such as {inner}' if inner else ''}; got {name!r}."
-        f"{f' Did you mean {close[0]!r}?' if close else ''}"
-    )
-
-
-def _tensor_paths(params: PyTree) -> list[str]:
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
-
-
-def _within(path: str, name: str) -> bool:
-    return name == "*" or f"{path}/".startswith(f"{name}/")
-
-
-def _weight(path: str, layers: tuple[str, ...]) -> float:
-    """That of the last entry that names the tensor, else 0."""
-    return ([0.0] + [weight for name, weight in map(parse_layer, layers) if _within(path, name)])[-1]
-
-
-def _layer_weights(layers: tuple[str, ...], params: PyTree) -> PyTree:
-    """A weight for each tensor."""
-    if not layers:
-        return jax.tree.map(lambda _: 1.0, params)
-    check_layers(layers, params)
-    return jax.tree.structure(params).unflatten([_weight(path, layers) for path in _tensor_paths(params)])
 
 
 def _norm_unless_zero(leaves: list[Array]) -> Float[Array, ""]:

@@ -3,10 +3,11 @@
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.layer_weights import parse_layer
+from jaxleak.attacks.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.starts import check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
-from jaxleak.inits import check_init
-from jaxleak.labels import LABEL_STRATEGIES
-from jaxleak.objectives import OBJECTIVES, SCALES, parse_layer
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
 WEIGHTS = ("features", "label_term", "tv", "norm", "statistics", "consistency")
@@ -20,7 +21,7 @@ class Attack:
         name: what rows and tables call it.
         label: where the labels come from: "joint" optimises label logits beside the images, "known" has them, every
             other of `labels.LABEL_STRATEGIES` reads them from the update.
-        init: the start of the images (`inits.INITS`); label logits start from N(0, 1).
+        init: the start of the images (`starts.INITS`); label logits start from N(0, 1).
         objective: distance between the candidate's gradient and the shared one.
         scale: what the distance is measured in: "none" as published, "relative" to the shared gradient, or "per-tensor"
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever

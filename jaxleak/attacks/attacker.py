@@ -10,13 +10,13 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxleak.attacks import Attack
+from jaxleak.attacks.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
+from jaxleak.attacks.lane_cond import update_if
+from jaxleak.attacks.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.priors import consistency, norm_prior, total_variation
 from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
-from jaxleak.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
-from jaxleak.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
-from jaxleak.priors import consistency, norm_prior, total_variation
-from jaxleak.seldom import update_if
 from jaxleak.solvers import Adam, NoSolver
 from jaxleak.threat.client import client_update
 from jaxleak.threat.observe import observe
@@ -200,7 +200,7 @@ class Attacker:
         """The objective as published at the candidate `x`, where the solver's is `value`; undefined unless `wanted`.
 
         It has to be computed anew only where tensors are scaled differently, or other terms are added: at the end of
-        each iteration, or of each step where many lanes run (`seldom.FEW`). That is not counted as an evaluation.
+        each iteration, or of each step where many lanes run (`lane_cond.FEW`). That is not counted as an evaluation.
         """
         if self._reports:
             return value

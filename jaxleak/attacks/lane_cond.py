@@ -1,4 +1,4 @@
-"""Updates that few lanes need at a time."""
+"""Under `vmap`, `lax.cond` computes both branches for every lane; `update_if` skips what no lane asks for."""
 
 from collections.abc import Callable
 from typing import Any

@@ -13,11 +13,10 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxleak.analytic import dense_input
+from jaxleak.attacks.analytic import dense_input
 from jaxleak.errors import InputError
 
 PROBES = 32
@@ -227,20 +226,6 @@ def probe_images(key, shape: tuple[int, int, int]) -> Float[Array, "m h w c"]:
     height, width, channels = shape
     colours = jax.random.uniform(key, (PROBES, 2, 2, channels))
     return jax.image.resize(colours, (PROBES, height, width, channels), "linear", antialias=False)
-
-
-def labels_right(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """How many labels are right, in whatever order: the size of the common part of two multisets.
-
-    Args:
-        found, true: [..., n].
-
-    Returns:
-        [...], from 0 to n.
-    """
-    classes = np.unique(true)
-    found, true = ((np.asarray(labels)[..., None] == classes).sum(-2) for labels in (found, true))
-    return np.minimum(found, true).sum(-1)
 
 
 def head_input(update: PyTree) -> Float[Array, "i"]:
