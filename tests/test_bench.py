@@ -1,6 +1,7 @@
 """`jaxleak bench`: the worker's protocol, the other variants' arithmetic, how turns are taken, and the report."""
 
 import importlib
+import itertools
 import json
 import threading
 import time
@@ -194,7 +195,9 @@ def test_auto_settles_before_the_clock_starts(fake_engine):
 
 
 def test_a_search_that_does_not_settle_is_stopped(fake_engine, monkeypatch):
-    monkeypatch.setattr(worker, "SEARCH_SECONDS", 0.05)
+    seconds = itertools.count()  # each look at the clock takes one
+    monkeypatch.setattr(worker, "time", SimpleNamespace(perf_counter=lambda: next(seconds)))
+    monkeypatch.setattr(worker, "SEARCH_SECONDS", 8)
     monkeypatch.setattr(FakeEngine, "settles", False)
     ready, engine = engine_answers("auto")
     assert (ready["lanes"], ready["settled"]) == (16, False)

@@ -68,7 +68,8 @@ def solve(fun, start, steps, solver=LBFGS(max_step=1.0)):  # noqa: B008
 def test_the_standard_problems_have_scipys_answers(name):
     residuals, start = PROBLEMS[name]
     wanted = least_squares(residuals, start, xtol=1e-15, ftol=1e-15, gtol=1e-15, method="lm")
-    _, infos = solve(squares(residuals), start, 400)
+    # How long Wood's plateau holds is decided by rounding: 129 to 858 evaluations from starts 1e-13 apart.
+    _, infos = solve(squares(residuals), start, 2000)
     assert infos.value[-1] < 1e-12
     # Powell's Jacobian is singular at the solution: x follows only as the fourth root of the objective.
     np.testing.assert_allclose(infos.x[-1], wanted.x, atol=1e-2 if name == "powell singular" else 1e-5)
