@@ -25,7 +25,7 @@ def main() -> None:
         for suffix, attacks in (("", (DLG, IDLG)), ("-lbfgs", (jaxleak.DLG, jaxleak.IDLG))):
             sweeps[name + suffix] = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=1, snapshots=())
     results = run_all("idlg_fidelity", sweeps, options)
-    from jaxleak.plots import mse_shares
+    from jaxleak.results.figures import mse_shares
 
     for name, result in results.items():
         mse_shares(result.summary, results_folder("idlg_fidelity") / f"{name}.png")

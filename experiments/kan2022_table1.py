@@ -37,7 +37,7 @@ def main() -> None:
         for name, (network, attack) in RUNS.items()
     }
     results = run_all("kan2022_table1", sweeps, options)
-    from jaxleak.plots import success_by_image
+    from jaxleak.results.figures import success_by_image
 
     folder = results_folder("kan2022_table1")
     for name, result in results.items():

@@ -11,16 +11,18 @@ if TYPE_CHECKING:
     from jaxleak.errors import InputError
     from jaxleak.kernels.conv import fast_conv
     from jaxleak.kernels.dense import blocked_dot_general
-    from jaxleak.matching import unmosaic
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
     from jaxleak.models.own import adapt_model
     from jaxleak.plan import Sweep
-    from jaxleak.plots import hold_last
-    from jaxleak.report import write_page
+    from jaxleak.results.figures import hold_last
+    from jaxleak.results.intervals import fisher, wilson
+    from jaxleak.results.matching import unmosaic
+    from jaxleak.results.page import write_page
+    from jaxleak.results.result import Result
+    from jaxleak.results.store.run import Run
+    from jaxleak.results.verdict import Criteria
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
-    from jaxleak.stats import Criteria, fisher, wilson
-    from jaxleak.store import Run
-    from jaxleak.sweep import Result, attack, run_sweep
+    from jaxleak.sweep import attack, run_sweep
     from jaxleak.threat.client import Client
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.shared_update import load_update
@@ -38,16 +40,18 @@ _HOMES = {
     "kernels.dense": ("blocked_dot_general",),
     "environment": ("use_all_cores",),
     "errors": ("InputError",),
-    "matching": ("unmosaic",),
+    "results.matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
     "models.own": ("adapt_model",),
-    "plots": ("hold_last",),
-    "report": ("write_page",),
+    "results.figures": ("hold_last",),
+    "results.page": ("write_page",),
     "solvers": ("LBFGS", "Adam", "JaxoptLBFGS", "NoSolver", "OptaxLBFGS", "TorchLBFGS"),
-    "stats": ("Criteria", "fisher", "wilson"),
-    "store": ("Run",),
+    "results.intervals": ("fisher", "wilson"),
+    "results.verdict": ("Criteria",),
+    "results.store.run": ("Run",),
     "plan": ("Sweep",),
-    "sweep": ("Result", "attack", "run_sweep"),
+    "results.result": ("Result",),
+    "sweep": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.shared_update": ("load_update",),
     "threat.victim": ("Victim", "draw_params", "make_victim"),

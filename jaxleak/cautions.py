@@ -1,14 +1,10 @@
-"""Warnings when an evaluation may mislead."""
+"""Warnings about settings that may mislead."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.starts import SAME_EVERY_TIME
-from jaxleak.stats import Row
 from jaxleak.threat.victim import Victim
-
-RELATIVE = 1e-2  # of an objective met: above it, most of the update is not explained
 
 
 def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
@@ -36,24 +32,4 @@ def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
         same = attack.init in SAME_EVERY_TIME and attack.label != "joint" and victim.network != "per-trial"
         if seeds > 1 and same and not drawn_anew and not getattr(attack.solver, "langevin", 0):
             found.append(f"{attack.name}: start {attack.init} is the same for every seed, and so are its trials.")
-    return found
-
-
-def after(rows: Sequence[Row], criteria: Any) -> list[str]:
-    """What the rows show."""
-    found = []
-    for attack in dict.fromkeys(row["attack"] for row in rows):
-        own = [row for row in rows if row["attack"] == attack]
-        if any(row["status"] == "matched" for row in own) or all(row["label"] < 0 for row in own):
-            found.append(f"{attack}: the private images are not known, so nothing counts as solved; see report.json.")
-        zero = sum(row["update_norm2"] == 0 for row in own)
-        if zero:
-            found.append(f"{attack}: the update is zero in {zero} of {len(own)} trials; there is nothing to match.")
-        small = [row for row in own if row["objective"] < criteria.objective and row["objective_kind"] == "l2"]
-        unexplained = sum(row["relative_objective"] > RELATIVE for row in small if row["update_norm2"] > 0)
-        if unexplained:
-            found.append(
-                f"{attack}: {unexplained} of {len(own)} trials met the objective with more than {RELATIVE:.0%} of the "
-                "update unexplained: it is small, and so is its distance from anything. Look at relative_objective."
-            )
     return found

@@ -22,7 +22,7 @@ from jaxleak.flags import (
     sweep_of,
 )
 from jaxleak.paths import place
-from jaxleak.shard import ALL, Shard, parse_shard
+from jaxleak.results.store.shard import ALL, Shard, parse_shard
 
 
 def _place(text: str) -> Path:
@@ -233,7 +233,7 @@ def build_sweep(command: RunCommand):
     """Everything `jaxleak run` needs, checked before any long work."""
     from jaxleak.data import BATCH_LABELS, load_dataset
     from jaxleak.models import MODELS, build_model
-    from jaxleak.store import Run
+    from jaxleak.results.store.run import Run
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.victim import NETWORKS, NORMALISATIONS, make_victim
 
@@ -352,8 +352,8 @@ def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
     from jaxleak.attacks.attacker import with_fitting_stops
-    from jaxleak.evidence import draw, write_report
-    from jaxleak.tables import evidence_table
+    from jaxleak.results.agreement import draw, write_report
+    from jaxleak.results.tables import evidence_table
     from jaxleak.threat.shared_update import load_update
 
     _prepare(command)
@@ -380,7 +380,7 @@ def attack(command: AttackCommand) -> int:
             print(f"{one['attack']}: {text}")
     files = ["report.json"]
     if kept:
-        draw(kept, victim, command.out / "best.png")
+        draw(kept, victim.images if victim.knows_truth else None, command.out / "best.png")
         files += ["best.npz", "best.png"]
     print(f"{command.out}: {', '.join(files)}")
     return 0
@@ -395,8 +395,8 @@ def table(command: TableCommand) -> int:
 
 def plot(command: PlotCommand) -> int:
     """`jaxleak plot`."""
-    from jaxleak.plots import draw_all
-    from jaxleak.store import Run
+    from jaxleak.results.figures import draw_all
+    from jaxleak.results.store.run import Run
 
     _check_runs(command.runs)
     for run_directory in [Run.open(path) for path in command.runs]:
@@ -407,7 +407,7 @@ def plot(command: PlotCommand) -> int:
 
 def report(command: ReportCommand) -> int:
     """`jaxleak report`."""
-    from jaxleak.report import write_page
+    from jaxleak.results.page import write_page
 
     print(f"page: {write_page(command.runs, command.out, trials=command.trials, title=command.title)}")
     return 0
@@ -454,14 +454,14 @@ def _check_runs(runs: Sequence[Path]) -> None:
 
 
 def _summary(path: Path) -> dict[str, Any]:
-    from jaxleak.store import Run
-    from jaxleak.summary import current_summary
+    from jaxleak.results.store.run import Run
+    from jaxleak.results.summary import current_summary
 
     return current_summary(Run.open(path))
 
 
 def _print_tables(summaries: list[dict[str, Any]], runs: Sequence[Path], *, by_image: bool) -> None:
-    from jaxleak.tables import rates_by_image, status_table, summary_table
+    from jaxleak.results.tables import rates_by_image, status_table, summary_table
 
     console = _console()
     if by_image:

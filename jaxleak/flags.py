@@ -232,7 +232,7 @@ def _plain(text: str) -> Any:
 
 def build_criteria(command: AttackFlags):
     """What counts as success."""
-    from jaxleak.stats import Criteria
+    from jaxleak.results.verdict import Criteria
 
     return Criteria(
         objective=command.success_objective,

@@ -13,8 +13,8 @@ from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.environment import dtype
 from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed
-from jaxleak.shard import ALL, Shard
-from jaxleak.stats import Criteria
+from jaxleak.results.store.shard import ALL, Shard
+from jaxleak.results.verdict import Criteria
 from jaxleak.threat.victim import Victim
 
 SNAPSHOTS = (0, 10, 20, 40, 60, 80, 120, 200)

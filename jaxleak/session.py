@@ -17,14 +17,15 @@ from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, Finished
 from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
-from jaxleak.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
-from jaxleak.metrics import labels_right
 from jaxleak.plan import Sweep
 from jaxleak.progress import Progress
-from jaxleak.shard import ALL
+from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
+from jaxleak.results.metrics import labels_right
+from jaxleak.results.store.run import Run
+from jaxleak.results.store.shard import ALL
+from jaxleak.results.summary import summarise, warnings_after
+from jaxleak.results.verdict import classify
 from jaxleak.solvers import solver_name
-from jaxleak.stats import classify, summarise
-from jaxleak.store import Run
 
 FLUSH_SECONDS = 10.0
 AHEAD_SECONDS = 30.0  # compiling that may go on after Ctrl-C
@@ -304,7 +305,7 @@ class Session:
             engine=engine or _stored_engine(self.run.path),
             settings_hash=self.run.settings_hash,
         )
-        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + cautions.after(rows, sweep.criteria)
+        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
         training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
         return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
 

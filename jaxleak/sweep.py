@@ -3,7 +3,6 @@
 import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,76 +12,17 @@ from jaxleak import cautions
 from jaxleak.attacks.presets import Attack, get_attack
 from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive
-from jaxleak.matching import mosaic, unmosaic
 from jaxleak.paths import place
 from jaxleak.plan import Sweep
+from jaxleak.results.matching import mosaic
+from jaxleak.results.result import Result
+from jaxleak.results.store.run import Run
+from jaxleak.results.store.shard import ALL, Shard, parse_shard
 from jaxleak.session import Session
-from jaxleak.shard import ALL, Shard, parse_shard
-from jaxleak.store import Run
 from jaxleak.threat.victim import Victim
 
 if TYPE_CHECKING:
     from jaxleak.cluster.ray_driver import Ray
-
-
-@dataclass(eq=False)
-class Result:
-    """What a sweep left: rows, rates and pictures. The run directory holds the same.
-
-    Attributes:
-        run: the run directory, open for reading.
-        summary: as `summary.json`.
-    """
-
-    run: Run
-    summary: dict[str, Any]
-    _keep: Any = None  # a temporary directory lives as long as the result
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        """One dict per trial."""
-        return self.run.rows()
-
-    def success_rate(self, attack: str | None = None) -> tuple[float, tuple[float, float], int]:
-        """Success rate over all images, its 95 % Wilson interval and the number of trials.
-
-        Raises:
-            InputError: several attacks were run and `attack` names none of them.
-        """
-        groups = {group["attack"]: group for group in self.summary["groups"] if group["image"] is None}
-        if attack is None and len(groups) == 1:
-            attack = next(iter(groups))
-        if attack not in groups:
-            raise InputError(f"`attack` must be one of {', '.join(groups)}; got {attack!r}.")
-        group = groups[attack]
-        return group["success_rate"], tuple(group["ci95"]), group["trials"]
-
-    def reconstructions(self, trials: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-        """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all.
-
-        Of batches, `candidate` is [n, b, h, w, c], in the order of the truth.
-        """
-        arrays = self.run.arrays(keys=["trial", "candidate"], trials=trials)
-        batch = self.run.settings["victim"]["batch"]
-        return arrays if batch == 1 else {**arrays, "candidate": unmosaic(arrays["candidate"], batch)}
-
-    def table(self):
-        """A rich table of the rates; `rich.print` shows it."""
-        from jaxleak.tables import summary_table
-
-        return summary_table([self.summary])
-
-    def plot(self, path: str | Path | None = None) -> list[Path]:
-        """Draw every figure into `path` (default: `figures` in the run directory); returns the files."""
-        from jaxleak.plots import draw_all
-
-        return draw_all(self.run, path)
-
-    def report(self, path: str | Path | None = None, *, trials: int = 2) -> Path:
-        """Write one self-contained page (default: `report.html` in the run directory); see `report.write_page`."""
-        from jaxleak.report import write_page
-
-        return write_page([self.run.path], path, trials=trials)
 
 
 def attack(

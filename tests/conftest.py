@@ -49,7 +49,7 @@ CORE = {
 # ... and these tests alone of other files: what adapting, drawing and storing ask of libraries.
 CORE_ALONE = {
     "test_models_own": ("test_an_attack_from_end_to_end[linen", "test_nnx_modules_draw", "test_lifted_layers"),
-    "test_plots": ("test_grid_holds", "test_a_grid_of_noise"),
+    "test_figures": ("test_grid_holds", "test_a_grid_of_noise"),
     "test_store": ("test_flipped_bits",),
 }
 
@@ -100,11 +100,11 @@ FURTHER = {
     "test_object_store": ("test_killed_resumed_and_read_back",),
     "test_models_own_layout": ("test_one_file_means_the_same_however_maps_are_flattened[nnx",),
     "test_models_own": ("test_an_nnx_twin", "test_an_attack_from_end_to_end[nnx"),
-    "test_plots": (
+    "test_figures": (
         "test_full_grid_stays_small_on_the_disk_and_within_a_page[28-",
         "test_full_grid_stays_small_on_the_disk_and_within_a_page[32-",
     ),
-    "test_report": ("test_every_threat_model_has_a_page[clients", "test_every_threat_model_has_a_page[fields"),
+    "test_page": ("test_every_threat_model_has_a_page[clients", "test_every_threat_model_has_a_page[fields"),
     "test_resnet": (
         "test_logits_update_and_attack_gradient_equal_torch[bottlenecks",
         "test_logits_update_and_attack_gradient_equal_torch[group norm",

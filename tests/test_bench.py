@@ -35,8 +35,8 @@ from jaxleak.bench import (
 from jaxleak.bench.settings import COSINE, OURS, PHASES, PYTORCH, VARIANTS, Settings
 from jaxleak.engine.choice import first_lanes
 from jaxleak.errors import InputError
+from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import TorchLBFGS
-from jaxleak.stats import Criteria
 from tests.oracles import cases
 from tests.oracles.require_torch import require_torch
 

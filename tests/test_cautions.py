@@ -14,8 +14,10 @@ from jaxleak.attacks.presets import ANALYTIC, Attack
 from jaxleak.data import Dataset
 from jaxleak.models import MLP, ResNet
 from jaxleak.models.resnet import BasicBlock
-from jaxleak.stats import Criteria
-from jaxleak.sweep import Result, Sweep, run_sweep
+from jaxleak.results.result import Result
+from jaxleak.results.summary import warnings_after
+from jaxleak.results.verdict import Criteria
+from jaxleak.sweep import Sweep, run_sweep
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Prune
 from jaxleak.threat.victim import Victim
@@ -162,15 +164,15 @@ def row(**fields) -> dict[str, Any]:
     ids=str,
 )
 def test_what_rows_show(rows, words):
-    found = cautions.after(rows, Criteria())
+    found = warnings_after(rows, Criteria())
     assert len(found) == (words is not None)
     assert all(text.startswith(words) and "\n" not in text for text in found)
 
 
 def test_the_criterion_decides_what_met_the_objective():
     rows = [row(objective=1e-3, relative_objective=0.5)]
-    assert not cautions.after(rows, Criteria())
-    assert len(cautions.after(rows, Criteria(objective=1e-2))) == 1
+    assert not warnings_after(rows, Criteria())
+    assert len(warnings_after(rows, Criteria(objective=1e-2))) == 1
 
 
 # --- in a sweep ---

@@ -14,8 +14,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxleak import cli, engine
-from jaxleak.stats import ENGINE_KEYS, STATUSES
-from jaxleak.store import Run
+from jaxleak.results.store.run import Run
+from jaxleak.results.summary import ENGINE_KEYS
+from jaxleak.results.verdict import STATUSES
 
 FIGURES = {"recovery.png", "convergence.png", "success_by_image.png", "mse_shares.png"}
 

@@ -13,10 +13,10 @@ import pytest
 
 import jaxleak
 from experiments import harness, index, kan2022_nullspace, options, pytorch_parity, solvers
-from jaxleak import plots
 from jaxleak.cli import RunCommand
 from jaxleak.cluster import simulate
-from jaxleak.stats import wilson
+from jaxleak.results import figures as plots
+from jaxleak.results.intervals import wilson
 
 FOLDER = Path(harness.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
@@ -66,7 +66,7 @@ def test_only_the_public_api(path):
     nodes = list(ast.walk(tree_of(path)))
     names = imports(nodes)
     public = {f"jaxleak.{name}" for name in jaxleak.__all__}
-    public |= {f"jaxleak.plots.{name}" for name in dir(plots) if not name.startswith("_")}
+    public |= {f"jaxleak.results.figures.{name}" for name in dir(plots) if not name.startswith("_")}
     public |= {f"jaxleak.cluster.simulate.{name}" for name in dir(simulate) if not name.startswith("_")}
     assert {name for name in names if name.split(".")[0] == "jaxleak"} <= {"jaxleak"} | public
     used = {

@@ -14,8 +14,8 @@ import pytest
 from jaxleak.attacks.labels import LABEL_STRATEGIES, bias_label, head_gradient, idlg_label, probe_images
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
-from jaxleak.metrics import labels_right
 from jaxleak.models import LeNet
+from jaxleak.results.metrics import labels_right
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import draw_params
 from tests.fixtures import quick_jit

@@ -5,8 +5,8 @@ import itertools
 import numpy as np
 import pytest
 
-from jaxleak.matching import batch_metrics, match, mosaic, ordered, unmosaic, worst_errors
-from jaxleak.metrics import image_metrics
+from jaxleak.results.matching import batch_metrics, match, mosaic, ordered, unmosaic, worst_errors
+from jaxleak.results.metrics import image_metrics
 
 SHAPE = (3, 2, 2)
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from skimage import metrics as reference
 
-from jaxleak import metrics
 from jaxleak.errors import InputError
+from jaxleak.results import metrics
 
 SHAPES = [(28, 28, 1), (32, 32, 3), (11, 11, 1), (40, 17, 3)]
 

@@ -6,10 +6,11 @@ import time
 
 import pytest
 
-from jaxleak import InputError, Run, locks
-from jaxleak.parts import PartName
+from jaxleak import InputError, Run
 from jaxleak.paths import is_local, place
-from jaxleak.shard import ALL, Shard
+from jaxleak.results.store import locks
+from jaxleak.results.store.parts import PartName
+from jaxleak.results.store.shard import ALL, Shard
 from tests.test_cli import call, refusal
 from tests.test_resume import (
     PAUSE,

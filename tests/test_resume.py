@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from jaxleak import cli
-from jaxleak.store import Run
+from jaxleak.results.store.run import Run
 
 PROJECT = Path(__file__).parent.parent
 # The command in a process of its own. It writes every trial as soon as it ends and pauses after every chunk, so that

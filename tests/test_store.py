@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxleak import parts
 from jaxleak.environment import git_state
 from jaxleak.errors import InputError
-from jaxleak.parts import ROW_COLUMNS
-from jaxleak.store import Run, settings_hash
+from jaxleak.results.store import parts
+from jaxleak.results.store.parts import ROW_COLUMNS
+from jaxleak.results.store.run import Run, settings_hash
 
 SETTINGS = {"attacks": ["dlg", "idlg"], "seeds": 50, "solver": {"name": "torch-lbfgs", "history": 100}}
 ENVIRONMENT = {"versions": {"jax": "0"}, "device": "cpu", "git_revision": "unknown"}
@@ -458,7 +458,7 @@ WRITER = """
 import os, sys
 sys.path.insert(0, {root!r})
 from tests.test_store import create, commit
-import jaxleak.parts as store
+import jaxleak.results.store.parts as store
 """
 
 

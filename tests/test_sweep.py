@@ -38,10 +38,12 @@ from jaxleak.attacks.trial import Job, Trial
 from jaxleak.engine import Engine
 from jaxleak.engine import engine as runs
 from jaxleak.models.weight_init import dlg_uniform
-from jaxleak.parts import ROW_COLUMNS
-from jaxleak.stats import STATUSES, Criteria, wilson
-from jaxleak.store import Run
-from jaxleak.sweep import Result, run_sweep
+from jaxleak.results.intervals import wilson
+from jaxleak.results.result import Result
+from jaxleak.results.store.parts import ROW_COLUMNS
+from jaxleak.results.store.run import Run
+from jaxleak.results.verdict import STATUSES, Criteria
+from jaxleak.sweep import run_sweep
 from jaxleak.threat.victim import Victim
 
 SHAPE = (8, 8, 1)

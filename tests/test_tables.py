@@ -7,8 +7,9 @@ import statistics
 import pytest
 from rich.console import Console
 
-from jaxleak.stats import STATUSES, Criteria, summarise
-from jaxleak.tables import markdown_table, partial_text, rate_text, rates_by_image, status_table, summary_table
+from jaxleak.results.summary import summarise
+from jaxleak.results.tables import markdown_table, partial_text, rate_text, rates_by_image, status_table, summary_table
+from jaxleak.results.verdict import STATUSES, Criteria
 
 
 def make_row(trial, image, status="converged", *, attack="dlg", model="lenet", dataset="cifar100", **changes):

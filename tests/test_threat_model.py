@@ -21,8 +21,9 @@ from jaxleak.data import Dataset
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.stats import Criteria, classify
-from jaxleak.sweep import Result, run_sweep
+from jaxleak.results.result import Result
+from jaxleak.results.verdict import Criteria, classify
+from jaxleak.sweep import run_sweep
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Laplace, Prune, PruneLayer, TopK
 from jaxleak.threat.loss import cross_entropy, loss_gradient

@@ -16,10 +16,10 @@ from safetensors.numpy import load_file, save_file
 
 from jaxleak import IDLG, IG, InputError
 from jaxleak.attacks.attacker import with_fitting_stops
-from jaxleak.evidence import Restarts, report
 from jaxleak.models import LeNet
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
+from jaxleak.results.agreement import Restarts, report
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.shared_update import load_update
 from jaxleak.threat.victim import draw_params

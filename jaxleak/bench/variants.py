@@ -17,8 +17,8 @@ from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
 from jaxleak.models import build_model
 from jaxleak.precision import full_precision
+from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
-from jaxleak.stats import Criteria
 from jaxleak.threat.victim import Victim, make_victim
 
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS

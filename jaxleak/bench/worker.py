@@ -54,7 +54,7 @@ def run_engine(
     from jaxleak.bench.phases import PhaseProgram
     from jaxleak.engine import Engine
     from jaxleak.engine.choice import first_lanes
-    from jaxleak.metrics import image_metrics
+    from jaxleak.results.metrics import image_metrics
 
     trial = variants.trial(settings, name)
     searches = lanes == "auto"

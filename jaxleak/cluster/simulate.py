@@ -200,8 +200,8 @@ def measure_driver(trials: int = 512) -> float:
     from jaxleak.attacks.trial import Outcome
     from jaxleak.engine import Finished
     from jaxleak.environment import environment
+    from jaxleak.results.store.run import Run
     from jaxleak.session import Session
-    from jaxleak.store import Run
 
     victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), [6])
     sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.DLG,), seeds=trials)

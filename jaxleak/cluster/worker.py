@@ -64,7 +64,7 @@ class Worker:
 
         from jaxleak.engine.choice import first_lanes
         from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
-        from jaxleak.store import settings_hash
+        from jaxleak.results.store.run import settings_hash
 
         made, devices = environment(), jax.devices()
         return Hello(

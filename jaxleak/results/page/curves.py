@@ -5,7 +5,7 @@ import base64
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.plots import hold_last
+from jaxleak.results.figures import hold_last
 
 POINTS = 64  # of a curve at most
 DIGITS = 1000  # steps per decade

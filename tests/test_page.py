@@ -1,4 +1,4 @@
-"""The page of one or several runs: what is collected, chosen and said. A browser opens it in test_report_browser.py."""
+"""The page of one or several runs: what is collected, chosen and said. A browser opens it in test_page_browser.py."""
 
 import base64
 import io
@@ -16,10 +16,10 @@ import jaxleak
 from jaxleak.data import load_dataset
 from jaxleak.environment import environment
 from jaxleak.plan import Sweep
-from jaxleak.report import choose, collect, curves, page, payload, pictures, sections, words, write_page
+from jaxleak.results.page import choose, collect, curves, page, payload, pictures, sections, words, write_page
+from jaxleak.results.store.run import Run
+from jaxleak.results.verdict import Criteria
 from jaxleak.session import Session
-from jaxleak.stats import Criteria
-from jaxleak.store import Run
 from jaxleak.sweep import run_sweep
 from jaxleak.threat.victim import make_victim
 from tests.test_cli import call, refusal, restored_globals

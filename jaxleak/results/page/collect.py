@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxleak.errors import InputError
-from jaxleak.stats import Row
-from jaxleak.store import Run
-from jaxleak.summary import current_summary
-from jaxleak.tables import partial_text
+from jaxleak.results.store.parts import Row
+from jaxleak.results.store.run import Run
+from jaxleak.results.summary import current_summary
+from jaxleak.results.tables import partial_text
 
 
 @dataclass(frozen=True, eq=False)

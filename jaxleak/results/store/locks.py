@@ -20,7 +20,7 @@ from typing import Any, Protocol
 
 from jaxleak.errors import InputError
 from jaxleak.paths import create, is_local, write_atomically
-from jaxleak.shard import Shard
+from jaxleak.results.store.shard import Shard
 
 RENEW_SECONDS = 20.0
 LEASE_SECONDS = 90.0  # after its last renewal

@@ -1,149 +1,59 @@
-"""Success and its statistics: the verdict on one trial, rates with intervals, and the summary of a run."""
+"""The summary of a run: rates for each attack and image, made from its rows."""
 
 import itertools
+import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
-from jaxleak.errors import InputError, check_choice
+from jaxleak.results.intervals import wilson, within_k
+from jaxleak.results.store.parts import Row
+from jaxleak.results.store.run import Run
+from jaxleak.results.verdict import STATUSES, Criteria
 
-STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite", "lost")
 ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
+RELATIVE = 1e-2  # of an objective met: above it, most of the update is not explained
 
-Row = dict[str, Any]
+
+def current_summary(run: Run) -> dict[str, Any]:
+    """What `summary.json` would hold, with `shards` and `warnings`; the run need not be complete."""
+    settings, rows = run.settings, run.rows()
+    criteria = Criteria(**settings["criteria"])
+    try:
+        written = json.loads((run.path / "summary.json").read_text())
+        engine = written["engine"]
+        finished = sum(group["trials"] for group in written["groups"] if group["image"] is None)
+    except (OSError, ValueError, KeyError, TypeError):
+        written, engine, finished = {}, None, -1
+    expected = expected_trials(settings)
+    summary = summarise(rows, criteria, expected=expected, engine=engine, settings_hash=run.settings_hash)
+    # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
+    known = written.get("warnings") if finished == len(rows) else None
+    found = warnings_after(rows, criteria) if known is None else known
+    return {**summary, "shards": run.shards(expected), "warnings": found}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Criteria:
-    """What counts as success, stored with every run.
-
-    Attributes:
-        objective: a trial must end with its objective below this.
-        cosine: the same for attacks whose objective is 1 - cosine.
-        relative_error: and with `|x - x*| / |x*|` below this, every image of a batch. A small objective alone is not
-            success: networks with tiny gradients reach any objective with a wrong image.
-        mse_thresholds: the family of unclipped MSE thresholds (images in [0, 1]) whose shares are reported.
-            Source: the fidelity curves of Zhao et al. 2020 (iDLG).
-        diverged_above: a failed trial whose largest |pixel| exceeds this counts as diverged.
-
-    Raises:
-        InputError: a threshold is not a finite number above 0.
-    """
-
-    objective: float = 1e-4
-    cosine: float = 1e-2
-    relative_error: float = 0.2
-    mse_thresholds: tuple[float, ...] = (0.01, 0.005, 0.001, 0.0005, 0.0001)
-    diverged_above: float = 100.0
-
-    def __post_init__(self):
-        for name in ("objective", "cosine", "relative_error", "diverged_above"):
-            _check_threshold(name, getattr(self, name))
-        if isinstance(self.mse_thresholds, (int, float, str)) or not self.mse_thresholds:
-            raise InputError(
-                f"`mse_thresholds` must be one or more numbers, as in (0.01, 0.001); got {self.mse_thresholds!r}."
+def warnings_after(rows: Sequence[Row], criteria: Criteria) -> list[str]:
+    """Warnings where the rows may mislead, one line each."""
+    found = []
+    for attack in dict.fromkeys(row["attack"] for row in rows):
+        own = [row for row in rows if row["attack"] == attack]
+        if any(row["status"] == "matched" for row in own) or all(row["label"] < 0 for row in own):
+            found.append(f"{attack}: the private images are not known, so nothing counts as solved; see report.json.")
+        zero = sum(row["update_norm2"] == 0 for row in own)
+        if zero:
+            found.append(f"{attack}: the update is zero in {zero} of {len(own)} trials; there is nothing to match.")
+        small = [row for row in own if row["objective"] < criteria.objective and row["objective_kind"] == "l2"]
+        unexplained = sum(row["relative_objective"] > RELATIVE for row in small if row["update_norm2"] > 0)
+        if unexplained:
+            found.append(
+                f"{attack}: {unexplained} of {len(own)} trials met the objective with more than {RELATIVE:.0%} of the "
+                "update unexplained: it is small, and so is its distance from anything. Look at relative_objective."
             )
-        for value in self.mse_thresholds:
-            _check_threshold("mse_thresholds", value)
-        object.__setattr__(self, "mse_thresholds", tuple(self.mse_thresholds))  # a list, when read from JSON
-
-    def threshold(self, objective: str) -> float:
-        """What an attack's objective must be below, by its kind, a key of `objectives.OBJECTIVES`."""
-        return self.cosine if objective == "cosine" else self.objective
-
-
-def _check_threshold(argument: str, value: Any) -> None:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not (number and math.isfinite(value) and value > 0):
-        raise InputError(f"`{argument}` must be a finite number above 0; got {value!r}.")
-
-
-def classify(
-    *,
-    ending: str,
-    objective: float,
-    relative_error: float,
-    max_abs: float,
-    reached_objective: bool,
-    criteria: Criteria,
-    threshold: float | None = None,
-    knows_truth: bool = True,
-) -> str:
-    """The status of a trial that ended.
-
-    Args:
-        ending: how its loop stopped: "objective" or the status that this is, without an image to judge.
-        objective: the final objective.
-        relative_error: the final candidate's image error; `max_abs` its largest |pixel|.
-        reached_objective: whether the loop saw an objective below the threshold. The final objective must
-            be below it too: a trial that passed the threshold and then left again has not converged.
-        criteria: the thresholds.
-        threshold: of the objective; None: `criteria.objective`.
-        knows_truth: whether there is an image to compare with.
-
-    Returns:
-        One of `STATUSES`; "matched" is a small objective whose image cannot be judged. A trial that stopped on a looser
-        objective than the criterion's, and so never reached the criterion's, counts as `iteration-limit`: it was ended
-        before it succeeded.
-    """
-    check_choice("ending", ending, ("objective", *STATUSES))
-    if ending == "non-finite" or not (math.isfinite(objective) and math.isfinite(max_abs)):
-        return "non-finite"
-    if reached_objective and objective < (criteria.objective if threshold is None else threshold):
-        if not knows_truth:
-            return "matched"
-        return "converged" if relative_error < criteria.relative_error else "wrong-image"
-    if max_abs > criteria.diverged_above:
-        return "diverged"
-    return "iteration-limit" if ending == "objective" else ending
-
-
-def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a success probability; (0, 1) for no trials.
-
-    Source: Wilson 1927, JASA 22:209; no continuity correction, as scipy's `proportion_ci(method="wilson")`.
-    """
-    from scipy.stats import binomtest
-
-    _check_count("successes", successes, n)
-    if not 0 < confidence < 1:
-        raise InputError(f"`confidence` must lie between 0 and 1; got {confidence!r}.")
-    if n == 0:
-        return 0.0, 1.0
-    interval = binomtest(int(successes), int(n)).proportion_ci(confidence_level=confidence, method="wilson")
-    return float(interval.low), float(interval.high)
-
-
-def within_k(successes: int, n: int, k: int) -> float:
-    """Probability that at least one of `k` restarts succeeds, estimated from `s` successes in `n` trials.
-
-    `1 - C(n-s, k) / C(n, k)`: the share of the k-subsets of the trials that hold a success, and so unbiased.
-
-    Source: Chen et al. 2021 (Codex), eq. 1, their pass@k.
-    """
-    _check_count("successes", successes, n)
-    if not 1 <= k <= n:
-        raise InputError(f"`k` must lie between 1 and the number of trials, {n}; got {k!r}.")
-    return 1 - math.comb(int(n - successes), int(k)) / math.comb(int(n), int(k))
-
-
-def fisher(s1: int, n1: int, s2: int, n2: int) -> float:
-    """Two-sided p-value of Fisher's exact test that `s1` of `n1` and `s2` of `n2` have the same rate."""
-    from scipy.stats import fisher_exact
-
-    _check_count("s1", s1, n1)
-    _check_count("s2", s2, n2)
-    if n1 == 0 or n2 == 0:
-        return 1.0
-    return float(np.asarray(fisher_exact([[s1, n1 - s1], [s2, n2 - s2]])[1]))
-
-
-def _check_count(argument: str, successes: int, n: int) -> None:
-    if not 0 <= successes <= n:
-        raise InputError(f"`{argument}` must lie between 0 and the number of trials, {n}; got {successes!r}.")
+    return found
 
 
 def expected_trials(settings: dict[str, Any]) -> int:

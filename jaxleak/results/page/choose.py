@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxleak.plots import choose_trials
-from jaxleak.report.collect import Series, Source
-from jaxleak.report.pictures import digest, frame_bytes
-from jaxleak.stats import Row
+from jaxleak.results.figures import choose_trials
+from jaxleak.results.page.collect import Series, Source
+from jaxleak.results.page.pictures import digest, frame_bytes
+from jaxleak.results.store.parts import Row
 
 MOST_ROWS = 20_000  # of a page, over all runs
 MOST_CURVES = 4_000  # trials

@@ -8,9 +8,10 @@ import math
 import numpy as np
 import pytest
 
-from jaxleak import stats
 from jaxleak.errors import InputError
-from jaxleak.stats import Criteria, classify, fisher, summarise, wilson, within_k
+from jaxleak.results.intervals import fisher, wilson, within_k
+from jaxleak.results.summary import summarise
+from jaxleak.results.verdict import STATUSES, Criteria, classify
 
 GOOD = {
     "ending": "objective",
@@ -59,7 +60,7 @@ def test_classify(base, change, status):
 
 
 def test_classify_reaches_every_status():
-    assert {status for *_, status in CASES} == set(stats.STATUSES) - {"lost"}  # which the scheduler of a cluster says
+    assert {status for *_, status in CASES} == set(STATUSES) - {"lost"}  # which the scheduler of a cluster says
 
 
 def test_classify_follows_the_criteria():

@@ -7,11 +7,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxleak.report.choose import Shown
-from jaxleak.report.collect import Series, Source
-from jaxleak.report.payload import class_names
-from jaxleak.stats import STATUSES, Row, wilson
-from jaxleak.tables import NOTHING, rate_text
+from jaxleak.results.intervals import wilson
+from jaxleak.results.page.choose import Shown
+from jaxleak.results.page.collect import Series, Source
+from jaxleak.results.page.payload import class_names
+from jaxleak.results.store.parts import Row
+from jaxleak.results.tables import NOTHING, rate_text
+from jaxleak.results.verdict import STATUSES
 
 
 class Cell(NamedTuple):

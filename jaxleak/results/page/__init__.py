@@ -4,6 +4,6 @@
 `sections` say in text and tables what stands in the settings and rows, and `page` puts all into one HTML file.
 """
 
-from jaxleak.report.page import write_page
+from jaxleak.results.page.page import write_page
 
 __all__ = ["write_page"]

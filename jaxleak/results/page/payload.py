@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxleak.parts import ROW_COLUMNS
-from jaxleak.plots import ATTACK_COLOURS, FAILED, SOLVED
-from jaxleak.report import curves, pictures
-from jaxleak.report.choose import Shown, Trial, frames_before
-from jaxleak.report.collect import Series, Source
-from jaxleak.stats import Criteria, Row
+from jaxleak.results.figures.style import ATTACK_COLOURS, FAILED, SOLVED
+from jaxleak.results.page import curves, pictures
+from jaxleak.results.page.choose import Shown, Trial, frames_before
+from jaxleak.results.page.collect import Series, Source
+from jaxleak.results.store.parts import ROW_COLUMNS, Row
+from jaxleak.results.verdict import Criteria
 
 # The first are those of the figures; yellow, which is hard to see on white, comes last.
 COLOURS = (*ATTACK_COLOURS[:5], SOLVED, FAILED, *ATTACK_COLOURS[5:])

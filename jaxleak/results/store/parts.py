@@ -19,11 +19,12 @@ import numpy as np
 
 from jaxleak.errors import InputError
 from jaxleak.paths import is_local, move
-from jaxleak.shard import ALL, Shard
+from jaxleak.results.store.shard import ALL, Shard
 
 if TYPE_CHECKING:
     import pyarrow
 
+Row = dict[str, Any]  # of `ROW_COLUMNS`
 ROW_COLUMNS = {
     "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
     "label": "int64", "trial": "int64", "seed": "int64", "network": "string", "status": "string",

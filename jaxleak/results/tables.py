@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxleak.stats import STATUSES
+from jaxleak.results.verdict import STATUSES
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -145,7 +145,7 @@ def summary_table(
     """Rates of one or several runs, one line for each attack, model and data set.
 
     Args:
-        summaries: as `stats.summarise` makes them.
+        summaries: as `summary.summarise` makes them.
         names: of the runs, shown when there are several; numbers from 1, if not given.
         by_image: also one line for each image, above that over all images.
     """
@@ -243,7 +243,7 @@ def markdown_table(summary: Summary, *, by_image: bool = False) -> str:
     """The summary as a Markdown table, with model, data set and, if the run is not complete, a line saying so.
 
     Args:
-        summary: as `stats.summarise` makes it.
+        summary: as `summary.summarise` makes it.
         by_image: also one line for each image.
     """
     headings = ["attack", "model", "data set", "image", *(name.replace("\n", " ") for name in COLUMNS)]

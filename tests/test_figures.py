@@ -10,11 +10,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from PIL import Image
 
-from jaxleak import plots
 from jaxleak.errors import InputError
-from jaxleak.parts import ROW_COLUMNS
-from jaxleak.stats import Criteria, summarise, wilson
-from jaxleak.store import Run
+from jaxleak.results.figures import whole_run
+from jaxleak.results.figures.grid import choose_trials, recovery_grid
+from jaxleak.results.figures.rates import mse_shares, success_by_image
+from jaxleak.results.figures.style import COLUMN_INCHES, DPI, FAILED, PAGE_INCHES
+from jaxleak.results.figures.traces import FAILED_LINES, convergence, hold_last, trace_quantiles
+from jaxleak.results.figures.whole_run import draw_all
+from jaxleak.results.intervals import wilson
+from jaxleak.results.store.parts import ROW_COLUMNS
+from jaxleak.results.store.run import Run
+from jaxleak.results.summary import summarise
+from jaxleak.results.verdict import Criteria
 
 SNAPSHOTS = [0, 5, 10, 20, 40]
 ITERATIONS = 60
@@ -118,7 +125,7 @@ def assert_shows(cell, pixels):
 
 
 def ranks(rows, **options):
-    blocks = plots.choose_trials(rows, make_truth([7, 3, 5, 9]), **options)
+    blocks = choose_trials(rows, make_truth([7, 3, 5, 9]), **options)
     return {(block.image, block.key[0]): [(rank, row["trial"]) for rank, row in block.lines] for block in blocks}
 
 
@@ -154,7 +161,7 @@ def test_images_come_in_the_order_of_the_truth_and_can_be_chosen():
 @pytest.mark.parametrize("images", [[4], [], [7, 4]])
 def test_an_image_that_is_not_there_is_named(images):
     with pytest.raises(InputError, match=r"`images` .*\(7, 3\); got \["):
-        plots.choose_trials(make_rows(), make_truth([7, 3]), images)
+        choose_trials(make_rows(), make_truth([7, 3]), images)
 
 
 # --- the grid -------------------------------------------------------------------------------------------
@@ -164,9 +171,9 @@ def test_an_image_that_is_not_there_is_named(images):
 def test_grid_holds_the_true_image_the_snapshots_and_the_candidate(tmp_path, shape):
     rows, truth = make_rows(images=(7,)), make_truth([3, 7], shape)
     arrays, path = make_arrays(rows, truth), tmp_path / "grid.png"
-    figure = plots.recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
+    figure = recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
     assert_shows(cell_of(path, figure, "true"), truth["pixels"][1])
-    (best, row) = plots.choose_trials(rows, truth)[0].lines[0]
+    (best, row) = choose_trials(rows, truth)[0].lines[0]
     assert (best, row["status"]) == ("best", "converged")
     i = rows.index(row)
     assert_shows(cell_of(path, figure, f"{row['trial']}@final"), arrays["candidate"][i])
@@ -175,7 +182,7 @@ def test_grid_holds_the_true_image_the_snapshots_and_the_candidate(tmp_path, sha
 
 def test_grid_words_say_attack_image_rank_status_iterations_and_psnr(tmp_path):
     rows, truth = make_rows(images=(7,)), make_truth([7])
-    words = texts(plots.recovery_grid(rows, make_arrays(rows, truth), truth, SNAPSHOTS))
+    words = texts(recovery_grid(rows, make_arrays(rows, truth), truth, SNAPSHOTS))
     assert "dlg, image 7" in words
     assert "best\nconverged\n30 it., 40.0 dB" in words
     assert "worst\niteration-limit\n60 it., 9.0 dB" in words
@@ -185,9 +192,9 @@ def test_grid_words_say_attack_image_rank_status_iterations_and_psnr(tmp_path):
 
 def test_grid_leaves_places_after_a_trials_end_empty():
     rows, truth = make_rows(images=(7,)), make_truth([7])
-    figure = plots.recovery_grid(rows, make_arrays(rows, truth), truth, SNAPSHOTS)
+    figure = recovery_grid(rows, make_arrays(rows, truth), truth, SNAPSHOTS)
     labels = {axes.get_label() for axes in figure.axes}
-    best, _, worst = (row["trial"] for _, row in plots.choose_trials(rows, truth)[0].lines)
+    best, _, worst = (row["trial"] for _, row in choose_trials(rows, truth)[0].lines)
     assert {f"{best}@20", f"{best}@final", f"{worst}@40", f"{worst}@final"} <= labels
     assert f"{best}@40" not in labels
 
@@ -195,7 +202,7 @@ def test_grid_leaves_places_after_a_trials_end_empty():
 def test_grid_drops_columns_after_every_end_and_spreads_many():
     rows, truth = make_rows(images=(7,), statuses=("converged",)), make_truth([7])
     many = list(range(ITERATIONS + 1))
-    figure = plots.recovery_grid(rows, make_arrays(rows, truth, many), truth, many, columns=4)
+    figure = recovery_grid(rows, make_arrays(rows, truth, many), truth, many, columns=4)
     assert [word for word in texts(figure) if word.isdigit()] == ["0", "10", "19", "29"]
 
 
@@ -205,7 +212,7 @@ def test_grid_without_snapshots_shows_final_candidates(without):
     arrays = make_arrays(rows, truth)
     if without == "array":
         del arrays["snapshots"]
-    figure = plots.recovery_grid(rows, arrays, truth, [] if without == "list" else SNAPSHOTS)
+    figure = recovery_grid(rows, arrays, truth, [] if without == "list" else SNAPSHOTS)
     assert len(figure.axes) == 4  # the true image and three candidates
     assert "iteration" not in texts(figure)
 
@@ -214,7 +221,7 @@ def test_grid_shows_a_broken_candidate_as_grey(tmp_path):
     rows, truth = [make_row(0, 7, "non-finite")], make_truth([7])
     arrays, path = make_arrays(rows, truth), tmp_path / "grid.png"
     arrays["candidate"][:] = np.nan
-    figure = plots.recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
+    figure = recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
     assert set(cell_of(path, figure, "0@final").ravel()) == {128}
     assert "no finite trial\nnon-finite\n7 it., no PSNR" in texts(figure)
 
@@ -229,10 +236,10 @@ def test_full_grid_stays_small_on_the_disk_and_within_a_page(tmp_path, side, mos
     arrays["candidate"][:] = truth["pixels"][0]
     arrays["snapshots"][:, 2:] = (255 * truth["pixels"][0]).astype(np.uint8)
     path = tmp_path / "grid.png"
-    figure = plots.recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
+    figure = recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
     assert len(figure.axes) > 60
-    assert figure.get_figwidth() <= plots.PAGE_INCHES[0]
-    assert figure.get_figheight() <= plots.PAGE_INCHES[1]
+    assert figure.get_figwidth() <= PAGE_INCHES[0]
+    assert figure.get_figheight() <= PAGE_INCHES[1]
     assert path.stat().st_size < most
 
 
@@ -241,7 +248,7 @@ def test_a_grid_of_noise_is_stored_with_fewer_levels_near_its_colours(tmp_path):
     rows = make_rows(images, attacks=("dlg", "idlg"), statuses=("iteration-limit",))
     truth = make_truth(images, (32, 32, 3))
     arrays, path = make_arrays(rows, truth), tmp_path / "grid.png"
-    figure = plots.recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
+    figure = recovery_grid(rows, arrays, truth, SNAPSHOTS, path)
     assert path.stat().st_size < 300_000
     cell = cell_of(path, figure, "true")
     times = len(cell) // 32
@@ -254,14 +261,14 @@ def test_a_grid_of_noise_is_stored_with_fewer_levels_near_its_colours(tmp_path):
 
 def test_hold_last_fills_gaps_and_ends_but_not_the_beginning():
     nan, inf = np.nan, np.inf
-    held = plots.hold_last(np.array([[1, nan, 3, nan], [nan, 2, inf, nan], [nan] * 4]))
+    held = hold_last(np.array([[1, nan, 3, nan], [nan, 2, inf, nan], [nan] * 4]))
     np.testing.assert_array_equal(held, [[1, 1, 3, 3], [nan, 2, 2, 2], [nan] * 4])
 
 
 def test_quantiles_hold_ended_trials():
     traces = np.array([[8.0, 1.0, np.nan], [8.0, 4.0, 2.0], [8.0, 6.0, 3.0]])
-    np.testing.assert_allclose(plots.trace_quantiles(traces, [0, 0.5, 1]), [[8, 1, 1], [8, 4, 2], [8, 6, 3]])
-    assert np.isnan(plots.trace_quantiles(np.full((0, 3), np.nan))).all()
+    np.testing.assert_allclose(trace_quantiles(traces, [0, 0.5, 1]), [[8, 1, 1], [8, 4, 2], [8, 6, 3]])
+    assert np.isnan(trace_quantiles(np.full((0, 3), np.nan))).all()
 
 
 def lines(axes, label):
@@ -272,9 +279,9 @@ def test_curves_are_the_quantiles_of_the_solved_and_the_failed_singly():
     rows, truth = make_rows(seeds=12), make_truth([7, 3])
     arrays = make_arrays(rows, truth)
     solved = np.array([row["success"] for row in rows])
-    figure = plots.convergence(rows[::-1], arrays, threshold=1e-4)  # rows and arrays are matched by trial
+    figure = convergence(rows[::-1], arrays, threshold=1e-4)  # rows and arrays are matched by trial
     for axes, name in zip(figure.axes, ("objective_trace", "mse_trace"), strict=True):
-        expected = plots.trace_quantiles(arrays[name][solved])
+        expected = trace_quantiles(arrays[name][solved])
         (median,) = lines(axes, "median")
         np.testing.assert_allclose(np.asarray(median.get_ydata()), expected[1], rtol=1e-12)
         (band,) = axes.collections
@@ -285,7 +292,7 @@ def test_curves_are_the_quantiles_of_the_solved_and_the_failed_singly():
         assert len(failed) == (~solved).sum() == 8
         np.testing.assert_allclose(np.asarray(failed[0].get_ydata()), arrays[name][~solved][0])
         assert axes.get_yscale() == "log"
-        assert {to_hex(line.get_color()) for line in failed} == {plots.FAILED.lower()}
+        assert {to_hex(line.get_color()) for line in failed} == {FAILED.lower()}
     objective, mse = figure.axes
     assert [list(line.get_ydata()) for line in lines(objective, "threshold")] == [[1e-4, 1e-4]]
     assert not lines(mse, "threshold")
@@ -297,20 +304,20 @@ def test_convergence_with_no_success_one_trial_zeros_and_infinities():
     arrays = make_arrays(rows, truth)
     arrays["objective_trace"][0, 3:] = np.inf
     arrays["mse_trace"][0, 1:] = 0.0
-    figure = plots.convergence(rows, arrays)
+    figure = convergence(rows, arrays)
     assert "dlg: 0 of 1 solved" in texts(figure)
     assert not lines(figure.axes[0], "median")
     drawn = np.asarray(lines(figure.axes[1], "failed")[0].get_ydata())
     assert (drawn > 0).all()
     arrays["objective_trace"][:], arrays["mse_trace"][:] = np.nan, np.nan
-    plots.convergence(rows, arrays)
+    convergence(rows, arrays)
 
 
 def test_a_diverging_trial_does_not_flatten_the_others():
     rows, truth = make_rows(statuses=("converged", "diverged")), make_truth([7, 3])
     arrays = make_arrays(rows, truth)
     arrays["objective_trace"][1, 5:] = 1e30
-    low, high = plots.convergence(rows, arrays).axes[0].get_ylim()
+    low, high = convergence(rows, arrays).axes[0].get_ylim()
     assert 10 < high < 100
     assert low < 1e-5
 
@@ -318,18 +325,18 @@ def test_a_diverging_trial_does_not_flatten_the_others():
 def test_convergence_limits_the_failed_lines_and_shows_the_last():
     rows, truth = make_rows(images=(7,), seeds=100, statuses=("stalled",)), make_truth([7])
     arrays = make_arrays(rows, truth)
-    drawn = lines(plots.convergence(rows, arrays).axes[0], "failed")
-    assert len(drawn) == plots.FAILED_LINES
+    drawn = lines(convergence(rows, arrays).axes[0], "failed")
+    assert len(drawn) == FAILED_LINES
     np.testing.assert_allclose(np.asarray(drawn[-1].get_ydata()), arrays["objective_trace"][-1, :13])
 
 
 @pytest.mark.parametrize("attacks", [1, 2, 4])
 def test_convergence_has_a_pair_of_panels_for_each_attack(tmp_path, attacks):
     rows = make_rows(attacks=[f"attack{i}" for i in range(attacks)])
-    figure = plots.convergence(rows, make_arrays(rows, make_truth([7, 3])), tmp_path / "c.png")
+    figure = convergence(rows, make_arrays(rows, make_truth([7, 3])), tmp_path / "c.png")
     assert [axes.get_visible() for axes in figure.axes].count(True) == 2 * attacks
     assert {f"attack{i}: 8 of 12 solved" for i in range(attacks)} <= set(texts(figure))
-    assert figure.get_figwidth() in (plots.COLUMN_INCHES, plots.PAGE_INCHES[0])
+    assert figure.get_figwidth() in (COLUMN_INCHES, PAGE_INCHES[0])
 
 
 # --- rates ----------------------------------------------------------------------------------------------
@@ -337,7 +344,7 @@ def test_convergence_has_a_pair_of_panels_for_each_attack(tmp_path, attacks):
 
 def test_dots_bars_and_band_are_the_rates_and_wilson_intervals():
     rows = make_rows(images=(9, 5, 3), seeds=9)
-    figure = plots.success_by_image(summary_of(rows))
+    figure = success_by_image(summary_of(rows))
     (axes,) = figure.axes
     container = axes.containers[0]
     points, _, bars = container.lines
@@ -355,10 +362,10 @@ def test_dots_bars_and_band_are_the_rates_and_wilson_intervals():
 def test_success_by_image_from_one_to_thirty_images(tmp_path, count):
     rows = make_rows(images=range(10000, 10000 + count), seeds=4, attacks=("dlg", "idlg"))
     path = tmp_path / "success.png"
-    figure = plots.success_by_image(summary_of(rows), path)
+    figure = success_by_image(summary_of(rows), path)
     (axes,) = figure.axes
     assert len(axes.get_xticklabels()) == count
-    assert figure.get_figwidth() == (plots.COLUMN_INCHES if count <= 10 else plots.PAGE_INCHES[0])
+    assert figure.get_figwidth() == (COLUMN_INCHES if count <= 10 else PAGE_INCHES[0])
     assert path.stat().st_size < 300_000
     renderer = FigureCanvasAgg(figure).get_renderer()
     boxes = [label.get_window_extent(renderer) for label in axes.get_xticklabels()]
@@ -367,7 +374,7 @@ def test_success_by_image_from_one_to_thirty_images(tmp_path, count):
 
 def test_an_image_that_one_attack_has_not_reached_keeps_its_place():
     rows = [make_row(0, 3, "converged"), make_row(1, 5, "stalled"), make_row(2, 5, "converged", attack="idlg")]
-    (axes,) = plots.success_by_image(summary_of(rows)).axes
+    (axes,) = success_by_image(summary_of(rows)).axes
     dlg, idlg = (container.lines[0].get_xdata() for container in axes.containers)
     assert [round(x) for x in dlg] == [0, 1]
     assert [round(x) for x in idlg] == [1]
@@ -380,19 +387,19 @@ def test_models_and_data_sets_get_panels_and_dollars_are_no_formula(tmp_path):
         make_row(2, 3, "stalled", dataset="/data/a$b$c.npz"),
     ]
     summary, arrays = summary_of(rows), make_arrays(rows, make_truth([3]))
-    for figure in (plots.success_by_image(summary), plots.mse_shares(summary)):
+    for figure in (success_by_image(summary), mse_shares(summary)):
         shown = {axes.get_title("left") for axes in figure.axes if axes.get_visible()}
         assert shown == {"lenet, cifar100", "resnet18, cifar100", r"lenet, a\$b\$c.npz"}
         figure.savefig(tmp_path / "x.png")
-    words = texts(plots.convergence(rows, arrays))
+    words = texts(convergence(rows, arrays))
     assert {"dlg, lenet, cifar100: 1 of 1 solved", "dlg, resnet18, cifar100: 0 of 1 solved"} <= set(words)
-    words = texts(plots.recovery_grid(rows, arrays, make_truth([3]), SNAPSHOTS))
+    words = texts(recovery_grid(rows, arrays, make_truth([3]), SNAPSHOTS))
     assert "dlg, resnet18, cifar100, image 3" in words
 
 
 def test_a_partial_run_says_so():
     summary = summary_of(make_rows(), expected=40)
-    for figure in (plots.success_by_image(summary), plots.mse_shares(summary)):
+    for figure in (success_by_image(summary), mse_shares(summary)):
         assert "lenet, cifar100 (partial: 12 of 40 trials)" in texts(figure)
 
 
@@ -402,7 +409,7 @@ def test_mse_shares_are_those_of_the_summary_with_intervals():
         row["mse"] = float(mse)
     rows[-1]["mse"] = float("nan")
     summary = summary_of(rows)
-    figure = plots.mse_shares(summary)
+    figure = mse_shares(summary)
     (axes,) = figure.axes
     line, _, bars = axes.containers[0].lines
     shares = list(summary["groups"][-1]["mse_below"].values())
@@ -414,7 +421,7 @@ def test_mse_shares_are_those_of_the_summary_with_intervals():
     assert "dlg (n = 20)" in texts(figure)
 
 
-@pytest.mark.parametrize("draw", [plots.success_by_image, plots.mse_shares])
+@pytest.mark.parametrize("draw", [success_by_image, mse_shares])
 def test_a_summary_without_groups_is_refused(draw):
     with pytest.raises(InputError, match="no trial has finished"):
         draw(summary_of([], expected=3))
@@ -457,12 +464,12 @@ def test_draw_all_draws_every_figure(tmp_path, case):
         "two attacks": make_rows(attacks=("dlg", "idlg")),
     }.get(case, make_rows())
     run = make_run(tmp_path / "run", rows, **options)
-    files = plots.draw_all(run)
+    files = draw_all(run)
     assert files == [tmp_path / "run" / "figures" / name for name in FILES]
     for file in files:
         assert 2_000 < file.stat().st_size < 300_000
         assert pixels_of(file).std() > 5
-        assert Image.open(file).info["dpi"] == pytest.approx((plots.DPI, plots.DPI), abs=0.1)
+        assert Image.open(file).info["dpi"] == pytest.approx((DPI, DPI), abs=0.1)
 
 
 def test_draw_all_loads_only_the_candidates_it_shows(tmp_path, monkeypatch):
@@ -471,7 +478,7 @@ def test_draw_all_loads_only_the_candidates_it_shows(tmp_path, monkeypatch):
     monkeypatch.setattr(
         run, "arrays", lambda keys, trials=None: asked.append((set(keys), trials)) or load(keys, trials)
     )
-    plots.draw_all(run, tmp_path / "deep" / "folder", images=[3])
+    draw_all(run, tmp_path / "deep" / "folder", images=[3])
     assert [keys for keys, _ in asked] == [
         {"trial", "candidate", "snapshots"},
         {"trial", "objective_trace", "mse_trace"},
@@ -484,9 +491,9 @@ def test_draw_all_loads_only_the_candidates_it_shows(tmp_path, monkeypatch):
 def test_draw_all_uses_the_runs_own_criteria_and_says_partial(tmp_path, monkeypatch):
     drawn = {}
     for name in ("convergence", "mse_shares"):
-        draw = getattr(plots, name)
-        monkeypatch.setattr(plots, name, lambda *a, name=name, draw=draw, **k: drawn.update({name: draw(*a, **k)}))
-    plots.draw_all(make_run(tmp_path / "run", make_rows(seeds=2)))
+        draw = getattr(whole_run, name)
+        monkeypatch.setattr(whole_run, name, lambda *a, name=name, draw=draw, **k: drawn.update({name: draw(*a, **k)}))
+    draw_all(make_run(tmp_path / "run", make_rows(seeds=2)))
     assert [list(line.get_ydata()) for line in lines(drawn["convergence"].axes[0], "threshold")] == [[1e-3, 1e-3]]
     assert "lenet, cifar100 (partial: 4 of 12 trials)" in texts(drawn["mse_shares"])
 
@@ -494,31 +501,32 @@ def test_draw_all_uses_the_runs_own_criteria_and_says_partial(tmp_path, monkeypa
 def test_draw_all_works_where_the_settings_say_little(tmp_path):
     rows = make_rows()
     run = make_run(tmp_path / "run", rows, extra={"victim": {}, "criteria": {}, "attacks": None})
-    assert len(plots.draw_all(run)) == 4
+    assert len(draw_all(run)) == 4
 
 
 def test_a_run_without_rows_and_a_path_that_is_a_file_are_one_line_errors(tmp_path):
     empty = Run.create_or_resume(tmp_path / "empty", {}, {})
     with empty, pytest.raises(InputError, match="no finished trial yet"):
-        plots.draw_all(empty)
+        draw_all(empty)
     run = make_run(tmp_path / "run", make_rows())
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"`path` .*file cannot be made"):
-        plots.draw_all(run, tmp_path / "file")
+        draw_all(run, tmp_path / "file")
     with pytest.raises(InputError, match=r"`path` .* cannot be written"):
-        plots.mse_shares(summary_of(make_rows()), tmp_path / "absent" / "x.png")
+        mse_shares(summary_of(make_rows()), tmp_path / "absent" / "x.png")
 
 
 def test_drawing_leaves_matplotlib_alone():
     code = """
-import sys, jaxleak.plots
+import sys, jaxleak.results.figures
 assert "matplotlib" not in sys.modules
 import matplotlib
 before = dict(matplotlib.rcParams)
-from jaxleak.stats import Criteria, summarise
+from jaxleak.results.verdict import Criteria
+from jaxleak.results.summary import summarise
 row = dict(attack="a", model="m", dataset="d", image=1, trial=0, success=True, status="converged", objective=0.0,
            mse=0.0, psnr=99.0, threshold_iterations=1, threshold_evaluations=1, label_correct=True)
-jaxleak.plots.mse_shares(summarise([row], Criteria()))
+jaxleak.results.figures.mse_shares(summarise([row], Criteria()))
 assert dict(matplotlib.rcParams) == before
 assert "matplotlib.pyplot" not in sys.modules
 """

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.matching import unmosaic
-from jaxleak.metrics import ssim
+from jaxleak.results.matching import unmosaic
+from jaxleak.results.metrics import ssim
 
 if TYPE_CHECKING:
-    from jaxleak.report.collect import Source
+    from jaxleak.results.page.collect import Source
 
 MOST_SIDE = 192  # pixels of a picture on the page; larger ones are made smaller
 

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.matching import match, mosaic
-from jaxleak.metrics import relative_error
-from jaxleak.parts import json_bytes, npz_bytes
 from jaxleak.paths import write_atomically
-from jaxleak.stats import Row
-from jaxleak.sweep import Result
-from jaxleak.threat.victim import Victim
+from jaxleak.results.matching import match, mosaic
+from jaxleak.results.metrics import relative_error
+from jaxleak.results.result import Result
+from jaxleak.results.store.parts import Row, json_bytes, npz_bytes
 
 EXPLAINS = 1e-2  # share of the update, squared, that may be left over where a restart counts as fitting
 AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success
@@ -145,14 +143,14 @@ def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], li
     return told, kept
 
 
-def draw(kept: list[tuple], victim: Victim, path: Path) -> None:
-    """A line of pictures for each attack, the best restart first, the truth before them where it is known."""
+def draw(kept: list[tuple], truth: Float[np.ndarray, "b h w c"] | None, path: Path) -> None:
+    """A line of pictures for each attack: the truth where it is known, the best restart, and the others."""
     from matplotlib.figure import Figure
 
     attacks = list(dict.fromkeys(one[0] for one in kept))
-    truth = [("truth", mosaic(victim.images))] if victim.knows_truth else []
+    first = [] if truth is None else [("truth", mosaic(truth))]
     lines = [
-        truth
+        first
         + [(f"{objective:.1e}\n{'best' if place == 0 else f'{np.max(distance):.2f} away'}", mosaic(images))
            for place, (_, _, objective, _, images, distance) in enumerate(k for k in kept if k[0] == attack)]
         for attack in attacks

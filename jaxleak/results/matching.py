@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxleak.metrics import image_metrics, relative_error
+from jaxleak.results.metrics import image_metrics, relative_error
 
 # The cost of an image that is not finite, or further than this from the truth: it is matched last. Much larger costs
 # would leave no digits for the differences between the others.

@@ -12,11 +12,11 @@ from typing import Any
 from jaxleak.environment import version_of
 from jaxleak.errors import InputError, check_not_negative
 from jaxleak.paths import is_local, reachable, write_atomically
-from jaxleak.report import sections
-from jaxleak.report.choose import choose
-from jaxleak.report.collect import Series, Source, find_series, read_runs
-from jaxleak.report.payload import payload
-from jaxleak.report.words import plural, threat_model
+from jaxleak.results.page import sections
+from jaxleak.results.page.choose import choose
+from jaxleak.results.page.collect import Series, Source, find_series, read_runs
+from jaxleak.results.page.payload import payload
+from jaxleak.results.page.words import plural, threat_model
 
 # In the order in which they run; `plotly` is a library, the others stand beside this file.
 SCRIPTS = ("state.js", "viewer.js", "curves.js", "page.js")
@@ -81,7 +81,7 @@ def page(sources: Sequence[Source], trials: int, title: str | None = None) -> st
     own = "\n".join(_resource(name) for name in SCRIPTS)
     scripts = [get_plotlyjs().replace("\r", ""), f'"use strict";\n{{\n{own}\n}}\n']
     environment = Environment(
-        loader=PackageLoader("jaxleak.report", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        loader=PackageLoader("jaxleak.results.page", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     return environment.get_template("page.html").render(
         title=title or _title(sources, series),
@@ -121,7 +121,7 @@ def _hash(script: str) -> str:
 
 
 def _resource(name: str) -> str:
-    return (files("jaxleak.report") / name).read_text(encoding="utf-8").replace("\r", "")
+    return (files("jaxleak.results.page") / name).read_text(encoding="utf-8").replace("\r", "")
 
 
 def _title(sources: Sequence[Source], series: Sequence[Series]) -> str:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxleak.errors import InputError, check_choice
-from jaxleak.locks import Lock, alone, lock
-from jaxleak.parts import (
+from jaxleak.paths import create, is_local, reachable, sync_directory, write_atomically
+from jaxleak.results.store.locks import Lock, alone, lock
+from jaxleak.results.store.parts import (
     Part,
     PartName,
     arrays_path_of,
@@ -34,8 +35,7 @@ from jaxleak.parts import (
     rows_table,
     schema,
 )
-from jaxleak.paths import create, is_local, reachable, sync_directory, write_atomically
-from jaxleak.shard import ALL, Shard, missing_shards
+from jaxleak.results.store.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:
     import pyarrow

@@ -15,9 +15,9 @@ import pytest
 import jaxleak
 from jaxleak.data import load_dataset
 from jaxleak.plan import Sweep
-from jaxleak.report import write_page
-from jaxleak.stats import Criteria
-from jaxleak.store import Run
+from jaxleak.results.page import write_page
+from jaxleak.results.store.run import Run
+from jaxleak.results.verdict import Criteria
 from jaxleak.sweep import run_sweep
 from jaxleak.threat.victim import make_victim
 

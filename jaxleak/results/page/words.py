@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from jaxleak.stats import Criteria
+from jaxleak.results.verdict import Criteria
 
 NETWORKS = {
     "shared": "one network for all trials",

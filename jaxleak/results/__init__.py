@@ -1,0 +1,10 @@
+"""What trials came to: verdicts, numbers, tables, and the run directory that keeps them.
+
+verdict.py    success, or how a trial failed
+metrics.py    distances between images, and labels that are right
+matching.py   which image of a batch is which
+intervals.py  success rates with their intervals
+summary.py    the summary of a run, and what to be careful about
+tables.py     ... as text
+store/        the run directory
+"""

@@ -1,0 +1,72 @@
+"""What a sweep left."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxleak.errors import InputError
+from jaxleak.results.matching import unmosaic
+from jaxleak.results.store.run import Run
+
+
+@dataclass(eq=False)
+class Result:
+    """What a sweep left: rows, rates and pictures. The run directory holds the same.
+
+    Attributes:
+        run: the run directory, open for reading.
+        summary: as `summary.json`.
+    """
+
+    run: Run
+    summary: dict[str, Any]
+    _keep: Any = None  # a temporary directory lives as long as the result
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """One dict per trial."""
+        return self.run.rows()
+
+    def success_rate(self, attack: str | None = None) -> tuple[float, tuple[float, float], int]:
+        """Success rate over all images, its 95 % Wilson interval and the number of trials.
+
+        Raises:
+            InputError: several attacks were run and `attack` names none of them.
+        """
+        groups = {group["attack"]: group for group in self.summary["groups"] if group["image"] is None}
+        if attack is None and len(groups) == 1:
+            attack = next(iter(groups))
+        if attack not in groups:
+            raise InputError(f"`attack` must be one of {', '.join(groups)}; got {attack!r}.")
+        group = groups[attack]
+        return group["success_rate"], tuple(group["ci95"]), group["trials"]
+
+    def reconstructions(self, trials: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+        """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all.
+
+        Of batches, `candidate` is [n, b, h, w, c], in the order of the truth.
+        """
+        arrays = self.run.arrays(keys=["trial", "candidate"], trials=trials)
+        batch = self.run.settings["victim"]["batch"]
+        return arrays if batch == 1 else {**arrays, "candidate": unmosaic(arrays["candidate"], batch)}
+
+    def table(self):
+        """A rich table of the rates; `rich.print` shows it."""
+        from jaxleak.results.tables import summary_table
+
+        return summary_table([self.summary])
+
+    def plot(self, path: str | Path | None = None) -> list[Path]:
+        """Draw every figure into `path` (default: `figures` in the run directory); returns the files."""
+        from jaxleak.results.figures import draw_all
+
+        return draw_all(self.run, path)
+
+    def report(self, path: str | Path | None = None, *, trials: int = 2) -> Path:
+        """Write one self-contained page (default: `report.html` in the run directory); see `page.write_page`."""
+        from jaxleak.results.page import write_page
+
+        return write_page([self.run.path], path, trials=trials)
