@@ -17,7 +17,7 @@ import matplotlib as mpl
 from matplotlib.figure import Figure
 
 from experiments.harness import results_folder, write_json
-from jaxleak.cluster.simulate import KINDS, Cluster, measure_driver, simulate
+from jaxleak.bench.cluster import KINDS, Cluster, measure_driver, simulate
 
 SWEEPS = {"same sweep": ((1, 10, 100, 300, 1000), 1_000_000, 0), "grows": ((1, 10, 100), 0, 10_000)}
 

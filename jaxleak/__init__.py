@@ -5,15 +5,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxleak.attacks.presets import ATTACKS, CPL, DLG, IDLG, IG, Attack
-    from jaxleak.cluster.ray_driver import Ray
     from jaxleak.data import Dataset, load_dataset
-    from jaxleak.environment import use_all_cores
+    from jaxleak.engine.devices import use_all_cores
     from jaxleak.errors import InputError
     from jaxleak.kernels.conv import fast_conv
     from jaxleak.kernels.dense import blocked_dot_general
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
     from jaxleak.models.own import adapt_model
-    from jaxleak.plan import Sweep
     from jaxleak.results.figures import hold_last
     from jaxleak.results.intervals import fisher, wilson
     from jaxleak.results.matching import unmosaic
@@ -21,8 +19,10 @@ if TYPE_CHECKING:
     from jaxleak.results.result import Result
     from jaxleak.results.store.run import Run
     from jaxleak.results.verdict import Criteria
+    from jaxleak.runs.ray.driver import Ray
+    from jaxleak.runs.run import attack, run_sweep
+    from jaxleak.runs.sweep import Sweep
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
-    from jaxleak.sweep import attack, run_sweep
     from jaxleak.threat.client import Client
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.shared_update import load_update
@@ -33,12 +33,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "attacks.presets": ("ATTACKS", "CPL", "DLG", "IDLG", "IG", "Attack"),
     "threat.client": ("Client",),
-    "cluster.ray_driver": ("Ray",),
+    "runs.ray.driver": ("Ray",),
     "kernels.conv": ("fast_conv",),
     "data": ("Dataset", "load_dataset"),
     "threat.defences": ("parse_defence",),
     "kernels.dense": ("blocked_dot_general",),
-    "environment": ("use_all_cores",),
+    "engine.devices": ("use_all_cores",),
     "errors": ("InputError",),
     "results.matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
@@ -49,9 +49,9 @@ _HOMES = {
     "results.intervals": ("fisher", "wilson"),
     "results.verdict": ("Criteria",),
     "results.store.run": ("Run",),
-    "plan": ("Sweep",),
+    "runs.sweep": ("Sweep",),
     "results.result": ("Result",),
-    "sweep": ("attack", "run_sweep"),
+    "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.shared_update": ("load_update",),
     "threat.victim": ("Victim", "draw_params", "make_victim"),

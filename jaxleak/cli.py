@@ -314,7 +314,7 @@ def _prepare(command: AttackFlags) -> None:
     """Precision and devices, before anything is computed."""
     import jax
 
-    from jaxleak.environment import use_all_cores
+    from jaxleak.engine.devices import use_all_cores
 
     jax.config.update("jax_enable_x64", command.x64)
     use_all_cores()
@@ -331,7 +331,7 @@ def _cluster(command: RunCommand) -> Any:
         return None
     import jax
 
-    from jaxleak.cluster.ray_driver import Ray
+    from jaxleak.runs.ray.driver import Ray
 
     jax.config.update("jax_platforms", "cpu")  # accelerators are the workers'
     return Ray(address=command.ray_address, **given)
@@ -339,7 +339,7 @@ def _cluster(command: RunCommand) -> Any:
 
 def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, on: Any = None) -> Any:
     """The result in the run directory; Ctrl-C ends the program there."""
-    from jaxleak.sweep import run_sweep
+    from jaxleak.runs.run import run_sweep
 
     try:
         return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=on)
@@ -433,7 +433,7 @@ def models(command: ModelsCommand) -> int:
     """`jaxleak models`."""
     from jaxleak.bench.models import measure_models
     from jaxleak.bench.tables import models_table
-    from jaxleak.environment import use_all_cores
+    from jaxleak.engine.devices import use_all_cores
 
     use_all_cores()
     lines = []

@@ -244,7 +244,7 @@ def build_criteria(command: AttackFlags):
 
 def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
     """These attacks on a victim, with the flags' seeds, criteria and snapshots."""
-    from jaxleak.plan import Sweep
+    from jaxleak.runs.sweep import Sweep
 
     return Sweep(
         victim=victim,

@@ -14,3 +14,8 @@ def full_precision() -> Iterator[None]:
     """
     with jax.default_matmul_precision("highest"):
         yield
+
+
+def dtype() -> str:
+    """The precision jax is set to."""
+    return "float64" if jax.config.jax_enable_x64 else "float32"  # pyright: ignore[reportAttributeAccessIssue]

@@ -8,8 +8,9 @@ from importlib import metadata
 import jax
 import pytest
 
-from jaxleak import environment as environments
-from jaxleak.environment import environment, may_have_accelerator, version_of
+from jaxleak.engine.devices import may_have_accelerator
+from jaxleak.results.store import environment as environments
+from jaxleak.results.store.environment import environment, version_of
 
 START = """
 import os, jax, jaxleak

@@ -13,8 +13,8 @@ import pytest
 
 import jaxleak
 from experiments import harness, index, kan2022_nullspace, options, pytorch_parity, solvers
+from jaxleak.bench import cluster as simulate
 from jaxleak.cli import RunCommand
-from jaxleak.cluster import simulate
 from jaxleak.results import figures as plots
 from jaxleak.results.intervals import wilson
 
@@ -67,7 +67,7 @@ def test_only_the_public_api(path):
     names = imports(nodes)
     public = {f"jaxleak.{name}" for name in jaxleak.__all__}
     public |= {f"jaxleak.results.figures.{name}" for name in dir(plots) if not name.startswith("_")}
-    public |= {f"jaxleak.cluster.simulate.{name}" for name in dir(simulate) if not name.startswith("_")}
+    public |= {f"jaxleak.bench.cluster.{name}" for name in dir(simulate) if not name.startswith("_")}
     assert {name for name in names if name.split(".")[0] == "jaxleak"} <= {"jaxleak"} | public
     used = {
         node.attr

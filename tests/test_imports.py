@@ -14,7 +14,6 @@ PACKAGE = Path(jaxleak.__file__).parent
 ALLOWED = {
     "errors": set(),
     "precision": set(),
-    "environment": set(),
     "paths": {"errors"},
     "kernels": set(),
     "data": {"errors"},
@@ -23,7 +22,8 @@ ALLOWED = {
     "solvers": {"errors", "kernels"},
     "threat": {"errors", "kernels", "models", "data", "paths", "precision"},
     "attacks": {"errors", "kernels", "solvers", "threat"},
-    "results": {"errors", "paths", "precision", "environment"},
+    "results": {"errors", "paths", "precision"},
+    "runs": {"errors", "paths", "precision", "solvers", "engine", "threat", "attacks", "results"},
 }
 HEAVY = (
     "matplotlib",

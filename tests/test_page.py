@@ -14,13 +14,13 @@ from PIL import Image
 
 import jaxleak
 from jaxleak.data import load_dataset
-from jaxleak.environment import environment
-from jaxleak.plan import Sweep
 from jaxleak.results.page import choose, collect, curves, page, payload, pictures, sections, words, write_page
+from jaxleak.results.store.environment import environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import Criteria
-from jaxleak.session import Session
-from jaxleak.sweep import run_sweep
+from jaxleak.runs.run import run_sweep
+from jaxleak.runs.session import Session
+from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.victim import make_victim
 from tests.test_cli import call, refusal, restored_globals
 

@@ -14,11 +14,11 @@ import pytest
 
 import jaxleak
 from jaxleak.data import load_dataset
-from jaxleak.plan import Sweep
 from jaxleak.results.page import write_page
 from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import Criteria
-from jaxleak.sweep import run_sweep
+from jaxleak.runs.run import run_sweep
+from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.victim import make_victim
 
 # Without these, Chromium itself asks for updates and the like.

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-import jaxleak.progress as module
+import jaxleak.runs.progress as module
 from jaxleak.engine import EngineStats
-from jaxleak.progress import Progress
+from jaxleak.runs.progress import Progress
 
 
 class Clock:

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from jaxleak import IDLG, InputError, Run, Sweep, TorchLBFGS, load_dataset, make_victim, run_sweep
-from jaxleak.cluster import ray_driver
-from jaxleak.cluster.ray_driver import Ray
+from jaxleak.runs.ray import driver as ray_driver
+from jaxleak.runs.ray.driver import Ray
 from tests.test_cli import refusal, restore_globals  # noqa: F401
 from tests.test_resume import PROJECT, assert_same, small_pictures
 

@@ -32,7 +32,7 @@ __all__ = ["restore_globals", "small_run"]  # fixtures
 DRIVER = """
 import signal
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import jaxleak.session as session
+import jaxleak.runs.session as session
 from jaxleak.cli import main
 session.FLUSH_SECONDS = 0
 main()

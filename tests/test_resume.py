@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parent.parent
 DRIVER = """
 import signal, sys, time
 signal.signal(signal.SIGINT, signal.default_int_handler)
-import jaxleak.session as sweep
+import jaxleak.runs.session as sweep
 from jaxleak.cli import main
 sweep.FLUSH_SECONDS = 0
 update, pause = sweep.Progress.update, float(sys.argv[1])

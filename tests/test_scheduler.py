@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxleak.cluster.scheduler import Scheduler
-from jaxleak.cluster.simulate import Cluster, simulate
+from jaxleak.bench.cluster import Cluster, simulate
+from jaxleak.runs.ray.scheduler import Scheduler
 
 EVENTS = st.lists(
     st.tuples(st.sampled_from(["join", "leave", "next", "return"]), st.integers(0, 3), st.integers(1, 9)), max_size=80

@@ -10,7 +10,7 @@ from jaxleak import InputError, Run
 from jaxleak.results.store.parts import PartName, part_name
 from jaxleak.results.store.shard import ALL, Shard, missing_shards, parse_shard
 from jaxleak.results.summary import expected_trials
-from jaxleak.sweep import run_sweep
+from jaxleak.runs.run import run_sweep
 from tests.test_cli import call, refusal, restore_globals  # noqa: F401
 from tests.test_resume import assert_same, finish, small_run, started, wait_for_part, whole  # noqa: F401
 from tests.test_store import ENVIRONMENT, SETTINGS, commit

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxleak.environment import git_state
 from jaxleak.errors import InputError
 from jaxleak.results.store import parts
+from jaxleak.results.store.environment import git_state
 from jaxleak.results.store.parts import ROW_COLUMNS
 from jaxleak.results.store.run import Run, settings_hash
 

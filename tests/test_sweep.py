@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-import jaxleak.session as module
+import jaxleak.runs.session as module
 from jaxleak import (
     DLG,
     IDLG,
@@ -43,7 +43,7 @@ from jaxleak.results.result import Result
 from jaxleak.results.store.parts import ROW_COLUMNS
 from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import STATUSES, Criteria
-from jaxleak.sweep import run_sweep
+from jaxleak.runs.run import run_sweep
 from jaxleak.threat.victim import Victim
 
 SHAPE = (8, 8, 1)

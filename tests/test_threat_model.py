@@ -23,7 +23,7 @@ from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.results.result import Result
 from jaxleak.results.verdict import Criteria, classify
-from jaxleak.sweep import run_sweep
+from jaxleak.runs.run import run_sweep
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Laplace, Prune, PruneLayer, TopK
 from jaxleak.threat.loss import cross_entropy, loss_gradient

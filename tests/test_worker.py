@@ -7,10 +7,10 @@ import jax
 import pytest
 
 from jaxleak import IDLG, Sweep, TorchLBFGS, load_dataset, make_victim
-from jaxleak.cluster.worker import Results, Worker
 from jaxleak.engine.lanes import Lanes
-from jaxleak.environment import dtype
+from jaxleak.precision import dtype
 from jaxleak.results.store.run import settings_hash
+from jaxleak.runs.ray.worker import Results, Worker
 from tests.test_engine import out_of_memory_above
 from tests.test_resume import small_pictures
 

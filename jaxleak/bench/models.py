@@ -10,7 +10,7 @@ from jaxleak.attacks.presets import IDLG
 from jaxleak.engine import Engine
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.models import MODELS, build_model, parameter_count
-from jaxleak.plan import Sweep
+from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.victim import Victim
 
 CLASSES = 100

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxleak.bench.settings import COSINE, DESCRIPTIONS, OURS, PHASES
 from jaxleak.bench.workers import Entry
-from jaxleak.environment import git_state, version_of
+from jaxleak.results.store.environment import git_state, version_of
 
 if TYPE_CHECKING:
     from jaxleak.bench.runner import Bench

@@ -20,7 +20,7 @@ def work(task: dict[str, Any], link: Link) -> None:
 
     from jaxleak.bench import machine
     from jaxleak.bench.settings import OURS
-    from jaxleak.environment import use_all_cores
+    from jaxleak.engine.devices import use_all_cores
 
     name, lanes, settings = task["variant"], task["lanes"], task["settings"]
     if name in OURS:

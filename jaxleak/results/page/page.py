@@ -9,7 +9,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jaxleak.environment import version_of
 from jaxleak.errors import InputError, check_not_negative
 from jaxleak.paths import is_local, reachable, write_atomically
 from jaxleak.results.page import sections
@@ -17,6 +16,7 @@ from jaxleak.results.page.choose import choose
 from jaxleak.results.page.collect import Series, Source, find_series, read_runs
 from jaxleak.results.page.payload import payload
 from jaxleak.results.page.words import plural, threat_model
+from jaxleak.results.store.environment import version_of
 
 # In the order in which they run; `plotly` is a library, the others stand beside this file.
 SCRIPTS = ("state.js", "viewer.js", "curves.js", "page.js")

@@ -12,19 +12,20 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxleak import cautions
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, Finished
-from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
-from jaxleak.plan import Sweep
-from jaxleak.progress import Progress
+from jaxleak.precision import dtype
 from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
 from jaxleak.results.metrics import labels_right
+from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL
 from jaxleak.results.summary import summarise, warnings_after
 from jaxleak.results.verdict import classify
+from jaxleak.runs.progress import Progress
+from jaxleak.runs.sweep import Sweep
+from jaxleak.runs.warnings import warnings_before
 from jaxleak.solvers import solver_name
 
 FLUSH_SECONDS = 10.0
@@ -305,7 +306,7 @@ class Session:
             engine=engine or _stored_engine(self.run.path),
             settings_hash=self.run.settings_hash,
         )
-        found = cautions.before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
+        found = warnings_before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
         training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
         return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
 

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak import DLG, IDLG, Adam, cautions, make_victim
+from jaxleak import DLG, IDLG, Adam, make_victim
 from jaxleak.attacks.presets import ANALYTIC, Attack
 from jaxleak.data import Dataset
 from jaxleak.models import MLP, ResNet
@@ -17,7 +17,8 @@ from jaxleak.models.resnet import BasicBlock
 from jaxleak.results.result import Result
 from jaxleak.results.summary import warnings_after
 from jaxleak.results.verdict import Criteria
-from jaxleak.sweep import Sweep, run_sweep
+from jaxleak.runs.run import Sweep, run_sweep
+from jaxleak.runs.warnings import warnings_before
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Prune
 from jaxleak.threat.victim import Victim
@@ -68,7 +69,7 @@ def resnet(**fields) -> ResNet:
 )
 def test_batchnorm_of_one_image(small, model, fields, warned):
     victim = make_victim(model, small, [0, 1, 2, 3], **fields)
-    assert kinds(cautions.before(victim, [DLG], 2)) == ({BATCHNORM} if warned else set())
+    assert kinds(warnings_before(victim, [DLG], 2)) == ({BATCHNORM} if warned else set())
 
 
 @pytest.mark.parametrize(
@@ -84,7 +85,7 @@ def test_batchnorm_of_one_image(small, model, fields, warned):
 )
 def test_defences_drawn_per_restart(small, defences, draw, warned):
     victim = make_victim(Tiny(CLASSES), small, [0], defences=defences, defence_draw=draw)
-    assert kinds(cautions.before(victim, [DLG], 2)) == ({DRAWN} if warned else set())
+    assert kinds(warnings_before(victim, [DLG], 2)) == ({DRAWN} if warned else set())
 
 
 @pytest.mark.parametrize(
@@ -108,8 +109,8 @@ def test_defences_drawn_per_restart(small, defences, draw, warned):
 )
 def test_starts_that_are_always_the_same(small, attack, fields, warned):
     victim = make_victim(Tiny(CLASSES), small, [0], **{"network": "shared", **fields})
-    assert not cautions.before(victim, [DLG, attack], 1)
-    found = cautions.before(victim, [DLG, attack], 2)
+    assert not warnings_before(victim, [DLG, attack], 1)
+    found = warnings_before(victim, [DLG, attack], 2)
     assert kinds(found) == ({CONSTANT} if warned else set())
     assert all(text.startswith(f"{attack.name}: start {attack.init} is") for text in found)
 
@@ -118,14 +119,14 @@ def test_a_defence_drawn_anew_makes_trials_differ_from_the_same_start(small):
     victim = make_victim(
         Tiny(CLASSES), small, [0], network="shared", defences=(Gaussian(sigma=1.0),), defence_draw="per-trial"
     )
-    assert kinds(cautions.before(victim, [replace(QUICK, init="black")], 2)) == {DRAWN}
+    assert kinds(warnings_before(victim, [replace(QUICK, init="black")], 2)) == {DRAWN}
 
 
 def test_hidden_statistics_of_a_network_that_has_none(small):
     victim = make_victim(resnet(train=False), small, [0], network="shared", knows_statistics=False)
-    assert kinds(cautions.before(victim, (QUICK,), 1)) == {HIDDEN}
+    assert kinds(warnings_before(victim, (QUICK,), 1)) == {HIDDEN}
     measured = replace(victim, batch_stats={"any": np.ones(2)})
-    assert not kinds(cautions.before(measured, (QUICK,), 1))
+    assert not kinds(warnings_before(measured, (QUICK,), 1))
 
 
 # --- after ---

@@ -1,6 +1,6 @@
 """A cluster on a simulated clock: the real scheduler, workers that compile, are slow, fail and come back.
 
-python -m jaxleak.cluster.simulate --workers 1 10 100 1000 --trials-per-worker 20000
+python -m jaxleak.bench.cluster --workers 1 10 100 1000 --trials-per-worker 20000
 """
 
 import argparse
@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxleak.cluster.scheduler import Scheduler
+from jaxleak.runs.ray.scheduler import Scheduler
 
 
 @dataclass(frozen=True)
@@ -199,9 +199,9 @@ def measure_driver(trials: int = 512) -> float:
     import jaxleak
     from jaxleak.attacks.trial import Outcome
     from jaxleak.engine import Finished
-    from jaxleak.environment import environment
+    from jaxleak.results.store.environment import environment
     from jaxleak.results.store.run import Run
-    from jaxleak.session import Session
+    from jaxleak.runs.session import Session
 
     victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), [6])
     sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.DLG,), seeds=trials)

@@ -8,7 +8,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from jaxleak.engine import Finished
-    from jaxleak.plan import Sweep
+    from jaxleak.runs.sweep import Sweep
 
 
 class Hello(NamedTuple):
@@ -41,7 +41,7 @@ class Worker:
         """`sweep`: what is run; `lanes`: None chooses; `cores`: of a CPU, each becomes a device; None: all."""
         import jax
 
-        from jaxleak.environment import use_all_cores
+        from jaxleak.engine.devices import use_all_cores
 
         jax.config.update("jax_enable_x64", x64)
         use_all_cores(cores)
@@ -63,7 +63,8 @@ class Worker:
         import jax
 
         from jaxleak.engine.choice import first_lanes
-        from jaxleak.environment import ENVIRONMENT_COLUMNS, dtype, environment
+        from jaxleak.precision import dtype
+        from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
         from jaxleak.results.store.run import settings_hash
 
         made, devices = environment(), jax.devices()

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 import jax
 
-from jaxleak.cluster.scheduler import Scheduler
-from jaxleak.cluster.worker import Hello, Results, Worker
 from jaxleak.engine import EngineStats
-from jaxleak.environment import dtype
 from jaxleak.errors import InputError, check_not_negative, check_positive
+from jaxleak.precision import dtype
+from jaxleak.runs.ray.scheduler import Scheduler
+from jaxleak.runs.ray.worker import Hello, Results, Worker
 
 if TYPE_CHECKING:
-    from jaxleak.session import Session
+    from jaxleak.runs.session import Session
 
 COLLECT_SECONDS = 1.0  # that a worker waits for something to end before it says that nothing did
 REPLACEMENTS = 20  # workers that are started for lost ones before the driver gives up, for each that was asked for

@@ -7,7 +7,7 @@ from jaxleak.attacks.starts import SAME_EVERY_TIME
 from jaxleak.threat.victim import Victim
 
 
-def before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
+def warnings_before(victim: Victim, attacks: Sequence[Attack], seeds: int) -> list[str]:
     """What the settings alone give away."""
     found = []
     train_mode = getattr(victim.model, "train", False) and getattr(victim.model, "norm", "batch") == "batch"

@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxleak import cautions
 from jaxleak.attacks.presets import Attack, get_attack
-from jaxleak.environment import environment
 from jaxleak.errors import InputError, check_positive
 from jaxleak.paths import place
-from jaxleak.plan import Sweep
 from jaxleak.results.matching import mosaic
 from jaxleak.results.result import Result
+from jaxleak.results.store.environment import environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL, Shard, parse_shard
-from jaxleak.session import Session
+from jaxleak.runs.session import Session
+from jaxleak.runs.sweep import Sweep
+from jaxleak.runs.warnings import warnings_before
 from jaxleak.threat.victim import Victim
 
 if TYPE_CHECKING:
-    from jaxleak.cluster.ray_driver import Ray
+    from jaxleak.runs.ray.driver import Ray
 
 
 def attack(
@@ -85,7 +85,7 @@ def run_sweep(
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
     sweep.check()
-    for caution in cautions.before(sweep.victim, sweep.attacks, sweep.seeds):
+    for caution in warnings_before(sweep.victim, sweep.attacks, sweep.seeds):
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else place(out or "")
@@ -100,7 +100,7 @@ def run_sweep(
         if on is None:
             summary = session.run_all(lanes)
         else:
-            from jaxleak.cluster.ray_driver import run_on_ray
+            from jaxleak.runs.ray.driver import run_on_ray
 
             summary = run_on_ray(session, on, lanes)
     return Result(Run.open(path), summary, temporary)

@@ -1,0 +1,9 @@
+"""A sweep, run: every attack on every image from every seed, into a run directory that can be continued.
+
+sweep.py     which trials there are
+run.py       `attack`, `run_sweep`
+session.py   trials that end are judged and written
+progress.py  lines that say how far it is
+warnings.py  settings that may mislead
+ray/         many workers on one sweep
+"""
