@@ -15,7 +15,7 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
 from jaxleak.attacks.starts import INITS
 from jaxleak.cli import RunCommand
-from jaxleak.flags import ADAM_FLAGS, ATTACK_FIELDS
+from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS
 from jaxleak.solvers import solver_name
 from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 

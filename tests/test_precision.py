@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 
 
 def test_a_context_and_a_decorator_ask_for_full_precision():

@@ -8,7 +8,7 @@ import pytest
 
 from jaxleak import IDLG, Sweep, TorchLBFGS, load_dataset, make_victim
 from jaxleak.engine.lanes import Lanes
-from jaxleak.precision import dtype
+from jaxleak.kernels.precision import dtype
 from jaxleak.results.store.run import settings_hash
 from jaxleak.runs.ray.worker import Results, Worker
 from tests.test_engine import out_of_memory_above

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxleak.bench import variants
 from jaxleak.bench.protocol import Link
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 
 MATRIX = {"cpu": 2048, "gpu": 8192}
 WIDTH = {"cpu": 16, "gpu": 64}  # of a ResNet's first stage, where none is asked for

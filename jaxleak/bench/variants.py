@@ -15,8 +15,8 @@ from jaxleak.attacks.presets import DLG, IG, Attack, with_solver
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.bench import plain_vmap
 from jaxleak.data import load_dataset
+from jaxleak.kernels.precision import full_precision
 from jaxleak.models import build_model
-from jaxleak.precision import full_precision
 from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
 from jaxleak.threat.victim import Victim, make_victim

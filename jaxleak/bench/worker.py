@@ -6,7 +6,7 @@ import time
 from typing import Any
 
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 
 UNIT_SECONDS = 0.2  # aimed at between two looks at the clock
 ENGINE_WARM = 0.7  # seconds until the engine's chunks, which begin with one step, have their length

@@ -9,7 +9,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxleak.engine.compiler import chunk_options, once_options
 from jaxleak.engine.memory import tree_bytes
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 
 
 class Program(Protocol):

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.errors import InputError
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 
 Images = Float[np.ndarray, "n h w c"]
 PerImage = Float[np.ndarray, "n"]

@@ -15,7 +15,7 @@ import numpy as np
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, Finished
-from jaxleak.precision import dtype
+from jaxleak.kernels.precision import dtype
 from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
 from jaxleak.results.metrics import labels_right
 from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment

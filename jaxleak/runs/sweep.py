@@ -12,7 +12,7 @@ from jaxleak.attacks.attacker import check_attack
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed
-from jaxleak.precision import dtype
+from jaxleak.kernels.precision import dtype
 from jaxleak.results.store.shard import ALL, Shard
 from jaxleak.results.verdict import Criteria
 from jaxleak.threat.victim import Victim

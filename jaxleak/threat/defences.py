@@ -379,10 +379,7 @@ def check_defences(defences: tuple[Defence, ...]) -> None:
 def defend(defences: tuple[Defence, ...], update: PyTree, key: Key[Array, ""]) -> PyTree:
     """The update after all defences, in their order; the i-th draws from `fold_in(key, i)`.
 
-    A per-example defence takes the update for the gradient of a single image.
-
-    Raises:
-        InputError: as `check_defences`.
+    A per-example defence takes the update for the gradient of a single image. Raises as `check_defences`.
     """
     check_defences(defences)
     for i, defence in enumerate(defences):

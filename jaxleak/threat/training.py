@@ -12,7 +12,7 @@ from jaxtyping import Float, PyTree
 
 from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
-from jaxleak.precision import full_precision
+from jaxleak.kernels.precision import full_precision
 from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.observe import observe

@@ -14,7 +14,7 @@ import jax
 
 from jaxleak.engine import EngineStats
 from jaxleak.errors import InputError, check_not_negative, check_positive
-from jaxleak.precision import dtype
+from jaxleak.kernels.precision import dtype
 from jaxleak.runs.ray.scheduler import Scheduler
 from jaxleak.runs.ray.worker import Hello, Results, Worker
 

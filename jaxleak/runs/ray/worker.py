@@ -63,7 +63,7 @@ class Worker:
         import jax
 
         from jaxleak.engine.choice import first_lanes
-        from jaxleak.precision import dtype
+        from jaxleak.kernels.precision import dtype
         from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
         from jaxleak.results.store.run import settings_hash
 
