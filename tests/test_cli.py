@@ -442,6 +442,12 @@ def test_help(arguments, words):
     assert not [word for word in words if word not in flat]
 
 
+@pytest.mark.parametrize("command", cli.COMMANDS)
+def test_flags_that_may_be_left_out_say_what_they_take(command):
+    """A name, a number and so on; and no default that is no value."""
+    assert "None" not in call(command, "--help").out
+
+
 def test_a_flag_that_does_not_exist_or_is_lacking(tmp_path):
     assert call("run", "--out", tmp_path / "run", "--sedes", 3).code == 2
     said = call("run", "--seeds", 3)

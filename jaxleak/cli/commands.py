@@ -10,6 +10,13 @@ from tyro.constructors import PrimitiveConstructorSpec
 from jaxleak.cli.flags import (
     AttackFlags,
     ClientFlags,
+    Count,
+    Counts,
+    File,
+    Name,
+    Names,
+    Number,
+    optional,
 )
 from jaxleak.errors import InputError
 from jaxleak.paths import place
@@ -53,15 +60,15 @@ class RunCommand(ClientFlags, AttackFlags):
     """Fields of the model, as in width=16 train=false activation=relu."""
     dataset: str = "photos"
     """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz."""
-    data_dir: Path | None = None
+    data_dir: File = None
     """Where tensorflow-datasets finds its prepared data (default: $JAXLEAK_DATA_DIR, or its own)."""
-    split: str | None = None
+    split: Name = None
     """Split of the data set (default: train if it is there, else test)."""
-    image_size: int | None = None
+    image_size: Count = None
     """Height and width in pixels that pictures are resized to (default: the data set's own, 32, MNIST 28)."""
-    images: tuple[int, ...] | None = None
+    images: Counts = None
     """Which images: their index in the data set."""
-    num_images: int | None = None
+    num_images: Count = None
     """Instead of --images: this many updates' images at random (default without --images: 4)."""
     batch_labels: str = "any"
     """Labels of the images that --num-images puts into a batch: any, distinct or same."""
@@ -71,7 +78,7 @@ class RunCommand(ClientFlags, AttackFlags):
     """Victim networks: shared (one for all), per-image, or per-trial (a fresh one each, as in the papers' tables)."""
     network_seed: int = 0
     """From which the networks are drawn."""
-    weights: Path | None = None
+    weights: File = None
     """Instead of drawing: a safetensors file in torch's names and layout (with --network shared)."""
     hide_statistics: bool = False
     """The attacker does not have the running statistics of BatchNorm in evaluation mode, and works with 0 and 1."""
@@ -90,23 +97,23 @@ class RunCommand(ClientFlags, AttackFlags):
     """From which their noise is drawn."""
     defence_draw: str = "per-victim"
     """Whether restarts meet the same noise (per-victim) or each its own (per-trial)."""
-    shard: str | None = None
+    shard: Name = None
     """This process's part of a run that several write to the same --out, as in 0/8 to 7/8 of a Slurm array; the figures
     are drawn where the last one is done."""
     on: str = "here"
     """Where the trials run: here (this process), or ray (the workers of a Ray cluster)."""
-    ray_address: str | None = None
+    ray_address: Name = None
     """With --on ray: the cluster, as auto or HOST:PORT (default: one is started on this machine)."""
-    workers: int | None = None
+    workers: Count = None
     """With --on ray: how many (default: as many as there is room for); they may join while it runs."""
-    gpus_per_worker: float | None = None
+    gpus_per_worker: Number = None
     """With --on ray (default: one where the cluster has any)."""
-    cpus_per_worker: int | None = None
+    cpus_per_worker: Count = None
     """With --on ray (default: one beside a GPU, else an equal share of a node's)."""
     figures: bool = True
-    """Draw the figures at the end, and write the page."""
+    """Leave out the figures and report.html, which are made at the end."""
     report: bool = True
-    """Write report.html at the end (not without --figures)."""
+    """Leave out report.html."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +138,9 @@ class AttackCommand(ClientFlags, AttackFlags):
     """Fields of the model, as in width=16 train=false activation=relu."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels of the network's input."""
-    labels: tuple[int, ...] | None = None
+    labels: Counts = None
     """The labels, where they are known (for --label known, and to be compared with)."""
-    truth: Path | None = None
+    truth: File = None
     """The private images with their labels, to measure against: an .npz or a folder."""
 
 
@@ -166,11 +173,11 @@ class ReportCommand:
 
     runs: Annotated[tuple[Place, ...], tyro.conf.Positional]
     """Run directories."""
-    out: Place | None = None
+    out: Annotated[Place | None, optional("PATH")] = None
     """The file (default: report.html in the first run directory)."""
     trials: int = 2
     """Trials of each attack and image with pictures, beside best, median, worst and examples of each way to fail."""
-    title: str | None = None
+    title: Name = None
     """Of the page (default: attacks and models)."""
 
 
@@ -185,7 +192,7 @@ class BenchCommand:
 
     model: str = "lenet"
     """lenet (with L-BFGS) or resnet18 (CIFAR form, with Adam)."""
-    only: tuple[str, ...] | None = None
+    only: Names = None
     """Just these of pytorch-processes, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
     jaxleak-network-per-trial, jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes,
     jaxleak-cosine."""
@@ -196,11 +203,11 @@ class BenchCommand:
     """How long to measure, all variants together; starting and compiling come on top."""
     rounds: int = 5
     """How often each variant is measured: medians are reported."""
-    width: int | None = None
+    width: Count = None
     """Channels of the ResNet's first stage (default: 64 on a GPU, 16 on a CPU)."""
     profile: bool = False
     """Also measure where the time of a step goes, for another half of --seconds."""
-    out: Path | None = None
+    out: File = None
     """Write the numbers to this JSON file."""
 
 
@@ -208,7 +215,7 @@ class BenchCommand:
 class ModelsCommand:
     """List the models: parameters, input, memory of a lane and evaluations per second on this machine."""
 
-    only: tuple[str, ...] | None = None
+    only: Names = None
     """Just these."""
     seconds: float = 5.0
     """How long each is measured; compiling, which takes minutes for the deep ones, comes before."""

@@ -1,9 +1,26 @@
 """Flags that several commands have: which attacks, from how many starts, against what kind of client."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
 
 from jaxleak.errors import InputError, check_choice, check_positive
+
+
+def optional(metavar: str) -> Any:
+    """For a flag that may be left out, with the meaning that its text gives; tyro alone shows `{None}|STR`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Name = Annotated[str | None, optional("NAME")]
+Names = Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]")]
+Number = Annotated[float | None, optional("NUMBER")]
+Count = Annotated[int | None, optional("N")]
+Counts = Annotated[tuple[int, ...] | None, optional("N [N ...]")]
+YesNo = Annotated[bool | None, optional("True|False")]
+File = Annotated[Path | None, optional("PATH")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,62 +35,62 @@ class AttackFlags:
     """Random starts per image and attack."""
     start_seed: int = 0
     """From which the starts are drawn."""
-    solver: str | None = None
+    solver: Name = None
     """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, optax-lbfgs, adam; of the attacks that name
     none (default: the attack's own)."""
-    start: str | None = None
+    start: Name = None
     """Where the images start: normal, uniform, black, white, red, green, blue, pattern-16, pattern-8, pattern-4 (or a
     tile of any other side), surrogate. This and the flags down to --knows-defence default to the attack's own; what is
     given is added to the attacks' names."""
-    label: str | None = None
+    label: Name = None
     """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts, counts-published."""
-    objective: str | None = None
+    objective: Name = None
     """l2 or cosine."""
-    scale: str | None = None
+    scale: Name = None
     """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
-    layers: tuple[str, ...] | None = None
+    layers: Names = None
     """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
-    features: float | None = None
+    features: Number = None
     """Weight of matching the head's input, which one image's gradient gives away."""
-    label_term: float | None = None
+    label_term: Number = None
     """CPL's alpha: weight of (prediction - label)^2."""
-    tv: float | None = None
+    tv: Number = None
     """Weight of the total variation."""
-    norm: float | None = None
+    norm: Number = None
     """Weight of the images' norm."""
-    statistics: float | None = None
+    statistics: Number = None
     """Weight of matching BatchNorm's statistics of the client's batch."""
-    group: int | None = None
+    group: Count = None
     """Starts that a trial follows together; the one with the lowest objective is reported. Needs adam."""
-    consistency: float | None = None
+    consistency: Number = None
     """Weight of their agreement."""
-    box: bool | None = None
+    box: YesNo = None
     """Keep pixels in [0, 1]. Needs adam."""
-    dummies: int | None = None
+    dummies: Count = None
     """Images that are optimised (default: as many as the update holds)."""
-    knows_defence: bool | None = None
+    knows_defence: YesNo = None
     """The attacker leaves out the entries that pruning set to zero."""
-    lr: float | None = None
+    lr: Number = None
     """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); the others have none."""
-    sign: str | None = None
+    sign: Name = None
     """What adam is given: the gradient (none), its sign (hard), its soft sign (soft)."""
-    schedule: str | None = None
+    schedule: Name = None
     """Of adam's learning rate: constant, step, cosine."""
-    warmup: int | None = None
+    warmup: Count = None
     """Steps until adam's learning rate is reached."""
-    weight_decay: float | None = None
+    weight_decay: Number = None
     """Of adam, decoupled (AdamW)."""
-    langevin: float | None = None
+    langevin: Number = None
     """Noise added to adam's gradient."""
     history: int = 100
     """Pairs that L-BFGS keeps."""
     line_search: str = "zoom"
     """Of jaxopt-lbfgs: fixed, zoom, hager-zhang."""
-    iterations: int | None = None
+    iterations: Count = None
     """Budget of a trial: outer steps of at most 20 evaluations for L-BFGS (default 300), steps for adam (4800)."""
-    max_evaluations: int | None = None
+    max_evaluations: Count = None
     """A trial also ends once it has spent this many evaluations (default: no such limit)."""
-    stop_objective: float | None = None
+    stop_objective: Number = None
     """A trial ends when its objective is below this at the end of an iteration (default: 1e-6; ig never)."""
     success_objective: float = 1e-4
     """Success needs an objective below this ..."""
@@ -85,7 +102,7 @@ class AttackFlags:
     """iDLG's family: the share of trials whose MSE is below each is reported."""
     snapshots: tuple[int, ...] = (0, 10, 20, 40, 60, 80, 120, 200)
     """Iterations at which candidates are kept for the pictures."""
-    snapshot_seeds: int | None = None
+    snapshot_seeds: Count = None
     """... of so many seeds per image and attack (default: of all)."""
     lanes: int | Literal["auto"] = "auto"
     """Trials at once, over all devices."""
@@ -109,7 +126,7 @@ class ClientFlags:
     """Of the local steps: sgd, adam."""
     client_lr: float = 0.01
     """Its learning rate."""
-    client_batch: int | None = None
+    client_batch: Count = None
     """Images per local step, taken in turn (default: all)."""
     clients: int = 1
     """Among how many clients the images of an update are divided; the mean of their updates is attacked."""
