@@ -15,7 +15,7 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
 from jaxleak.attacks.starts import INITS
 from jaxleak.cli import RunCommand
-from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS
+from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS, YesNo
 from jaxleak.solvers import solver_name
 from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 
@@ -82,7 +82,7 @@ def helps() -> dict[str, str]:
 def flags(names: Iterable[str]) -> str:
     """A table of flags of `jaxleak run`, with their defaults where they have any of their own."""
     rows, told = [], helps()
-    switches = {field.name for field in fields(RunCommand) if field.type == bool | None}
+    switches = {field.name for field in fields(RunCommand) if field.type == YesNo}
     for name in names:
         flag, default = f"--{name.replace('_', '-')}{' True' if name in switches else ''}", getattr(RunCommand, name)
         rows.append([f"`{flag}`", told[name] if default is None else f"{told[name]} Default: {default}."])

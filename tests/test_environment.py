@@ -8,6 +8,7 @@ from importlib import metadata
 import jax
 import pytest
 
+from jaxleak.engine import devices
 from jaxleak.engine.devices import may_have_accelerator
 from jaxleak.results.store import environment as environments
 from jaxleak.results.store.environment import environment, version_of
@@ -42,7 +43,7 @@ def test_an_accelerator_may_be_there_where_a_plugin_is(monkeypatch, tmp_path):
         jax.config.update("jax_platforms", "cuda,cpu")
         assert may_have_accelerator()
         jax.config.update("jax_platforms", "")
-        monkeypatch.setattr(environments, "PLUGINS", "jax_plugins_of_nobody")
+        monkeypatch.setattr(devices, "PLUGINS", "jax_plugins_of_nobody")
         assert not may_have_accelerator()
         (tmp_path / "jax_plugins_of_nobody").mkdir()
         monkeypatch.syspath_prepend(tmp_path)
@@ -56,8 +57,8 @@ def test_the_pool_keeps_its_threads_where_an_accelerator_may_be(monkeypatch):
     monkeypatch.delenv("PJRT_NPROC", raising=False)
     monkeypatch.setattr(jax, "devices", lambda: seen.append(os.environ.get("PJRT_NPROC")))
     for accelerator, pool in ((True, None), (False, "1")):
-        monkeypatch.setattr(environments, "may_have_accelerator", lambda accelerator=accelerator: accelerator)
-        environments.use_all_cores(2)
+        monkeypatch.setattr(devices, "may_have_accelerator", lambda accelerator=accelerator: accelerator)
+        devices.use_all_cores(2)
         assert seen.pop() == pool
         assert "PJRT_NPROC" not in os.environ
 
