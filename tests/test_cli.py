@@ -460,7 +460,7 @@ def test_ctrl_c_before_the_run(monkeypatch, tmp_path):
     def interrupted(command):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "build_sweep", interrupted)
+    monkeypatch.setattr("jaxleak.cli.app.build_sweep", interrupted)
     said = call("run", "--out", tmp_path / "run")
     assert (said.code, said.err.strip()) == (cli.INTERRUPTED, "Interrupted.")
 
