@@ -3,9 +3,11 @@
 import shutil
 from pathlib import Path
 
+import flax.linen as nn
 import pytest
 
-from jaxleak import Run
+from jaxleak import Run, blocked_dot_general, fast_conv
+from jaxleak.models.describe import description
 from tests.test_cli import call, restore_globals  # noqa: F401
 
 COMMAND = (
@@ -55,3 +57,10 @@ def test_another_command_is_refused(old):
     said = call(*COMMAND.replace("--seeds 3", "--seeds 4").split())
     assert said.code == 2
     assert len(rows_of(old)) == DONE
+
+
+def test_models_are_described_as_before_the_kernels_moved():
+    """What a run stores of its model, and compares when it continues."""
+    conv, dense = nn.Conv(2, (3, 3), conv_general_dilated=fast_conv), nn.Dense(2, dot_general=blocked_dot_general)
+    assert "conv_general_dilated=jaxleak.conv.fast_conv" in description(conv)
+    assert "dot_general=jaxleak.dense.blocked_dot_general" in description(dense)

@@ -1,4 +1,4 @@
-"""Products of float32 in float32."""
+"""The precision jax is set to, and products that keep it."""
 
 import contextlib
 from collections.abc import Iterator

@@ -183,7 +183,7 @@ def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = Non
 
 
 def evidence_table(told: Sequence[dict[str, Any]]) -> "Table":
-    """What each attack found in an update: `evidence.report` of each, a line each."""
+    """What each attack found in an update: `agreement.report` of each, a line each."""
     from rich import box
     from rich.table import Table
 
