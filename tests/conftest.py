@@ -152,3 +152,16 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.core)
         if item.name.startswith(FURTHER.get(item.path.stem, ())):
             item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept_from_what_was_patched(request):
+    """A test that puts other code in place must trace it, and leave nothing of it to others."""
+    from jaxleak.engine.programs import forget_kept  # after what is set above
+
+    patches = "monkeypatch" in request.fixturenames
+    if patches:
+        forget_kept()
+    yield
+    if patches:
+        forget_kept()

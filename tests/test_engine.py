@@ -41,6 +41,8 @@ class Countdown(NamedTuple):
 class CountdownProgram:
     """Counts down from a job's number, summing `shared` + what is left; counts how often Python traces a function."""
 
+    key = None
+
     def __init__(self):
         self.traces = Counter()
 
@@ -685,6 +687,8 @@ class TracedEnoughError(Exception):
 
 class PrecisionProgram:
     """A trial that notes the precision of every product in its step when the engine traces it, and then gives up."""
+
+    key = None
 
     def __init__(self, trial: Trial):
         self.trial, self.precisions = trial, []

@@ -1,10 +1,13 @@
 """One trial: one victim, one start, one solver run. There is no trial axis in this file; the engine adds the lanes."""
 
-from dataclasses import dataclass
+import functools
+from collections.abc import Hashable
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
@@ -16,6 +19,8 @@ from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import scale_factors, scaled
 from jaxleak.attacks.starts import draw_start
 from jaxleak.errors import InputError
+from jaxleak.kernels.llvm import usable
+from jaxleak.models.own import AdaptedModel
 from jaxleak.solvers import Adam
 from jaxleak.threat.defences import sparse_mask
 from jaxleak.threat.loss import cross_entropy
@@ -23,6 +28,11 @@ from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import draw_params
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
+# Fields of a victim that reach a trial as arguments of its functions, or not at all.
+ARGUMENTS = (
+    *("images", "labels", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
+    *("training", "class_names", "weights_name", "dataset", "split"),
+)
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS
 ENDING = {name: code for code, name in enumerate(ENDINGS)}
 
@@ -95,6 +105,20 @@ class Trial(Attacker):
     snapshots: tuple[int, ...] = ()
     starts: dict[str, Any] | None = None
     start_seed: int = 0
+
+    @functools.cached_property
+    def key(self) -> Hashable | None:
+        """What its functions depend on besides their arguments: see `engine.Program`.
+
+        None where a part was written elsewhere, and may depend on what no field says, or where the program holds arrays
+        (`batch_stats`).
+        """
+        attack, victim = replace(self.attack, name=""), self.victim
+        if victim.batch_stats is not None or not all(map(_is_ours, (attack.solver, victim.model, *victim.defences))):
+            return None
+        settings = {one.name: getattr(victim, one.name) for one in fields(victim) if one.name not in ARGUMENTS}
+        kernels = usable(np.zeros((), np.float32))
+        return attack, tuple(settings.items()), self.threshold, self.snapshots, kernels
 
     def check(self) -> None:
         """Trace what a trial begins with.
@@ -326,3 +350,13 @@ def _nearest_mse(images: Float[Array, "d h w c"], truth: Float[Array, "b h w c"]
         return jnp.mean(jnp.square(images - truth))
     errors = jax.vmap(lambda true: jnp.mean(jnp.square(images - true), axis=(1, 2, 3)))(truth)
     return jnp.mean(jnp.min(errors, axis=1))
+
+
+def _is_ours(value: Any) -> bool:
+    """True for what jax, Flax and this package define, if its fields are so too, or plain values."""
+    if isinstance(value, AdaptedModel):
+        return False
+    if is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, one.name) for one in fields(value)]
+        return _is_ours(type(value)) and all(_is_ours(part) for part in parts if callable(part))
+    return getattr(value, "__module__", "").partition(".")[0] in ("jax", "flax", "jaxleak")

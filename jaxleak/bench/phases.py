@@ -31,6 +31,10 @@ class PhaseProgram:
     def __post_init__(self):
         check_choice("phase", self.phase, PHASES)
 
+    @property
+    def key(self) -> None:
+        """It is compiled once."""
+
     def prepare(self, shared: Any, job: Any) -> Any:
         """The trial's."""
         return self.trial.prepare(shared, job)

@@ -15,7 +15,7 @@ import jax
 from jaxleak.engine import memory
 from jaxleak.engine.choice import WORTH, LaneSearch, first_lanes
 from jaxleak.engine.lanes import Finished, JobQueue, Lanes, Report
-from jaxleak.engine.programs import Program, Programs, Traced, compile_for
+from jaxleak.engine.programs import Program, Programs, Traced, compile_for, traced_for
 from jaxleak.errors import InputError, check_positive
 
 
@@ -131,7 +131,7 @@ class Engine:
         """The functions over lanes."""
         if self._traced is None:
             shared = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), self.shared)
-            self._traced = Traced(self.program, shared, job_type)
+            self._traced = traced_for(self.program, shared, job_type)
         return self._traced
 
     def compile(self, traced: Traced, devices: list[Any], lanes: int) -> list[Programs]:

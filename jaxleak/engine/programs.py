@@ -1,5 +1,9 @@
-"""A program of one trial, mapped over lanes, traced once and compiled for a device."""
+"""A program of one trial, mapped over lanes, traced once, compiled for a device and kept for an equal program."""
 
+import copy
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Protocol
 
@@ -11,9 +15,19 @@ from jaxleak.engine.compiler import chunk_options, once_options
 from jaxleak.engine.memory import tree_bytes
 from jaxleak.kernels.precision import full_precision
 
+KEPT = 8  # programs, the last ones used, that an equal program finds compiled
+
 
 class Program(Protocol):
-    """One trial as pure functions; `shared` is what all trials have in common, `job` what tells them apart."""
+    """One trial as pure functions; `shared` is what all trials have in common, `job` what tells them apart.
+
+    Attributes:
+        key: programs with equal keys compute the same from the same arguments, so one may use what was compiled for
+            the other; None: nothing is known.
+    """
+
+    @property
+    def key(self) -> Hashable | None: ...
 
     def prepare(self, shared: Any, job: Any) -> Any:
         """What stays the same while the trial runs."""
@@ -50,6 +64,7 @@ class Traced:
         self._begin, self._step = jax.jit(begin, inline=True), jax.jit(program.step, inline=True)
         self._running, self._outcome = jax.jit(program.running, inline=True), jax.jit(program.outcome, inline=True)
         self.shared_type, self.job_type = shared, job
+        self.compiled: dict[tuple[Any, int], Programs] = {}  # by device and lanes
         with full_precision():
             self.trial_type = jax.eval_shape(self._begin, shared, job)
 
@@ -90,6 +105,8 @@ class Traced:
 class Programs:
     """The functions of `Traced`, compiled for one device and number of lanes; see `compile_for`.
 
+    Without `shared` they are what equal programs have in common.
+
     Attributes:
         lanes: how many.
         block: lanes that `refill` and `outcome` take at once.
@@ -99,9 +116,11 @@ class Programs:
         bytes_per_lane: what the compiler says a lane needs while it computes, the shared arrays not counted.
     """
 
-    def __init__(self, traced: Traced, shared: Any, device: Any, lanes: int, threads: ThreadPoolExecutor):
+    shared: Any
+
+    def __init__(self, traced: Traced, device: Any, lanes: int, threads: ThreadPoolExecutor):
         """Starts to compile, in `threads`; `wait` must come before any use."""
-        self.lanes, self.block, self.shared = lanes, block_of(lanes), shared
+        self.lanes, self.block = lanes, block_of(lanes)
         self._traced = traced
         place = SingleDeviceSharding(device)
         once = chunk_options() if jax.config.read("jax_disable_most_optimizations") else once_options()
@@ -134,6 +153,13 @@ class Programs:
                 held = sizes.argument_size_in_bytes - tree_bytes(self._traced.shared_type) + sizes.temp_size_in_bytes
                 needs.append(held + sizes.output_size_in_bytes - sizes.alias_size_in_bytes)
         self.bytes_per_lane = max(needs) // self.lanes
+        del self._refill, self._blank, self._outcome, self._chunk
+
+    def on(self, shared: Any) -> "Programs":
+        """The same, for these shared arrays."""
+        programs = copy.copy(self)
+        programs.shared = shared
+        return programs
 
     def _stacked(self, types, count: int):
         return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), types)
@@ -143,13 +169,42 @@ class Programs:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), types)
 
 
+_kept: OrderedDict[Hashable, Traced] = OrderedDict()
+_keeping = threading.Lock()
+
+
+def traced_for(program: Program, shared: Any, job: Any) -> Traced:
+    """`Traced(program, shared, job)`, or that of an equal program that was used before."""
+    if program.key is None:
+        return Traced(program, shared, job)
+    leaves, structure = jax.tree.flatten((shared, job))
+    # Any of jax's settings may change what is traced.
+    key = program.key, structure, tuple(leaves), repr(sorted(jax.config.values.items(), key=lambda item: item[0]))
+    with _keeping:
+        traced = _kept.pop(key, None)
+    traced = traced or Traced(program, shared, job)
+    with _keeping:
+        _kept[key] = traced
+        while len(_kept) > KEPT:
+            _kept.popitem(last=False)
+    return traced
+
+
+def forget_kept() -> None:
+    """Let go of all programs that are kept."""
+    with _keeping:
+        _kept.clear()
+
+
 def compile_for(traced: Traced, shared: dict[Any, Any], lanes: int) -> dict[Any, Programs]:
     """Compile for each device in `shared`, the shared arrays by device, all at the same time."""
+    new = [device for device in shared if (device, lanes) not in traced.compiled]
     with ThreadPoolExecutor() as threads:
-        programs = {device: Programs(traced, arrays, device, lanes, threads) for device, arrays in shared.items()}
-        for one in programs.values():
-            one.wait()
-    return programs
+        begun = {device: Programs(traced, device, lanes, threads) for device in new}
+        for device, programs in begun.items():
+            programs.wait()
+            traced.compiled[device, lanes] = programs
+    return {device: traced.compiled[device, lanes].on(arrays) for device, arrays in shared.items()}
 
 
 def block_of(lanes: int) -> int:
