@@ -25,9 +25,10 @@ if TYPE_CHECKING:
     from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
     from jaxleak.threat.client import Client
     from jaxleak.threat.defences import parse_defence
+    from jaxleak.threat.from_dataset import make_victim
     from jaxleak.threat.shared_update import load_update
     from jaxleak.threat.training import train_network
-    from jaxleak.threat.victim import Victim, draw_params, make_victim
+    from jaxleak.threat.victim import Victim, draw_params
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
@@ -54,7 +55,8 @@ _HOMES = {
     "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.shared_update": ("load_update",),
-    "threat.victim": ("Victim", "draw_params", "make_victim"),
+    "threat.from_dataset": ("make_victim",),
+    "threat.victim": ("Victim", "draw_params"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 
 from jaxleak import InputError, Run, Sweep, make_victim, run_sweep
 from jaxleak.data import Dataset
-from jaxleak.threat import victim as victim_module
+from jaxleak.threat import from_dataset
 from jaxleak.threat.victim import Victim
 from tests.test_threat_model import KNOWN, flat
 from tests.test_training import MODEL, SETTINGS, easy
@@ -38,7 +38,7 @@ def test_a_resumed_run_has_the_networks_it_began_with(data, tmp_path, network, m
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr(victim_module, "train_network", never)
+    monkeypatch.setattr(from_dataset, "train_network", never)
     again = trained(data, tmp_path / "run", network=network)
     assert np.array_equal(flat(again.params), flat(first.params))
     assert again.settings() == first.settings()

@@ -661,7 +661,7 @@ def test_nothing_is_trained_before_a_refusal(flags, words, tmp_path, no_engine, 
     def never(*_, **__):
         raise AssertionError
 
-    monkeypatch.setattr("jaxleak.threat.victim.train_network", never)
+    monkeypatch.setattr("jaxleak.threat.from_dataset.train_network", never)
     training = "--dataset photos --network shared --trained-steps 5"
     assert words in refusal("run", "--out", tmp_path / "run", *training.split(), *flags.split())
     assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ import optax
 import pytest
 
 from jaxleak.errors import InputError
-from jaxleak.solvers import Adam
+from jaxleak.solvers import Adam, Context
 from tests.oracles.require_torch import require_torch
 
 SIZE = 24
@@ -40,7 +40,7 @@ def path(solver, *, fun=bowl, start=START, steps=60, horizon=None, project=None,
     fun, horizon = jax.value_and_grad(fun), steps if horizon is None else horizon
 
     def step(state, _):
-        state, info = solver.step(fun, state, horizon=horizon, project=project, key=key)
+        state, info = solver.step(fun, state, Context(horizon, project, key))
         return state, info.x
 
     @jax.jit
@@ -175,7 +175,7 @@ def noises(solver, key, *, steps=3, size=20_000):
     moments = [np.zeros(size)]
     state = solver.init(None, jnp.zeros(size))
     for _ in range(steps):
-        state, _ = solver.step(lambda x: (jnp.zeros(()), jnp.zeros_like(x)), state, horizon=100, key=key)
+        state, _ = solver.step(lambda x: (jnp.zeros(()), jnp.zeros_like(x)), state, Context(horizon=100, key=key))
         moments.append(np.asarray(state.optimizer[0].mu))
     return np.stack([(new - 0.9 * old) / 0.1 for old, new in itertools.pairwise(moments)])
 

@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from jaxleak.attacks import presets
-from jaxleak.attacks.trial import ARGUMENTS, Trial
+from jaxleak.attacks.trial import Trial
 from jaxleak.engine import Engine, programs
 from jaxleak.models import MLP, LeNet
+from jaxleak.models.own import adapt_model
 from jaxleak.solvers import LBFGS, Adam
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Gaussian, Prune
-from jaxleak.threat.victim import Victim
+from jaxleak.threat.victim import ARGUMENTS, Victim
 from tests.test_trial import job
 
 ATTACK = replace(presets.IDLG, iterations=3)
@@ -187,6 +188,7 @@ def test_nothing_is_kept_of_code_that_is_not_ours():
         {"model": LeNet(num_classes=4, activation=lambda x: x)},
         {"defences": (OwnDefence(share=0.5),)},
         {"network": "shared", "batch_stats": {}},
+        {"model": adapt_model(OwnModel(), (12, 12, 1))},
     ):
         assert trial_of(victim_of(**changes)).key is None, changes
     engines = [ran(trial_of(victim_of(model=OwnModel())))[0] for _ in range(2)]

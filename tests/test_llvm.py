@@ -21,9 +21,10 @@ from jaxleak.kernels.outer import Outer, outer_distance
 from jaxleak.kernels.vectors import pair, products, squared_distance
 from jaxleak.models import LeNet
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
+from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.observe import factored_gradient
-from jaxleak.threat.victim import draw_params, make_victim
+from jaxleak.threat.victim import draw_params
 from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")

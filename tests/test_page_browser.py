@@ -19,7 +19,7 @@ from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import Criteria
 from jaxleak.runs.run import run_sweep
 from jaxleak.runs.sweep import Sweep
-from jaxleak.threat.victim import make_victim
+from jaxleak.threat.from_dataset import make_victim
 
 # Without these, Chromium itself asks for updates and the like.
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]

@@ -12,9 +12,10 @@ from jaxleak.data import Dataset, load_dataset
 from jaxleak.errors import InputError
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Gaussian
+from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.training import HELD_OUT, accuracy, train_network
-from jaxleak.threat.victim import Victim, draw_params, make_victim
+from jaxleak.threat.victim import Victim, draw_params
 from tests.test_sweep import Tiny
 
 SHAPE = (4, 4, 1)

@@ -14,7 +14,8 @@ from jaxleak.errors import InputError
 from jaxleak.models import LeNet, build_model, save_weights
 from jaxleak.models.describe import description
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.threat.victim import NETWORKS, Victim, draw_params, make_victim
+from jaxleak.threat.from_dataset import make_victim
+from jaxleak.threat.victim import NETWORKS, Victim, draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases
 

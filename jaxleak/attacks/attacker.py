@@ -17,7 +17,7 @@ from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.priors import consistency, norm_prior, total_variation
 from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
-from jaxleak.solvers import Adam, NoSolver
+from jaxleak.solvers import Context
 from jaxleak.threat.client import client_update
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import Victim
@@ -109,15 +109,10 @@ class Attacker:
             logits: Any = victim.attacker_model.apply({"params": params}, probes)
         return read(update, count, logits).astype(label.dtype)
 
-    @property
-    def _reports(self) -> bool:
-        """Whether the solver only passes the objective's value on: then it is given the published one."""
-        return isinstance(self.attack.solver, Adam | NoSolver)
-
     def objective(self, shared: Shared, problem: Problem):
         """Value and gradient of what the solver minimises, at a flat candidate.
 
-        For a solver that only reports the value, it is the published objective (of each member of a group).
+        A solver that only passes the value on is given the published objective (of each member of a group).
         """
 
         def total(flat):
@@ -128,7 +123,7 @@ class Attacker:
             agree = consistency(candidate["image"]) if self.attack.consistency else 0.0
             return jnp.sum(totals) + self.attack.consistency * agree, published
 
-        if self._reports:
+        if self.attack.solver.passes_value_on:
 
             def reported(flat):
                 (_, published), gradient = jax.value_and_grad(total, has_aux=True)(flat)
@@ -202,7 +197,7 @@ class Attacker:
         It has to be computed anew only where tensors are scaled differently, or other terms are added: at the end of
         each iteration, or of each step where many lanes run (`lane_cond.FEW`). That is not counted as an evaluation.
         """
-        if self._reports:
+        if self.attack.solver.passes_value_on:
             return value
         if self.attack.published_as_it_is:
             return self._as_published(problem, value, ())
@@ -221,12 +216,12 @@ class Attacker:
 
     def _solve(self, shared: Shared, problem: Problem, state: Any):
         """One step of the solver."""
-        solver, fun = self.attack.solver, self.objective(shared, problem)
-        if not isinstance(solver, Adam):
-            return solver.step(fun, state)
-        key = jax.random.wrap_key_data(problem.noise) if solver.langevin else None
-        project = self._project if self.attack.box else None
-        return solver.step(fun, state, horizon=self.attack.iterations, project=project, key=key)
+        context = Context(
+            horizon=self.attack.iterations,
+            project=self._project if self.attack.box else None,
+            key=jax.random.wrap_key_data(problem.noise) if self.attack.solver.random else None,
+        )
+        return self.attack.solver.step(self.objective(shared, problem), state, context)
 
     def _best(self, x: Float[Array, "n"], value):
         """The member of the group with the lowest objective, and that."""

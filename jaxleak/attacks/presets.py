@@ -87,16 +87,16 @@ class Attack:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        if not isinstance(self.solver, Adam):
-            for name, given in (("box", self.box), ("group", self.group > 1)):
-                if given:
-                    raise InputError(
-                        f"`{name}` needs the solver adam: it is not a step of {solver_name(self.solver)}. "
-                        f"Leave `{name}` out, or use adam."
-                    )
+        for name, given in (("box", self.box), ("group", self.group > 1)):
+            if given and name not in self.solver.supports:
+                able = ", ".join(other for other, kind in SOLVERS.items() if name in kind.supports)
+                raise InputError(
+                    f"`{name}` needs the solver {able}: it is not a step of {solver_name(self.solver)}. "
+                    f"Leave `{name}` out, or use {able}."
+                )
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
-        if (self.init == "analytic") != isinstance(self.solver, NoSolver):
+        if (self.init == "analytic") != self.solver.closed_form:
             raise InputError(
                 "`start` analytic is the image itself and goes with the solver none, and the other way round; "
                 "use the attack analytic, or another start and solver."
@@ -182,15 +182,15 @@ def get_attack(attack: str | Attack) -> Attack:
 
 
 def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -> Attack:
-    """The attack with another solver, without what only Adam can do where it is not Adam.
+    """The attack with another solver, without what that solver does not support.
 
-    Without `iterations`, those of the preset for a solver of the same kind, else 4,800 steps of Adam or 300 iterations.
+    Without `iterations`, those of the preset where its solver has the same usual budget, else that budget.
     """
     if iterations is None:
-        same = isinstance(solver, Adam) == isinstance(attack.solver, Adam)
-        iterations = attack.iterations if same else 4800 if isinstance(solver, Adam) else 300
-    only_adam: dict[str, Any] = {} if isinstance(solver, Adam) else {"box": False, "group": 1, "consistency": 0.0}
-    return replace(attack, solver=solver, iterations=iterations, **only_adam)
+        iterations = attack.iterations if solver.iterations == attack.solver.iterations else solver.iterations
+    without: dict[str, Any] = {} if "box" in solver.supports else {"box": False}
+    without |= {} if "group" in solver.supports else {"group": 1, "consistency": 0.0}
+    return replace(attack, solver=solver, iterations=iterations, **without)
 
 
 def named_attack(name: str) -> tuple[Attack, str | None]:

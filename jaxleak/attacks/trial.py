@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from dataclasses import dataclass, fields, is_dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -20,19 +20,13 @@ from jaxleak.attacks.objectives import scale_factors, scaled
 from jaxleak.attacks.starts import draw_start
 from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
-from jaxleak.models.own import AdaptedModel
-from jaxleak.solvers import Adam
+from jaxleak.solvers import SOLVERS
 from jaxleak.threat.defences import sparse_mask
 from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import draw_params
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
-# Fields of a victim that reach a trial as arguments of its functions, or not at all.
-ARGUMENTS = (
-    *("images", "labels", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
-    *("training", "class_names", "weights_name", "dataset", "split"),
-)
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS
 ENDING = {name: code for code, name in enumerate(ENDINGS)}
 
@@ -110,15 +104,12 @@ class Trial(Attacker):
     def key(self) -> Hashable | None:
         """What its functions depend on besides their arguments: see `engine.Program`.
 
-        None where a part was written elsewhere, and may depend on what no field says, or where the program holds arrays
-        (`batch_stats`).
+        None where a part of it was written elsewhere, and may depend on what no field says.
         """
-        attack, victim = replace(self.attack, name=""), self.victim
-        if victim.batch_stats is not None or not all(map(_is_ours, (attack.solver, victim.model, *victim.defences))):
+        if type(self.attack.solver) not in SOLVERS.values() or self.victim.key is None:
             return None
-        settings = {one.name: getattr(victim, one.name) for one in fields(victim) if one.name not in ARGUMENTS}
         kernels = usable(np.zeros((), np.float32))
-        return attack, tuple(settings.items()), self.threshold, self.snapshots, kernels
+        return replace(self.attack, name=""), self.victim.key, self.threshold, self.snapshots, kernels
 
     def check(self) -> None:
         """Trace what a trial begins with.
@@ -177,7 +168,7 @@ class Trial(Attacker):
                     f"`statistics` needs a model with BatchNorm; {victim.model_name} has none. Leave it 0."
                 )
         noise: Any = ()
-        if isinstance(attack.solver, Adam) and attack.solver.langevin:
+        if attack.solver.random:
             noise = jax.random.key_data(jax.random.fold_in(self._start_key(shared, job), 2))
         return Problem(
             params=params if own else (),
@@ -350,13 +341,3 @@ def _nearest_mse(images: Float[Array, "d h w c"], truth: Float[Array, "b h w c"]
         return jnp.mean(jnp.square(images - truth))
     errors = jax.vmap(lambda true: jnp.mean(jnp.square(images - true), axis=(1, 2, 3)))(truth)
     return jnp.mean(jnp.min(errors, axis=1))
-
-
-def _is_ours(value: Any) -> bool:
-    """True for what jax, Flax and this package define, if its fields are so too, or plain values."""
-    if isinstance(value, AdaptedModel):
-        return False
-    if is_dataclass(value) and not isinstance(value, type):
-        parts = [getattr(value, one.name) for one in fields(value)]
-        return _is_ours(type(value)) and all(_is_ours(part) for part in parts if callable(part))
-    return getattr(value, "__module__", "").partition(".")[0] in ("jax", "flax", "jaxleak")

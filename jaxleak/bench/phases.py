@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxleak.attacks.trial import Trial
 from jaxleak.bench.settings import PHASES
 from jaxleak.errors import check_choice
-from jaxleak.solvers import Adam
+from jaxleak.solvers import Context
 
 # Keeps a result needed without changing where the candidate goes: XLA does not know that it vanishes in rounding.
 NOTHING = 1e-30
@@ -51,8 +51,9 @@ class PhaseProgram:
         if self.phase == "solver":
             attack = self.trial.attack
             # Adam's schedule needs the run's length; the box is left to the bookkeeping.
-            length: Any = {"horizon": attack.iterations} if isinstance(attack.solver, Adam) else {}
-            return state._replace(solver=attack.solver.step(_weighted_squares, solver, **length)[0])
+            return state._replace(
+                solver=attack.solver.step(_weighted_squares, solver, Context(horizon=attack.iterations))[0]
+            )
         value, gradient = objective(solver.x)
         change = value if self.phase == "objective" else gradient
         return state._replace(solver=solver._replace(x=solver.x + NOTHING * change))

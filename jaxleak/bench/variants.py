@@ -19,7 +19,8 @@ from jaxleak.kernels.precision import full_precision
 from jaxleak.models import build_model
 from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import LBFGS, Adam, TorchLBFGS
-from jaxleak.threat.victim import Victim, make_victim
+from jaxleak.threat.from_dataset import make_victim
+from jaxleak.threat.victim import Victim
 
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS
 QUEUE = 100_000  # trials: more than any machine finishes in one measurement

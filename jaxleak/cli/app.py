@@ -40,7 +40,8 @@ def build_sweep(command: RunCommand):
     from jaxleak.models import MODELS, build_model
     from jaxleak.results.store.run import Run
     from jaxleak.threat.defences import parse_defence
-    from jaxleak.threat.victim import NETWORKS, NORMALISATIONS, make_victim
+    from jaxleak.threat.from_dataset import make_victim
+    from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
 
     # Names and counts first: they are checked without touching data.
     check_choice("model", command.model, MODELS)

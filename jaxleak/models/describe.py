@@ -32,6 +32,19 @@ def description(value: Any) -> str:
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
 
 
+def is_plain(value: Any) -> bool:
+    """True for what jax, Flax and this package define, if its fields are so too, or plain values.
+
+    Such a model computes what its fields say. One that was written elsewhere may depend on more.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        parts = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return is_plain(type(value)) and all(is_plain(part) for part in parts if callable(part))
+    if type(value).__module__.startswith("jaxleak."):  # an object with a life of its own, such as an adapted model
+        return False
+    return getattr(value, "__module__", "").partition(".")[0] in ("jax", "flax", "jaxleak")
+
+
 def _name(value: Any) -> str:
     # Runs that were begun before `kernels` was a folder name its functions without it, and go on.
     module = value.__module__.replace("jaxleak.kernels.", "jaxleak.")

@@ -1,14 +1,14 @@
-"""Solvers: frozen dataclasses with `init(fun, x) -> state` and `step(fun, state) -> (state, info)`."""
+"""Solvers: frozen dataclasses with `init(fun, x) -> state` and `step(fun, state, context) -> (state, info)`."""
 
 from jaxleak.solvers.first_order import Adam
 from jaxleak.solvers.jaxopt_lbfgs import JaxoptLBFGS
 from jaxleak.solvers.lbfgs import LBFGS
 from jaxleak.solvers.none import NoSolver
 from jaxleak.solvers.optax_lbfgs import OptaxLBFGS
-from jaxleak.solvers.protocol import Info, Solver
+from jaxleak.solvers.protocol import Context, Info, Solver
 from jaxleak.solvers.torch_lbfgs import TorchLBFGS
 
-SOLVERS: dict[str, type] = {
+SOLVERS: dict[str, type[Solver]] = {
     "lbfgs": LBFGS,
     "torch-lbfgs": TorchLBFGS,
     "jaxopt-lbfgs": JaxoptLBFGS,
@@ -21,6 +21,7 @@ __all__ = [
     "LBFGS",
     "SOLVERS",
     "Adam",
+    "Context",
     "Info",
     "JaxoptLBFGS",
     "NoSolver",

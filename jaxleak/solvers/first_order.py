@@ -1,7 +1,6 @@
 """First-order solvers, from optax."""
 
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import optax
 from jaxtyping import Array, Float
 
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
-from jaxleak.solvers.protocol import Info, ValueAndGradient
+from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 SIGNS = ("none", "hard", "soft")
 SCHEDULES = ("constant", "step", "cosine")
@@ -25,7 +24,7 @@ class AdamState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
+class Adam(Solver):
     """Adam on the gradient or its sign, inside a box; one iteration is one step is one evaluation.
 
     Step t = 0, 1, … of N, at learning rate lr(t), from the gradient g at the candidate x:
@@ -62,6 +61,9 @@ class Adam:
     warmup: int = 0
     weight_decay: float = 0.0
     langevin: float = 0.0
+    supports = frozenset({"box", "group"})
+    passes_value_on = True
+    iterations = 4800
 
     def __post_init__(self):
         check_positive("lr", self.lr)
@@ -81,27 +83,18 @@ class Adam:
         del fun
         return AdamState(x, self._optimizer.init(x))
 
-    def step(
-        self,
-        fun: ValueAndGradient,
-        state: AdamState,
-        *,
-        horizon: int = 0,
-        project: Callable[[Float[Array, "n"]], Float[Array, "n"]] | None = None,
-        key: Array | None = None,
-    ) -> tuple[AdamState, Info]:
+    @property
+    def random(self) -> bool:
+        return self.langevin > 0
+
+    def step(self, fun: ValueAndGradient, state: AdamState, context: Context = ALONE) -> tuple[AdamState, Info]:
         """One evaluation of `fun` and one step.
 
-        Args:
-            fun: objective value and gradient. The value is only passed on: it may have any shape.
-            state: from `init` or the step before.
-            horizon: N, the steps of the whole run; needed by a schedule that is not constant, and by the soft sign.
-            project: the box: takes a candidate to the nearest one allowed. The start is not projected.
-            key: the same in every step, of this trial and for nothing else; needed for Langevin noise.
-
         Raises:
-            InputError: while tracing, `horizon` or `key` is needed and not given.
+            InputError: while tracing, the context lacks the `horizon` (N; needed by a schedule that is not constant,
+                and by the soft sign) or the `key` (for Langevin noise).
         """
+        horizon, project, key = context
         self._check_horizon(horizon)
         count = state.optimizer[0].count
         t = count.astype(state.x.dtype)  # jax divides int32 in float32, even where x is float64

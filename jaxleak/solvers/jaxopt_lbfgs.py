@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jaxleak.errors import check_choice, check_positive
-from jaxleak.solvers.protocol import Info, ValueAndGradient
+from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 if TYPE_CHECKING:
     import jaxopt
@@ -22,7 +22,7 @@ class JaxoptState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class JaxoptLBFGS:
+class JaxoptLBFGS(Solver):
     """`jaxopt.LBFGS`, the solver people will compare with.
 
     One iteration is `inner_steps` jaxopt updates, so that iteration counts compare with torch's outer steps.
@@ -67,7 +67,8 @@ class JaxoptLBFGS:
     def init(self, fun: ValueAndGradient, x: Float[Array, "n"]) -> JaxoptState:
         return JaxoptState(x, self._solver(fun).init_state(x), jnp.zeros((), jnp.int32))
 
-    def step(self, fun: ValueAndGradient, state: JaxoptState) -> tuple[JaxoptState, Info]:
+    def step(self, fun: ValueAndGradient, state: JaxoptState, context: Context = ALONE) -> tuple[JaxoptState, Info]:
+        del context
         x, inner = self._solver(fun).update(state.x, state.inner)
         evaluations = jnp.asarray(state.inner.num_fun_eval, jnp.int32)
         info = Info(

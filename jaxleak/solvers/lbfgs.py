@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxleak.errors import check_positive
 from jaxleak.kernels import vectors
 from jaxleak.solvers.compact import History, advance, empty_history
-from jaxleak.solvers.protocol import Info, ValueAndGradient
+from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 DECREASE = 1e-4  # Armijo's c1, as in Nocedal & Wright
 SHRINK = 0.5  # a step is at most this times the rejected one before it
@@ -34,7 +34,7 @@ class LBFGSState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LBFGS:
+class LBFGS(Solver):
     """L-BFGS with Armijo's test and a limit on the length of a step, one evaluation per step.
 
     A candidate x + p is accepted if f(x + p) <= f(x) + c1 g.p (c1 = 1e-4); p is the quasi-Newton step -H g, cut to the
@@ -94,7 +94,8 @@ class LBFGS:
             evaluations=none,
         )
 
-    def step(self, fun: ValueAndGradient, state: LBFGSState) -> tuple[LBFGSState, Info]:
+    def step(self, fun: ValueAndGradient, state: LBFGSState, context: Context = ALONE) -> tuple[LBFGSState, Info]:
+        del context
         value, gradient = fun(state.x)
         opening = state.evaluations == 0
         rounding = jnp.finfo(state.x.dtype).eps

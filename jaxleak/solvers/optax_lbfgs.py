@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxleak.errors import check_positive
-from jaxleak.solvers.protocol import Info, ValueAndGradient
+from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 
 class OptaxState(NamedTuple):
@@ -23,7 +23,7 @@ class OptaxState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OptaxLBFGS:
+class OptaxLBFGS(Solver):
     """`optax.lbfgs` with its zoom line search (strong Wolfe conditions, at most 20 evaluations).
 
     One iteration is `inner_steps` updates, so that iteration counts compare with torch's outer steps. A step reports
@@ -54,7 +54,8 @@ class OptaxLBFGS:
             stalled=jnp.zeros((), bool),
         )
 
-    def step(self, fun: ValueAndGradient, state: OptaxState) -> tuple[OptaxState, Info]:
+    def step(self, fun: ValueAndGradient, state: OptaxState, context: Context = ALONE) -> tuple[OptaxState, Info]:
+        del context
         inner: Any
         move, inner = optax.lbfgs(memory_size=self.history).update(
             state.gradient, state.inner, state.x, value=state.value, grad=state.gradient, value_fn=_scalar(fun)

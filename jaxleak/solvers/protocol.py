@@ -1,7 +1,9 @@
 """What every solver is: plain data with `init` and `step`, for one trial and without a lane axis."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
 
 from jaxtyping import Array, Bool, Float, Int
 
@@ -19,13 +21,52 @@ class Info(NamedTuple):
     stalled: Bool[Array, ""]  # no later step will move
 
 
-class Solver(Protocol):
-    """A frozen dataclass of settings with these two functions."""
+class Context(NamedTuple):
+    """What a step is told about the run that it belongs to.
 
+    Attributes:
+        horizon: iterations of the whole run, for solvers with a schedule.
+        project: takes a candidate to the nearest one allowed; None: every candidate is allowed. The start is not
+            projected.
+        key: a random key, the same in every step, of this trial and for nothing else; None where the solver draws
+            nothing (`Solver.random`).
+    """
+
+    horizon: int = 0
+    project: Callable[[Float[Array, "n"]], Float[Array, "n"]] | None = None
+    key: Array | None = None
+
+
+ALONE = Context()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Solver(ABC):
+    """Settings, and two pure functions of one trial.
+
+    Attributes:
+        supports: what it can do besides minimising: "box" (`Context.project`), "group" (several starts in one
+            candidate, whose values it need not compare).
+        passes_value_on: True where the solver never uses the objective's value. It then receives the published
+            objective, which may have any shape, so that this need not be computed twice.
+        closed_form: True where the start is the answer.
+        iterations: the usual budget.
+    """
+
+    supports: ClassVar[frozenset[str]] = frozenset()
+    passes_value_on: ClassVar[bool] = False
+    closed_form: ClassVar[bool] = False
+    iterations: ClassVar[int] = 300
+
+    @property
+    def random(self) -> bool:
+        """True where a step draws from `Context.key`."""
+        return False
+
+    @abstractmethod
     def init(self, fun: ValueAndGradient, x: Float[Array, "n"]) -> Any:
         """The state that starts at candidate `x`."""
-        ...
 
-    def step(self, fun: ValueAndGradient, state: Any) -> tuple[Any, Info]:
-        """One evaluation of `fun` and the solver's bookkeeping."""
-        ...
+    @abstractmethod
+    def step(self, fun: ValueAndGradient, state: Any, context: Context = ALONE) -> tuple[Any, Info]:
+        """One evaluation of `fun`, or several, and the solver's bookkeeping."""

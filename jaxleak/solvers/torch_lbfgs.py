@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxleak.errors import check_positive
 from jaxleak.kernels import vectors
 from jaxleak.solvers.compact import History, advance, empty_history
-from jaxleak.solvers.protocol import Info, ValueAndGradient
+from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 
 class TorchLBFGSState(NamedTuple):
@@ -27,7 +27,7 @@ class TorchLBFGSState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TorchLBFGS:
+class TorchLBFGS(Solver):
     """`torch.optim.LBFGS(line_search_fn=None)`, one evaluation per step.
 
     One iteration is one `optimizer.step`: at most `inner_steps` quasi-Newton steps. Its first evaluation, at the
@@ -81,7 +81,10 @@ class TorchLBFGS:
             total_evaluations=zero,
         )
 
-    def step(self, fun: ValueAndGradient, state: TorchLBFGSState) -> tuple[TorchLBFGSState, Info]:
+    def step(
+        self, fun: ValueAndGradient, state: TorchLBFGSState, context: Context = ALONE
+    ) -> tuple[TorchLBFGSState, Info]:
+        del context
         value, gradient = fun(state.x)
         opening = state.inner == 0
         outer_evaluations = jnp.where(opening, 1, state.outer_evaluations + 1)

@@ -1,6 +1,7 @@
 """Who is attacked: what is private, how the client computes what it shares, and what protects it.
 
 victim.py         private data, network and client of one sweep
+from_dataset.py   ... made of a data set's images
 client.py         local steps, and the mean over clients
 loss.py           the loss and its gradient
 observe.py        gradient, logits and BatchNorm statistics of one pass
