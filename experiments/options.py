@@ -121,7 +121,8 @@ def starts() -> str:
 
 def labels() -> str:
     rows = []
-    for name, read in LABEL_STRATEGIES.items():
+    for name, rule in LABEL_STRATEGIES.items():
+        read = rule.read
         what = NOT_READ[name] if read is None else summary(read)
         rows.append([f"`{name}`", what, paragraph(read, "Right"), paragraph(read, "Source:")])
     return table(["`--label`", "what it is", "right", "source"], rows)

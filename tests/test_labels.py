@@ -22,7 +22,7 @@ from tests.fixtures import quick_jit
 from tests.oracles.numpy_labels import STRATEGIES
 
 PREPARED = Path(os.environ.get("JAXLEAK_DATA_DIR") or Path(__file__).parent.parent.parent / "shared" / "data" / "tfds")
-READERS: dict[str, Any] = {name: read for name, read in LABEL_STRATEGIES.items() if read is not None}
+READERS: dict[str, Any] = {name: rule.read for name, rule in LABEL_STRATEGIES.items() if rule.read is not None}
 ONCE = ("idlg", "bias", "row-minima")  # each class at most once
 
 

@@ -257,7 +257,7 @@ def test_label_strategies_in_a_trial(client):
     Of this batch only `counts` is right, and only in units of the gradient: the network expects class 9 anyway.
     """
     victim = lenet_victim(client=client)
-    strategies = {name: read for name, read in LABEL_STRATEGIES.items() if read is not None}
+    strategies = {name: rule.read for name, rule in LABEL_STRATEGIES.items() if rule.read is not None}
     names = list(strategies)
 
     def labels():

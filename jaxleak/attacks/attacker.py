@@ -10,7 +10,7 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxleak.attacks.labels import LABEL_STRATEGIES, NEED_NETWORK, probe_images
+from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
@@ -19,6 +19,7 @@ from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
 from jaxleak.solvers import Context
 from jaxleak.threat.client import client_update
+from jaxleak.threat.loss import CROSS_ENTROPY
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import Victim
 
@@ -98,16 +99,16 @@ class Attacker:
             return jnp.zeros(count, label.dtype)
         if attack.label == "known":
             return label[jnp.arange(count) % victim.batch]
-        read = LABEL_STRATEGIES[attack.label]
-        assert read is not None
+        strategy = LABEL_STRATEGIES[attack.label]
+        assert strategy.read is not None
         if victim.client.trains:  # about the mean gradient, where the steps are SGD's and small
             unit = victim.client.lr * victim.client.total_steps(victim.batch)
             update = jax.tree.map(lambda leaf: leaf / unit, update)
         logits = jnp.zeros((0, victim.num_classes))
-        if attack.label in NEED_NETWORK:
+        if strategy.needs_network:
             probes = victim.to_input(probe_images(jax.random.key(0), self.image_shape))
             logits: Any = victim.attacker_model.apply({"params": params}, probes)
-        return read(update, count, logits).astype(label.dtype)
+        return strategy.read(update, count, logits).astype(label.dtype)
 
     def objective(self, shared: Shared, problem: Problem):
         """Value and gradient of what the solver minimises, at a flat candidate.
@@ -169,8 +170,8 @@ class Attacker:
 
     def _target(self, problem: Problem, candidate: dict[str, Array]) -> Float[Array, "d k"]:
         if self.attack.label == "joint":
-            return jax.nn.softmax(candidate["label"], axis=-1)
-        return jax.nn.one_hot(problem.label, self.victim.num_classes, dtype=candidate["image"].dtype)
+            return self.victim.client.loss.decode(candidate["label"])
+        return self.victim.target(problem.label, candidate["image"].dtype)
 
     def _observe(self, shared: Shared, problem: Problem, image: Float[Array, "d h w c"], target):
         """What a client with these images would share, its outputs and statistics where they are asked for."""
@@ -181,7 +182,8 @@ class Attacker:
             logits: Any = model.apply({"params": params}, image) if attack.label_term else ()
             statistics: PyTree = ()
         else:
-            gradient, logits, statistics = observe(model, params, image, target, statistics=attack.statistics > 0)
+            loss, wanted = victim.client.loss, attack.statistics > 0
+            gradient, logits, statistics = observe(model, params, image, target, loss, statistics=wanted)
         if problem.mask != ():
             gradient = jax.tree.map(
                 lambda leaf, mask: mask * (leaf.build() if isinstance(leaf, Outer) else leaf),
@@ -271,6 +273,14 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
         )
+    losses, loss = LABEL_STRATEGIES[attack.label].losses, victim.client.loss.name
+    if not LABEL_STRATEGIES[attack.label].holds_for(loss):
+        raise InputError(
+            f"`label` {attack.label} reads gradients of {' and '.join(losses)}; the client's loss is {loss}. "
+            f"Use label {', '.join(name for name, rule in LABEL_STRATEGIES.items() if rule.holds_for(loss))}."
+        )
+    if attack.label_term and loss != CROSS_ENTROPY.name:
+        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss}.")
     if attack.label == "known" and not victim.knows_labels:
         raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
     if attack.statistics and not victim.knows_truth:

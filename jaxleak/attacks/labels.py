@@ -10,6 +10,7 @@ tree), the number of labels wanted, and the network's outputs [m, k] for m image
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -168,19 +169,35 @@ def counts(update: PyTree, count: int, logits: Float[Array, "m k"]) -> Int[Array
     return _apportion(expected - slopes, 1 / count, slopes, count)
 
 
-# "joint" optimises the labels beside the images, "known" takes the true ones: nothing is read.
-LABEL_STRATEGIES: dict[str, Callable[[PyTree, int, Array], Array] | None] = {
-    "joint": None,
-    "known": None,
-    "idlg": idlg_labels,
-    "bias": bias_labels,
-    "unique": unique_labels,
-    "row-minima": row_minima_labels,
-    "counts": counts,
-    "counts-published": published_counts,
-}
+@dataclass(frozen=True)
+class LabelStrategy:
+    """Where an attack's labels come from.
 
-NEED_NETWORK = ("counts",)  # those that look at `logits`
+    Attributes:
+        read: the function that reads them from the update (this file's first lines); None: nothing is read.
+        losses: names of the losses whose gradients it reads; () is any.
+        needs_network: True where it looks at the outputs `logits`.
+    """
+
+    read: Callable[[PyTree, int, Array], Array] | None = None
+    losses: tuple[str, ...] = ("cross-entropy",)
+    needs_network: bool = False
+
+    def holds_for(self, loss: str) -> bool:
+        """True if it reads gradients of the loss of this name."""
+        return not self.losses or loss in self.losses
+
+
+LABEL_STRATEGIES = {
+    "joint": LabelStrategy(losses=()),  # optimised beside the images
+    "known": LabelStrategy(losses=()),  # the true ones
+    "idlg": LabelStrategy(idlg_labels),
+    "bias": LabelStrategy(bias_labels),
+    "unique": LabelStrategy(unique_labels),
+    "row-minima": LabelStrategy(row_minima_labels),
+    "counts": LabelStrategy(counts, needs_network=True),
+    "counts-published": LabelStrategy(published_counts),
+}
 
 
 def _row_sums(update: PyTree) -> Float[Array, "k"]:

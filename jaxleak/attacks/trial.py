@@ -22,7 +22,6 @@ from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
 from jaxleak.solvers import SOLVERS
 from jaxleak.threat.defences import sparse_mask
-from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import draw_params
 
@@ -151,7 +150,7 @@ class Trial(Attacker):
         attack, victim = self.attack, self.victim
         truth, label = shared.images[job.slot], shared.labels[job.slot]
         params, own = self._network(shared, job)
-        x, target = victim.to_input(truth), jax.nn.one_hot(label, victim.num_classes, dtype=truth.dtype)
+        x, target = victim.to_input(truth), victim.target(label, truth.dtype)
         if victim.trained_steps and victim.trained_on == "own":
             params, own = victim.train(params, x, target), True
         update = shared.update
@@ -162,7 +161,7 @@ class Trial(Attacker):
         mask = sparse_mask(victim.defences, update) if attack.knows_defence else ()
         statistics: Any = ()
         if attack.statistics:
-            statistics = observe(victim.client_model, params, x, target, statistics=True).statistics
+            statistics = observe(victim.client_model, params, x, target, victim.client.loss, statistics=True).statistics
             if not statistics:
                 raise InputError(
                     f"`statistics` needs a model with BatchNorm; {victim.model_name} has none. Leave it 0."
@@ -180,7 +179,7 @@ class Trial(Attacker):
             features=head_input(update) if attack.features else (),
             statistics=statistics,
             noise=noise,
-            loss=cross_entropy(victim.logits(params, x), target),
+            loss=victim.loss(params, x, target),
             truth=truth,
             label=self._labels(params, update, label),
         )

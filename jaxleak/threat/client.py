@@ -1,6 +1,7 @@
 """What a client computes before it shares: one gradient, or steps of its own training."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import optax
 from jaxtyping import Array, Float, PyTree
 
 from jaxleak.errors import InputError, check_choice, check_positive
-from jaxleak.threat.loss import cross_entropy, loss_gradient
+from jaxleak.threat.loss import CROSS_ENTROPY, Loss, loss_gradient
 
 # Differentiating Adam needs a root that is never 0: below the smallest square of a float32 that is not.
 ROOT = 1e-30
@@ -30,6 +31,7 @@ class Client:
         optimizer: of the local steps: "sgd", or "adam" with torch's defaults.
         lr: its learning rate.
         batch: images per local step, taken in turn; None: all of the client's.
+        loss: what it minimises.
         clients: among how many clients the images of an update are divided; what is shared is the mean of their
             updates, as an aggregator passes it on.
 
@@ -42,6 +44,7 @@ class Client:
     lr: float = 0.01
     batch: int | None = None
     clients: int = 1
+    loss: Loss = CROSS_ENTROPY
 
     def __post_init__(self):
         for name in ("steps", "epochs"):
@@ -76,6 +79,11 @@ class Client:
         if self.batch is not None and own % self.batch:
             raise InputError(f"`client_batch` must divide a client's images, {own}; got {self.batch}.")
 
+    def settings(self) -> dict[str, Any]:
+        """Every field as plain data; the loss only where it is not cross-entropy, which older runs do not name."""
+        named = {} if self.loss == CROSS_ENTROPY else {"loss": self.loss.name}
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "loss"} | named
+
     def total_steps(self, images: int) -> int:
         """Local steps of one client, where an update holds so many images."""
         own = images // self.clients
@@ -92,7 +100,7 @@ def client_update(
         model: a Linen module; called as `model.apply({"params": params}, x)`.
         params: the weights it begins with, which the attacker knows.
         x: all images of the update, client by client.
-        target: one distribution over classes per image.
+        target: one target per image, as the loss takes it.
     """
     if client.clients == 1:
         return _one(client, model, params, x, target)
@@ -103,13 +111,14 @@ def client_update(
 
 def _one(client: Client, model, params, x, target) -> PyTree:
     if not client.trains:
-        return loss_gradient(model, params, x, target)
+        return loss_gradient(model, params, x, target, client.loss)
     steps = client.total_steps(len(x) * client.clients)
-    after, _ = train(OPTIMIZERS[client.optimizer](client.lr), steps, client.batch, model, params, x, target)
+    optimizer = OPTIMIZERS[client.optimizer](client.lr)
+    after, _ = train(optimizer, steps, client.batch, model, params, x, target, client.loss)
     return jax.tree.map(lambda before, after: before - after, params, after)
 
 
-def train(optimizer, steps: int, batch: int | None, model, params: PyTree, x, target):
+def train(optimizer, steps: int, batch: int | None, model, params: PyTree, x, target, loss: Loss = CROSS_ENTROPY):
     """The weights after so many steps on `batch` images at a time, in turn, and the loss before each step [steps]."""
     parts = 1 if batch is None else len(x) // batch
     x, target = (jnp.asarray(array).reshape(parts, -1, *array.shape[1:]) for array in (x, target))
@@ -118,10 +127,10 @@ def train(optimizer, steps: int, batch: int | None, model, params: PyTree, x, ta
         params, state = carry
         place = number % parts
 
-        def loss(params):
-            return cross_entropy(model.apply({"params": params}, x[place]), target[place])
+        def of(params):
+            return loss.value(model.apply({"params": params}, x[place]), target[place])
 
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = jax.value_and_grad(of)(params)
         updates, state = optimizer.update(gradient, state, params)
         return (optax.apply_updates(params, updates), state), value
 

@@ -137,7 +137,7 @@ def _trained(victim: Victim, data: Dataset, steps: int, checkpoint: Path | None)
 
 def _train(victim: Victim, data: Dataset, steps: int) -> tuple[list[dict[str, PyTree]], dict[str, list]]:
     """Each network trained, without the victim's defences: they are for the update."""
-    plain = replace(victim, defences=(), client=Client(), batch=1)
+    plain = replace(victim, defences=(), client=Client(loss=victim.client.loss), batch=1)
     root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]
     h, w, c = victim.images.shape[1:]
     keys = [root] if victim.network == "shared" else [jax.random.fold_in(root, first) for first in firsts]

@@ -1,4 +1,8 @@
-"""The client's loss and its gradient."""
+"""What a client's training minimises, and its gradient."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +17,41 @@ def cross_entropy(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> F
     return -jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits, axis=-1), axis=-1))
 
 
-def loss_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> PyTree:
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """A loss of the network's outputs [b, k] and their targets [b, k].
+
+    Attributes:
+        name: what tables, messages and `LabelStrategy.losses` call it.
+        value: (outputs, targets) -> the mean over the batch, a scalar that can be differentiated twice.
+        target: (labels [b] in 0..k-1, k, dtype) -> targets: of a client that has labels.
+        decode: free variables [b, k] -> targets: of an attacker that optimises them (label "joint").
+    """
+
+    name: str
+    value: Callable[[Array, Array], Array] = field(repr=False)
+    target: Callable[[Any, int, Any], Array] = field(repr=False)
+    decode: Callable[[Array], Array] = field(repr=False)
+
+
+def _one_hot(labels: Any, classes: int, dtype: Any) -> Float[Array, "b k"]:
+    return jax.nn.one_hot(labels, classes, dtype=dtype)
+
+
+CROSS_ENTROPY = Loss(name="cross-entropy", value=cross_entropy, target=_one_hot, decode=jax.nn.softmax)
+LOSSES = {loss.name: loss for loss in (CROSS_ENTROPY,)}
+
+
+def loss_gradient(
+    model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], loss: Loss = CROSS_ENTROPY
+) -> PyTree:
     """The gradient of the loss with respect to the parameters: what a client shares.
 
     Args:
         model: a Linen module; called as `model.apply({"params": params}, x)`.
         params: its `params` collection.
         x: images in [0, 1].
-        target: one distribution over classes per image.
+        target: one target per image, as `loss` takes it.
+        loss: what is differentiated.
     """
-    return jax.grad(lambda p: cross_entropy(model.apply({"params": p}, x), target))(params)
+    return jax.grad(lambda p: loss.value(model.apply({"params": p}, x), target))(params)

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxleak.kernels.outer import Outer
 from jaxleak.models.norms import BatchNorm
-from jaxleak.threat.loss import cross_entropy
+from jaxleak.threat.loss import CROSS_ENTROPY, Loss
 
 NORMS = (BatchNorm, nn.BatchNorm)  # layers whose inputs' statistics are looked at
 
@@ -33,14 +33,20 @@ class Observed(NamedTuple):
 
 
 def observe(
-    model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], *, statistics: bool = False
+    model,
+    params: PyTree,
+    x: Float[Array, "b h w c"],
+    target: Float[Array, "b k"],
+    loss: Loss = CROSS_ENTROPY,
+    *,
+    statistics: bool = False,
 ) -> Observed:
     """What a client with these images would share, and what else the same pass gives.
 
     All of it can be differentiated with respect to `x` and `target`.
 
     Args:
-        model, params, x, target: as for `loss_gradient`.
+        model, params, x, target, loss: as for `loss_gradient`.
         statistics: whether to look at the inputs of BatchNorm layers. They are named by their paths, as in
             "layer1.0/bn1"; of a layer that is used twice the last input counts; a model without any gives {}.
     """
@@ -49,7 +55,7 @@ def observe(
     known = {path: leaf for path, leaf in flat.items() if path[:-1] in kernels and path[-1] == "kernel"}
     rest = {path: leaf for path, leaf in flat.items() if path not in known}
 
-    def loss(rest, shifts):
+    def shifted(rest, shifts):
         inputs, moments = {}, {}
 
         def look(module, args, output):
@@ -64,10 +70,10 @@ def observe(
 
         with nn.intercept_methods(_after(look, nn.Dense, *(NORMS if statistics else ()))):
             logits = model.apply({"params": unflatten_dict({**rest, **known})}, x)
-        return cross_entropy(logits, target), (inputs, logits, moments)
+        return loss.value(logits, target), (inputs, logits, moments)
 
     shifts = {path: jnp.zeros(kind.shape, kind.dtype) for path, kind in kernels.items()}
-    slopes, (inputs, logits, moments) = jax.grad(loss, argnums=(0, 1), has_aux=True)(rest, shifts)
+    slopes, (inputs, logits, moments) = jax.grad(shifted, argnums=(0, 1), has_aux=True)(rest, shifts)
     products = {(*path, "kernel"): Outer(inputs[path], slopes[1][path]) for path in kernels}
     return Observed(unflatten_dict({**slopes[0], **products}), logits, moments if statistics else ())
 

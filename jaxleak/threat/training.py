@@ -14,7 +14,6 @@ from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
 from jaxleak.kernels.precision import full_precision
 from jaxleak.threat.client import OPTIMIZERS
-from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.observe import observe
 
 BATCH = 64
@@ -25,11 +24,6 @@ HELD_OUT = 1000  # images, at most, on which accuracy is measured where there is
 
 class Trainee(Protocol):
     """What of a `Victim` its training needs."""
-
-    @property
-    def num_classes(self) -> int:
-        """Outputs of the head."""
-        ...
 
     @property
     def indices(self) -> list[int]:
@@ -70,6 +64,14 @@ class Trainee(Protocol):
 
     def to_input(self, pixels: Any) -> Any:
         """Pixels in the network's units."""
+        ...
+
+    def target(self, labels: Any) -> Any:
+        """What the loss compares outputs with."""
+        ...
+
+    def loss(self, params: PyTree, x: Any, target: Any) -> Any:
+        """The client's."""
         ...
 
     def share(self, params: PyTree, x: Any, target: Any, key: Any) -> PyTree:
@@ -136,11 +138,11 @@ def train_network(
     @jax.jit
     @full_precision()
     def step(params, state, x, label, key):
-        target = jax.nn.one_hot(label, victim.num_classes)
+        target = victim.target(label)
         x = learner.to_input(x.astype(float))
         gradient = learner.share(params, x, target, key)
         updates, state = optimizer.update(gradient, state, params)
-        loss = cross_entropy(learner.logits(params, x), target)
+        loss = learner.loss(params, x, target)
         return optax.apply_updates(params, updates), state, loss
 
     for number, place in enumerate(places):
@@ -177,8 +179,7 @@ def running_statistics(
     @jax.jit
     @full_precision()
     def moments(params, x, label):
-        target = jax.nn.one_hot(label, victim.num_classes)
-        return observe(victim.model, params, victim.to_input(x), target, statistics=True).statistics
+        return observe(victim.model, params, victim.to_input(x), victim.target(label), statistics=True).statistics
 
     parts = []
     for start in range(0, len(indices) - batch + 1, batch):

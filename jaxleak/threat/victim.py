@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Hashable
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from jaxleak.models.own import AdaptedModel
 from jaxleak.threat.checkpoint import write_checkpoint
 from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.threat.defences import DEFENCES, Defence, check_defences, defence_text, defend
-from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.loss import LOSSES, loss_gradient
 
 NETWORKS = ("shared", "per-image", "per-trial")
 DEFENCE_DRAWS = ("per-victim", "per-trial")
@@ -170,13 +170,15 @@ class Victim:
     def key(self) -> Hashable | None:
         """What a trial's program depends on besides its arguments; None where no fields say it all.
 
-        That is so of models and defences that were written elsewhere, and of running statistics, which the program
-        holds.
+        That is so of models, losses and defences that were written elsewhere, and of running statistics, which are
+        constants of the program.
         """
-        own = [*DEFENCES.values()]
-        if self.batch_stats is not None or not all(type(defence) in own for defence in self.defences):
-            return None
-        if not is_plain(self.model):
+        ours = all(type(defence) in DEFENCES.values() for defence in self.defences)
+        if (
+            self.batch_stats is not None
+            or self.client.loss not in LOSSES.values()
+            or not (ours and is_plain(self.model))
+        ):
             return None
         return tuple((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ARGUMENTS)
 
@@ -245,6 +247,14 @@ class Victim:
         mean, std = (jnp.asarray(part, x.dtype) for part in self.normalisation)
         return x * std + mean
 
+    def target(self, labels: Any, dtype: Any = float) -> Float[Array, "b k"]:
+        """What the loss compares outputs with, for images of these labels."""
+        return self.client.loss.target(labels, self.num_classes, dtype)
+
+    def loss(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> Float[Array, ""]:
+        """The client's, at inputs `x`, in the network's units."""
+        return self.client.loss.value(self.logits(params, x), target)
+
     def logits(self, params: PyTree, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
         """The client's outputs at inputs `x`, in the network's units."""
         return self.client_model.apply({"params": params}, x)
@@ -254,7 +264,8 @@ class Victim:
         if not self.trained_steps or self.trained_on != "own":
             return params
         optimizer = OPTIMIZERS[self.train_optimizer](self.train_lr)
-        return train(optimizer, int(self.trained_steps), None, self.client_model, params, x, target)[0]
+        steps = int(self.trained_steps)
+        return train(optimizer, steps, None, self.client_model, params, x, target, self.client.loss)[0]
 
     def share(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], key) -> PyTree:
         """The update, defended: what the attacker sees.
@@ -267,7 +278,9 @@ class Victim:
         """
         if self._clips_examples:
             model = self.client_model
-            each = jax.vmap(lambda x, target: loss_gradient(model, params, x[None], target[None]))(x, target)
+            each = jax.vmap(lambda x, target: loss_gradient(model, params, x[None], target[None], self.client.loss))(
+                x, target
+            )
             first: Any = self.defences[0]
             update = first.apply_examples(each, jax.random.fold_in(key, 0))
             return defend(self.defences[1:], update, jax.random.fold_in(key, 1))
@@ -299,7 +312,7 @@ class Victim:
             "network_seed": self.network_seed,
             "weights": None if self.params is None else f"{self.weights_name} sha256:{_digest(self.params)}",
             "batch": self.batch,
-            "client": asdict(self.client),
+            "client": self.client.settings(),
             "defences": self.defence_name,
             "defence_seed": self.defence_seed,
             "defence_draw": self.defence_draw,
