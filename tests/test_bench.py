@@ -294,7 +294,8 @@ def test_stock_models_and_objective_are_jaxleaks(model):
     def both():
         problem = trial.prepare(shared, job)
         objective = plain_vmap.matching_objective(stock, shared.params, problem.update)
-        return trial.objective(shared, problem)(flat), jax.value_and_grad(lambda x: objective(unflatten(x)))(flat)
+        stock_objective = jax.value_and_grad(lambda x: objective(unflatten(x)))
+        return trial.attacker.objective(shared, problem)(flat), stock_objective(flat)
 
     (value, gradient), (stock_value, stock_gradient) = both()
     assert float(value) == pytest.approx(float(stock_value), rel=1e-6)

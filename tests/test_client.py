@@ -76,7 +76,7 @@ def ours(client: Client) -> Both:
 
     def both(flat):
         problem = trial.prepare(shared, job())
-        return problem.update, *trial.objective(shared, problem)(flat)
+        return problem.update, *trial.attacker.objective(shared, problem)(flat)
 
     update, value, slope = quick_jit(both)(jnp.ravel(DUMMIES))
     return Both(to_torch(MODEL, update, SHAPE), float(value), np.reshape(slope, DUMMIES.shape))
@@ -184,7 +184,7 @@ def test_batchnorm_sees_each_clients_own_images():
     def at_truth():
         shared = trial.shared()
         problem = trial.prepare(shared, job())
-        return trial.objective(shared, problem)(jnp.ravel(IMAGES)), squared_norm(problem.update)
+        return trial.attacker.objective(shared, problem)(jnp.ravel(IMAGES)), squared_norm(problem.update)
 
     (value, slope), norm2 = quick_jit(at_truth)()
     assert norm2 > 1e-6

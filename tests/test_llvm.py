@@ -147,7 +147,7 @@ def test_without_kernels_the_same(monkeypatch):
 
     def run(shared, job):
         problem = trial.prepare(shared, job)
-        return trial.objective(shared, problem)(trial.init(shared, problem, job).record.candidate)
+        return trial.attacker.objective(shared, problem)(trial.init(shared, problem, job).record.candidate)
 
     found = []
     for switch, kernels in (("1", True), ("0", False)):

@@ -9,7 +9,7 @@ import pytest
 
 import jaxleak
 from jaxleak.attacks import presets
-from jaxleak.attacks.attacker import check_attack
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.trial import Job
 from jaxleak.models import LeNet
@@ -69,7 +69,7 @@ def test_the_attackers_loss_is_the_clients():
     wanted = quick_jit(lambda p: loss_gradient(victim.model, p, x, target, SQUARED))(problem.params)
     for found, leaf in zip(jax.tree.leaves(problem.update), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(found, leaf, rtol=1e-12, atol=1e-15)
-    value, _ = quick_jit(lambda x: trial.objective(shared, problem)(x))(x.ravel())
+    value, _ = quick_jit(lambda x: trial.attacker.objective(shared, problem)(x))(x.ravel())
     assert value < 1e-25  # at the private image
 
 

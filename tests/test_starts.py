@@ -175,7 +175,7 @@ def started(attack: Attack, *, batch: int = 1, normalisation: Any = (MEAN, STD),
         surrogates=np.stack([SURROGATE, SURROGATE + 10]),
     )
     trial = Trial(attack=attack, victim=victim, threshold=1e-4)
-    return np.asarray(trial.start(trial.shared(), job(slot=1, image=batch, seed=seed))["image"])
+    return np.asarray(trial.attacker.start(trial.shared(), job(slot=1, image=batch, seed=seed))["image"])
 
 
 @pytest.mark.parametrize("name", ["black", "white", "uniform", "pattern-4", "surrogate"])

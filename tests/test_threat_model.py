@@ -12,7 +12,7 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 from jaxleak import LBFGS, Adam, InputError, Sweep, load_dataset, make_victim
-from jaxleak.attacks.attacker import check_attack
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ANALYTIC, Attack
@@ -83,7 +83,7 @@ def at(attack: Attack, victim: Victim, *images: np.ndarray) -> list[Any]:
 
     def evaluate():
         shared = trial.shared()
-        objective = trial.objective(shared, trial.prepare(shared, job()))
+        objective = trial.attacker.objective(shared, trial.prepare(shared, job()))
         return [objective(jnp.ravel(image)) for image in images]
 
     return compiled(evaluate)
@@ -366,7 +366,7 @@ def test_an_attacker_who_knows_of_pruning_leaves_those_entries_out(small, defenc
         found = []
         for trial in trials:
             problem = trial.prepare(shared, job())
-            found.append(trial.objective(shared, problem)(jnp.ravel(truth)))
+            found.append(trial.attacker.objective(shared, problem)(jnp.ravel(truth)))
         return found, client_of(victim, shared.params), problem.update
 
     ((value, slope), (blind, _)), whole, update = compiled(evaluate)
@@ -422,7 +422,8 @@ def test_the_attacker_has_the_trained_network(small):
             params = optax.apply_updates(params, step)
         problem = trial.prepare(shared, job())
         gradient = loss_gradient(victim.model, params, truth, target)
-        return params, problem.params, gradient, problem.update, trial.objective(shared, problem)(jnp.ravel(truth))
+        at_truth = trial.attacker.objective(shared, problem)(jnp.ravel(truth))
+        return params, problem.params, gradient, problem.update, at_truth
 
     params, own, gradient, update, (value, _) = compiled(train)
     np.testing.assert_allclose(flat(own), flat(params), rtol=1e-9)
@@ -474,8 +475,8 @@ def test_whatever_the_scale_the_published_objective_is_reported(small, objective
                 shared = trial.shared()
                 problem = trial.prepare(shared, job())
                 x = jnp.ravel(candidate)
-                value, slope = trial.objective(shared, problem)(x)
-                published = trial._published(jnp.asarray(True), shared, problem, x, value)
+                value, slope = trial.attacker.objective(shared, problem)(x)
+                published = trial.attacker.published(jnp.asarray(True), shared, problem, x, value)
                 found[scale, type(solver).__name__] = value, published, slope
         return found
 
@@ -535,7 +536,7 @@ def group(data) -> tuple[Ran, list[Ran]]:  # noqa: F811
     victim = tiny(data, (0, 1))
     attack = replace(KNOWN, solver=Adam(lr=0.1, sign="hard", schedule="step"), iterations=8, tv=1e-3)
     together = run_trial(trial_of(replace(attack, group=3), victim, snapshots=(0, 4), start_seed=3))
-    starts = np.asarray(together.trial.start(together.trial.shared(), job())["image"])
+    starts = np.asarray(together.trial.attacker.start(together.trial.shared(), job())["image"])
     alone = trial_of(attack, victim, starts={"image": starts}, snapshots=(0, 4))
     return together, [run_trial(alone, job(seed=seed)) for seed in range(3)]
 
@@ -576,7 +577,7 @@ def test_the_box_keeps_pixels_and_leaves_labels(small, normalisation):
         assert image.min() == pytest.approx(0, abs=1e-12)
         assert image.max() == pytest.approx(1, abs=1e-12)
     free = run_trial(trial_of(replace(attack, box=False, iterations=1), victim))
-    boxed, unboxed = (one.trial._unflatten(one.states[1].solver.x) for one in (ran, free))  # after the first step
+    boxed, unboxed = (one.trial.attacker.parts(one.states[1].solver.x) for one in (ran, free))  # after the first step
     low, high = (0.0, 1.0) if normalisation is None else (-2.0, 3.0)
     np.testing.assert_allclose(boxed["image"], np.clip(unboxed["image"], low, high), rtol=1e-12)
     assert np.mean(boxed["image"] != unboxed["image"]) > 0.05
@@ -624,8 +625,10 @@ def test_the_statistics_prior_is_0_at_the_truth(small):
     def evaluate():
         shared = trial.shared()
         problem = trial.prepare(shared, job())
-        terms = [trial._terms(shared, problem, {"image": jnp.asarray(x)}) for x in (truth_of(victim), candidate)]
-        _, slope = trial.objective(shared, problem)(jnp.ravel(truth_of(victim)))
+        terms = [
+            trial.attacker.values(shared, problem, {"image": jnp.asarray(x)}) for x in (truth_of(victim), candidate)
+        ]
+        _, slope = trial.attacker.objective(shared, problem)(jnp.ravel(truth_of(victim)))
         return terms, slope
 
     ((at_truth, _), (total, published)), slope = compiled(evaluate)

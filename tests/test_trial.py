@@ -346,7 +346,7 @@ def value_at(trial: Trial, candidate) -> float:
 
     def value(x):
         shared = trial.shared()
-        return trial.objective(shared, trial.prepare(shared, job()))(jnp.ravel(x))[0]
+        return trial.attacker.objective(shared, trial.prepare(shared, job()))(jnp.ravel(x))[0]
 
     return float(quick_jit(value)(candidate))
 
@@ -390,7 +390,7 @@ def test_what_is_minimised_is_its_formula(scale, features):
     def gradients_and_objectives(images):
         shared = trial.shared()
         gradients = [loss_gradient(trial.victim.model, shared.params, image, target) for image in images]
-        objective = trial.objective(shared, trial.prepare(shared, job()))
+        objective = trial.attacker.objective(shared, trial.prepare(shared, job()))
         return gradients, [objective(jnp.ravel(image)) for image in images]
 
     images = [GRAY8.candidate_image, GRAY8.image]
@@ -437,7 +437,7 @@ def start_of(which: Job, attack: Attack = DLG, start_seed: int = 0, starts=None,
     trial = Trial(
         attack=attack, victim=victim_of(GRAY8, **changes), threshold=1e-4, start_seed=start_seed, starts=starts
     )
-    return jax.tree.map(np.asarray, trial.start(trial.shared(), which))
+    return jax.tree.map(np.asarray, trial.attacker.start(trial.shared(), which))
 
 
 def test_a_start_depends_on_its_seed_and_image_only():
@@ -466,7 +466,7 @@ def test_other_seeds_and_images_start_elsewhere(other):
 def test_starts_are_standard_normal():
     trial = Trial(attack=DLG, victim=victim_of(GRAY8), threshold=1e-4)
     shared = trial.shared()
-    draw = jax.vmap(lambda seed: trial.start(shared, job()._replace(seed=seed)))
+    draw = jax.vmap(lambda seed: trial.attacker.start(shared, job()._replace(seed=seed)))
     starts = quick_jit(draw)(jnp.arange(200))
     for pixels in starts.values():
         assert abs(np.mean(pixels)) < 5 / np.sqrt(pixels.size)  # five standard errors

@@ -15,7 +15,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jaxleak import IDLG, IG, InputError
-from jaxleak.attacks.attacker import with_fitting_stops
+from jaxleak.attacks.check import with_fitting_stops
 from jaxleak.models import LeNet
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch

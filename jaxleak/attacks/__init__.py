@@ -1,14 +1,16 @@
-"""The attack: from a shared update to candidates for the private images.
+"""The attack: from a shared update to candidates for the private data.
 
 presets.py        the published attacks, as plain data
+check.py          which of them make sense against which victim
 trial.py          one trial: prepare, start, step, outcome
 attacker.py       the labels it reads, the objective it minimises
-objectives.py     ... that objective's terms and scales
+candidate.py      what is optimised in place of the private data: start, units, box, priors
+objectives.py     the objective's terms and scales
 distances.py      how far two gradients are apart
 layer_weights.py  layers that count more or less
 labels.py         rules that read labels from an update
 priors.py         what images look like
-starts.py         where candidates start
+starts.py         where images start
 analytic.py       images read from a dense layer's gradient
 lane_cond.py      what few lanes need is not computed for all
 """

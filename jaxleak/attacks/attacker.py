@@ -1,29 +1,36 @@
 """The attacker: the labels it reads from an update, and the objective its candidates are measured by."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+import functools
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
-from jaxleak.attacks.priors import consistency, norm_prior, total_variation
-from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
-from jaxleak.solvers import Context
+from jaxleak.solvers import Context, Info
 from jaxleak.threat.client import client_update
-from jaxleak.threat.loss import CROSS_ENTROPY
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import Victim
 
-STOPS = 1e-8  # share of an update's squared norm
+
+class Job(NamedTuple):
+    """What distinguishes one trial from another; integers only, so that a queue of jobs is an array.
+
+    Like `Outcome`, it is numpy on the host and traced inside the program.
+    """
+
+    trial: Int[Any, ""]  # id within the run
+    slot: Int[Any, ""]  # position of the update in the victim
+    image: Int[Any, ""]  # index of its first image in the data set: keys follow it, not the slot
+    seed: Int[Any, ""]  # trial seed
 
 
 class Shared(NamedTuple):
@@ -57,6 +64,13 @@ class Problem(NamedTuple):
     label: Int[Array, "d"]  # the labels the attacker works with, unless "joint"
 
 
+class Values(NamedTuple):
+    """The two objectives of a candidate."""
+
+    minimised: Float[Array, "..."]  # by the solver: the distance as the attack scales it, with its other terms
+    published: Float[Array, "..."]  # what papers and rows report: the distance without scale or other terms
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Attacker:
     """An attack on a victim, as pure functions of one trial.
@@ -69,32 +83,60 @@ class Attacker:
     attack: Attack
     victim: Victim
 
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        h, w, c = self.victim.images.shape[1:]
-        return h, w, c
+    @functools.cached_property
+    def candidate(self) -> Candidate:
+        """What stands for the private data."""
+        return CANDIDATES[self.victim.modality](self.victim, self.attack.dummies or self.victim.batch)
 
     @property
-    def dummies(self) -> int:
-        """Images that are optimised."""
-        return self.attack.dummies or self.victim.batch
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parts of one member of the group, label logits among them if they are optimised."""
+        labels = {"label": (self.candidate.count, self.victim.num_classes)} if self.attack.label == "joint" else {}
+        return {**self.candidate.shapes, **labels}
 
-    @property
-    def _candidate_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of one member of the group."""
-        shapes: dict[str, tuple[int, ...]] = {"image": (self.dummies, *self.image_shape)}
-        if self.attack.label == "joint":
-            shapes["label"] = (self.dummies, self.victim.num_classes)
-        return shapes
-
-    def _unflatten(self, flat: Float[Array, "n"], group: int = 1) -> dict[str, Array]:
+    def parts(self, flat: Float[Array, "n"], group: int = 1) -> Parts:
+        """The parts of a flat candidate; of a group each with a leading axis."""
         lead = () if group == 1 else (group,)
-        template = {name: jnp.zeros((*lead, *shape), flat.dtype) for name, shape in self._candidate_shapes.items()}
+        template = {name: jnp.zeros((*lead, *shape), flat.dtype) for name, shape in self.shapes.items()}
         return ravel_pytree(template)[1](flat)
 
-    def _labels(self, params: PyTree, update: PyTree, label: Int[Array, "b"]) -> Int[Array, "d"]:
+    # --- before the first step ---
+
+    def key(self, shared: Shared, job: Job) -> Array:
+        """From which the attacker of this trial draws."""
+        return jax.random.fold_in(jax.random.fold_in(shared.start_key, job.image), job.seed)
+
+    def start(self, shared: Shared, job: Job, problem: Problem | None = None) -> Parts:
+        """The candidate at iteration 0, in the units of the network's input; a group has a leading axis.
+
+        It is the same for every attack with this `init`, network and run with this image and seed; only "analytic"
+        reads the problem.
+        """
+        if shared.starts != ():
+            return {name: shared.starts[name][job.seed] for name in self.shapes}
+
+        def draw(key):
+            surrogate: Any = shared.surrogates[job.slot] if self.attack.init == "surrogate" else ()
+            update: Any = () if problem is None else problem.update
+            start = self.candidate.start(self.attack, jax.random.fold_in(key, 0), surrogate, update)
+            if self.attack.label == "joint":
+                start["label"] = jax.random.normal(jax.random.fold_in(key, 1), self.shapes["label"], float)
+            return start
+
+        key = self.key(shared, job)
+        if self.attack.group == 1:
+            return draw(key)
+        # 0 and 1 are the parts of a single start, 2 the solver's noise.
+        keys = jax.vmap(lambda member: jax.random.fold_in(key, member))(jnp.arange(3, 3 + self.attack.group))
+        return jax.vmap(draw)(keys)
+
+    def noise_key(self, shared: Shared, job: Job) -> Array:
+        """From which the solver draws."""
+        return jax.random.fold_in(self.key(shared, job), 2)
+
+    def labels(self, params: PyTree, update: PyTree, label: Int[Array, "b"]) -> Int[Array, "d"]:
         """The labels the attacker works with, one per dummy; zeros where they are optimised."""
-        attack, victim, count = self.attack, self.victim, self.dummies
+        attack, victim, count = self.attack, self.victim, self.candidate.count
         if attack.label == "joint":
             return jnp.zeros(count, label.dtype)
         if attack.label == "known":
@@ -106,9 +148,26 @@ class Attacker:
             update = jax.tree.map(lambda leaf: leaf / unit, update)
         logits = jnp.zeros((0, victim.num_classes))
         if strategy.needs_network:
-            probes = victim.to_input(probe_images(jax.random.key(0), self.image_shape))
+            h, w, c = victim.shape
+            probes = victim.to_input(probe_images(jax.random.key(0), (h, w, c)))
             logits: Any = victim.attacker_model.apply({"params": params}, probes)
         return strategy.read(update, count, logits).astype(label.dtype)
+
+    # --- in every step ---
+
+    def step(self, shared: Shared, problem: Problem, state: Any) -> tuple[Any, Info]:
+        """One step of the solver."""
+        solver, group = self.attack.solver, self.attack.group
+
+        def project(flat):
+            return ravel_pytree(self.candidate.project(self.parts(flat, group)))[0]
+
+        context = Context(
+            horizon=self.attack.iterations,
+            project=project if self.attack.box else None,
+            key=jax.random.wrap_key_data(problem.noise) if solver.random else None,
+        )
+        return solver.step(self.objective(shared, problem), state, context)
 
     def objective(self, shared: Shared, problem: Problem):
         """Value and gradient of what the solver minimises, at a flat candidate.
@@ -116,28 +175,28 @@ class Attacker:
         A solver that only passes the value on is given the published objective (of each member of a group).
         """
 
-        def total(flat):
-            candidate = self._unflatten(flat, self.attack.group)
+        def total(flat) -> tuple[Array, Array]:
+            parts = self.parts(flat, self.attack.group)
             if self.attack.group == 1:
-                return self._terms(shared, problem, candidate)
-            totals, published = jax.vmap(lambda member: self._terms(shared, problem, member))(candidate)
-            agree = consistency(candidate["image"]) if self.attack.consistency else 0.0
-            return jnp.sum(totals) + self.attack.consistency * agree, published
+                return self.values(shared, problem, parts)
+            members = jax.vmap(lambda member: self.values(shared, problem, member))(parts)
+            apart = self.candidate.disagreement(parts) if self.attack.consistency else 0.0
+            return jnp.sum(members.minimised) + self.attack.consistency * apart, members.published
 
-        if self.attack.solver.passes_value_on:
+        if not self.attack.solver.passes_value_on:
+            return jax.value_and_grad(lambda flat: total(flat)[0])
 
-            def reported(flat):
-                (_, published), gradient = jax.value_and_grad(total, has_aux=True)(flat)
-                return published, gradient
+        def published(flat):
+            (_, value), gradient = jax.value_and_grad(total, has_aux=True)(flat)
+            return value, gradient
 
-            return reported
-        return jax.value_and_grad(lambda flat: total(flat)[0])
+        return published
 
-    def _terms(self, shared: Shared, problem: Problem, candidate: dict[str, Array]):
-        """What is minimised, and the published objective, of one member."""
-        attack = self.attack
-        image, target = candidate["image"], self._target(problem, candidate)
-        gradient, logits, statistics = self._observe(shared, problem, image, target)
+    def values(self, shared: Shared, problem: Problem, parts: Parts) -> Values:
+        """Both objectives of one member."""
+        attack, target = self.attack, self._target(problem, parts)
+        gradient, logits, statistics = self._observe(shared, problem, self.candidate.to_input(parts), target)
+        # How far is what a client with this candidate would share from what the client shared?
         matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
         if attack.features:
@@ -145,15 +204,62 @@ class Attacker:
             total += attack.features * (problem.norm2 if plain else 1.0) * feature_distance(gradient, problem.features)
         if attack.label_term:
             total += attack.label_term * label_distance(logits, target)
-        if attack.tv:
-            total += attack.tv * total_variation(image)
-        if attack.norm:
-            total += attack.norm * norm_prior(image)
+        for prior in self.candidate.priors(attack, parts):
+            total += prior
         if attack.statistics:
             total += attack.statistics * statistics_distance(statistics, problem.statistics)
-        return total, self._as_published(problem, matched, gradient)
+        return Values(total, self._unscaled(problem, matched, gradient))
 
-    def _as_published(self, problem: Problem, matched, gradient: PyTree) -> Float[Array, ""]:
+    def published(self, wanted, shared: Shared, problem: Problem, x, value) -> Float[Array, "..."]:
+        """The published objective at the candidate `x`, where the solver's is `value`; undefined unless `wanted`.
+
+        It has to be computed anew only where tensors are scaled differently, or other terms are added: at the end of
+        each iteration, or of each step where many lanes run (`lane_cond.FEW`). That is not counted as an evaluation.
+        """
+        if self.attack.solver.passes_value_on:
+            return value
+        if self.attack.published_as_it_is:
+            return self._unscaled(problem, value, ())
+
+        def compute(_, news):
+            shared, problem, x = news
+            return self.values(shared, problem, self.parts(x)).published
+
+        return update_if(wanted, compute, value, (shared, problem, x))
+
+    def best(self, x: Float[Array, "n"], value):
+        """The member of the group with the lowest objective, and that."""
+        if self.attack.group == 1:
+            return x, value
+        best = jnp.argmin(jnp.where(jnp.isfinite(value), value, jnp.inf))
+        return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], self.parts(x, self.attack.group)))[0], value[best]
+
+    def _target(self, problem: Problem, parts: Parts) -> Float[Array, "d k"]:
+        if self.attack.label == "joint":
+            return self.victim.client.loss.decode(parts["label"])
+        return self.victim.target(problem.label, self.candidate.to_input(parts).dtype)
+
+    def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target):
+        """What a client with this input would share, its outputs and statistics where they are asked for."""
+        attack, victim, model = self.attack, self.victim, self.victim.attacker_model
+        params = problem.params if problem.params != () else shared.params
+        if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
+            gradient: PyTree = client_update(victim.client, model, params, x, target)
+            logits: Any = model.apply({"params": params}, x) if attack.label_term else ()
+            statistics: PyTree = ()
+        else:
+            loss, wanted = victim.client.loss, attack.statistics > 0
+            gradient, logits, statistics = observe(model, params, x, target, loss, statistics=wanted)
+        if problem.mask != ():
+            gradient = jax.tree.map(
+                lambda leaf, mask: mask * (leaf.build() if isinstance(leaf, Outer) else leaf),
+                gradient,
+                problem.mask,
+                is_leaf=lambda leaf: isinstance(leaf, Outer),
+            )
+        return gradient, logits, statistics
+
+    def _unscaled(self, problem: Problem, matched, gradient: PyTree) -> Float[Array, ""]:
         """The objective without scale or other terms, from the scaled one or anew."""
         attack = self.attack
         if attack.scale == "none" or (attack.scale == "relative" and attack.objective == "cosine"):
@@ -167,137 +273,3 @@ class Attacker:
         ones = jax.tree.map(jnp.ones_like, problem.factors)
         update = jax.tree.map(weighted, problem.update, problem.factors, problem.layers or ones)
         return OBJECTIVES[attack.objective](scaled(gradient, problem.layers), update)
-
-    def _target(self, problem: Problem, candidate: dict[str, Array]) -> Float[Array, "d k"]:
-        if self.attack.label == "joint":
-            return self.victim.client.loss.decode(candidate["label"])
-        return self.victim.target(problem.label, candidate["image"].dtype)
-
-    def _observe(self, shared: Shared, problem: Problem, image: Float[Array, "d h w c"], target):
-        """What a client with these images would share, its outputs and statistics where they are asked for."""
-        attack, victim, model = self.attack, self.victim, self.victim.attacker_model
-        params = problem.params if problem.params != () else shared.params
-        if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
-            gradient: PyTree = client_update(victim.client, model, params, image, target)
-            logits: Any = model.apply({"params": params}, image) if attack.label_term else ()
-            statistics: PyTree = ()
-        else:
-            loss, wanted = victim.client.loss, attack.statistics > 0
-            gradient, logits, statistics = observe(model, params, image, target, loss, statistics=wanted)
-        if problem.mask != ():
-            gradient = jax.tree.map(
-                lambda leaf, mask: mask * (leaf.build() if isinstance(leaf, Outer) else leaf),
-                gradient,
-                problem.mask,
-                is_leaf=lambda leaf: isinstance(leaf, Outer),
-            )
-        return gradient, logits, statistics
-
-    def _published(self, wanted, shared: Shared, problem: Problem, x, value) -> Float[Array, "..."]:
-        """The objective as published at the candidate `x`, where the solver's is `value`; undefined unless `wanted`.
-
-        It has to be computed anew only where tensors are scaled differently, or other terms are added: at the end of
-        each iteration, or of each step where many lanes run (`lane_cond.FEW`). That is not counted as an evaluation.
-        """
-        if self.attack.solver.passes_value_on:
-            return value
-        if self.attack.published_as_it_is:
-            return self._as_published(problem, value, ())
-
-        def compute(_, news):
-            shared, problem, x = news
-            return self._terms(shared, problem, self._unflatten(x))[1]
-
-        return update_if(wanted, compute, value, (shared, problem, x))
-
-    def _project(self, flat: Float[Array, "n"]) -> Float[Array, "n"]:
-        """The candidate with its pixels cut to [0, 1]."""
-        candidate = self._unflatten(flat, self.attack.group)
-        low, high = (self.victim.to_input(jnp.full(self.image_shape[-1:], end, flat.dtype)) for end in (0, 1))
-        return ravel_pytree({**candidate, "image": jnp.clip(candidate["image"], low, high)})[0]
-
-    def _solve(self, shared: Shared, problem: Problem, state: Any):
-        """One step of the solver."""
-        context = Context(
-            horizon=self.attack.iterations,
-            project=self._project if self.attack.box else None,
-            key=jax.random.wrap_key_data(problem.noise) if self.attack.solver.random else None,
-        )
-        return self.attack.solver.step(self.objective(shared, problem), state, context)
-
-    def _best(self, x: Float[Array, "n"], value):
-        """The member of the group with the lowest objective, and that."""
-        if self.attack.group == 1:
-            return x, value
-        best = jnp.argmin(jnp.where(jnp.isfinite(value), value, jnp.inf))
-        candidate = self._unflatten(x, self.attack.group)
-        return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], candidate))[0], value[best]
-
-
-def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
-    """The attacks, none of which stops before it has explained the update.
-
-    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
-    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
-    """
-    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
-    return tuple(
-        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
-        if attack.objective == "l2" and attack.scale == "none"
-        else attack
-        for attack in attacks
-    )
-
-
-def check_attack(attack: Attack, victim: Victim) -> None:
-    """Raise where the attack makes no sense against the victim.
-
-    Raises:
-        InputError: with the reason.
-    """
-    dummies = attack.dummies or victim.batch
-    one_gradient = victim.batch == dummies == 1 and not victim.client.trains
-    if attack.features and not one_gradient:
-        raise InputError(
-            "`features` reads the head's input from the gradient of one image; leave it 0 with --batch, --dummies or "
-            "local steps."
-        )
-    if attack.init == "analytic" and not one_gradient:
-        raise InputError("`attack` analytic reads one image from one gradient; use --batch 1 and no local steps.")
-    if attack.init == "surrogate" and victim.surrogates is None:
-        raise InputError(
-            "`start` surrogate needs an image of the data set that is not attacked; attack fewer, or give the victim "
-            "`surrogates`."
-        )
-    if dummies != victim.batch and not victim.knows_truth:
-        raise InputError(
-            f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
-        )
-    losses, loss = LABEL_STRATEGIES[attack.label].losses, victim.client.loss.name
-    if not LABEL_STRATEGIES[attack.label].holds_for(loss):
-        raise InputError(
-            f"`label` {attack.label} reads gradients of {' and '.join(losses)}; the client's loss is {loss}. "
-            f"Use label {', '.join(name for name, rule in LABEL_STRATEGIES.items() if rule.holds_for(loss))}."
-        )
-    if attack.label_term and loss != CROSS_ENTROPY.name:
-        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss}.")
-    if attack.label == "known" and not victim.knows_labels:
-        raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
-    if attack.statistics and not victim.knows_truth:
-        raise InputError("`statistics` are measured on the private images, which are not given; leave it 0.")
-    if attack.statistics and (victim.client.trains or victim.client.clients > 1):
-        raise InputError(
-            "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
-        )
-    sparse = [place for place, defence in enumerate(victim.defences) if defence.sparse]
-    if attack.knows_defence and not (sparse and not any(one.random for one in victim.defences[sparse[0] :])):
-        raise InputError(
-            "`knows_defence` leaves out the entries that a defence set to zero; give one of prune, prune-layer, top-k, "
-            "with no noise after it."
-        )
-    victim.client.check(dummies)
-    if victim.client.total_steps(dummies) != victim.client.total_steps(victim.batch):
-        raise InputError(
-            f"`dummies` must make as many local steps as the client's {victim.batch} images in `client_epochs`; "
-            f"got {dummies}. Use as many, or --client-steps."
-        )

@@ -11,35 +11,23 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
-from jaxleak.attacks.analytic import recover_image
-from jaxleak.attacks.attacker import Attacker, Problem, Shared, check_attack
+from jaxleak.attacks.attacker import Attacker, Job, Problem, Shared
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
 from jaxleak.attacks.labels import head_input
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import scale_factors, scaled
-from jaxleak.attacks.starts import draw_start
+from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
 from jaxleak.solvers import SOLVERS
 from jaxleak.threat.defences import sparse_mask
 from jaxleak.threat.observe import observe
-from jaxleak.threat.victim import draw_params
+from jaxleak.threat.victim import Victim, draw_params
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS
 ENDING = {name: code for code, name in enumerate(ENDINGS)}
-
-
-class Job(NamedTuple):
-    """What distinguishes one trial from another; integers only, so that a queue of jobs is an array.
-
-    Like `Outcome`, it is numpy on the host and traced inside the program.
-    """
-
-    trial: Int[Any, ""]  # id within the run
-    slot: Int[Any, ""]  # position of the update in the victim
-    image: Int[Any, ""]  # index of its first image in the data set: keys follow it, not the slot
-    seed: Int[Any, ""]  # trial seed
 
 
 class Record(NamedTuple):
@@ -49,7 +37,7 @@ class Record(NamedTuple):
     candidate: Float[Array, "n"]  # flat; the last one at the end of an iteration
     objective_trace: Float[Array, "t"]
     mse_trace: Float[Array, "t"]
-    snapshots: Float[Array, "s d h w c"]  # pixels
+    snapshots: Float[Array, "s d ..."]  # pixels
 
 
 class TrialState(NamedTuple):
@@ -74,14 +62,14 @@ class Outcome(NamedTuple):
     threshold_iterations: Int[Any, ""]
     threshold_evaluations: Int[Any, ""]
     label_found: Int[Any, "d"]
-    candidate: Float[Any, "d h w c"]  # pixels
+    candidate: Float[Any, "d ..."]  # pixels
     objective_trace: Float[Any, "t"]
     mse_trace: Float[Any, "t"]  # of several images: each with its nearest dummy
-    snapshots: Float[Any, "s d h w c"]
+    snapshots: Float[Any, "s d ..."]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trial(Attacker):
+class Trial:
     """The pure functions of one trial, for one attack on one victim.
 
     Attributes:
@@ -94,10 +82,17 @@ class Trial(Attacker):
         start_seed: from which starts are drawn.
     """
 
+    attack: Attack
+    victim: Victim
     threshold: float
     snapshots: tuple[int, ...] = ()
     starts: dict[str, Any] | None = None
     start_seed: int = 0
+
+    @functools.cached_property
+    def attacker(self) -> Attacker:
+        """Who reads the update and measures candidates."""
+        return Attacker(attack=self.attack, victim=self.victim)
 
     @functools.cached_property
     def key(self) -> Hashable | None:
@@ -121,7 +116,7 @@ class Trial(Attacker):
             raise InputError("`starts` cannot be given to a `group`; leave one of them out.")
 
         def begin(shared, job):
-            return self.start(shared, job, self.prepare(shared, job))
+            return self.attacker.start(shared, job, self.prepare(shared, job))
 
         zero = jax.ShapeDtypeStruct((), jnp.int32)
         jax.eval_shape(begin, jax.eval_shape(self.shared), Job(zero, zero, zero, zero))
@@ -132,10 +127,10 @@ class Trial(Attacker):
         network_key, start_key = jax.random.key(victim.network_seed), jax.random.key(self.start_seed)
         params = victim.params
         if params is None:
-            params = draw_params(victim.model, network_key, self.image_shape) if victim.network == "shared" else ()
+            params = draw_params(victim.model, network_key, victim.shape) if victim.network == "shared" else ()
         return Shared(
-            images=jnp.asarray(victim.images, float).reshape(victim.updates, victim.batch, *self.image_shape),
-            labels=jnp.asarray(victim.labels).reshape(victim.updates, victim.batch),
+            images=victim.batches(jnp.asarray(victim.images, float)),
+            labels=victim.batches(jnp.asarray(victim.labels)),
             params=jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params),
             network_key=network_key,
             start_key=start_key,
@@ -168,7 +163,7 @@ class Trial(Attacker):
                 )
         noise: Any = ()
         if attack.solver.random:
-            noise = jax.random.key_data(jax.random.fold_in(self._start_key(shared, job), 2))
+            noise = jax.random.key_data(self.attacker.noise_key(shared, job))
         return Problem(
             params=params if own else (),
             update=scaled(update, factors),
@@ -181,7 +176,7 @@ class Trial(Attacker):
             noise=noise,
             loss=victim.loss(params, x, target),
             truth=truth,
-            label=self._labels(params, update, label),
+            label=self.attacker.labels(params, update, label),
         )
 
     def _defence_key(self, shared: Shared, job: Job) -> Array:
@@ -199,46 +194,17 @@ class Trial(Attacker):
         key = jax.random.fold_in(shared.network_key, job.image)
         if network == "per-trial":
             key = jax.random.fold_in(key, job.seed)
-        return draw_params(self.victim.model, key, self.image_shape), True
-
-    def _start_key(self, shared: Shared, job: Job) -> Array:
-        return jax.random.fold_in(jax.random.fold_in(shared.start_key, job.image), job.seed)
-
-    def start(self, shared: Shared, job: Job, problem: Problem | None = None) -> dict[str, Array]:
-        """The candidate at iteration 0, in the units of the network's input; a group has a leading axis.
-
-        It is the same for every attack with this `init`, network and run with this image and seed; only "analytic"
-        reads the problem.
-        """
-        if shared.starts != ():
-            return {name: shared.starts[name][job.seed] for name in self._candidate_shapes}
-        key = self._start_key(shared, job)
-        if self.attack.group == 1:
-            return self._draw(shared, job, key, problem)
-        keys = jax.vmap(lambda member: jax.random.fold_in(key, member))(jnp.arange(3, 3 + self.attack.group))
-        return jax.vmap(lambda key: self._draw(shared, job, key, problem))(keys)
-
-    def _draw(self, shared: Shared, job: Job, key: Array, problem: Problem | None) -> dict[str, Array]:
-        init, shapes = self.attack.init, self._candidate_shapes
-        if init == "analytic":
-            assert problem is not None
-            start = {"image": recover_image(problem.update, self.image_shape)}
-        else:
-            surrogate: Any = shared.surrogates[job.slot] if init == "surrogate" else ()
-            image = draw_start(init, jax.random.fold_in(key, 0), shapes["image"], surrogate)
-            start = {"image": image if init == "normal" else self.victim.to_input(image)}
-        if "label" in shapes:
-            start["label"] = jax.random.normal(jax.random.fold_in(key, 1), shapes["label"], float)
-        return start
+        return draw_params(self.victim.model, key, self.victim.shape), True
 
     def init(self, shared: Shared, problem: Problem, job: Job) -> TrialState:
         """The state before the first evaluation."""
-        x, _ = ravel_pytree(self.start(shared, job, problem))
+        x, _ = ravel_pytree(self.attacker.start(shared, job, problem))
         none = jnp.full((), -1, jnp.int32)
         zero = jnp.zeros((), jnp.int32)
+        data = jax.eval_shape(lambda x: self._data(x), x[: x.size // self.attack.group])
         blank = jnp.full((self.attack.iterations + 1,), jnp.nan, x.dtype)
         return TrialState(
-            solver=self.attack.solver.init(self.objective(shared, problem), x),
+            solver=self.attack.solver.init(self.attacker.objective(shared, problem), x),
             ending=jnp.full((), RUNNING, jnp.int32),
             evaluations=zero,
             iterations=zero,
@@ -249,13 +215,13 @@ class Trial(Attacker):
                 candidate=x[: x.size // self.attack.group],
                 objective_trace=blank,
                 mse_trace=blank,
-                snapshots=jnp.zeros((len(self.snapshots), *self._candidate_shapes["image"]), x.dtype),
+                snapshots=jnp.zeros((len(self.snapshots), *data.shape), x.dtype),
             ),
         )
 
     def step(self, shared: Shared, problem: Problem, state: TrialState) -> TrialState:
         """One evaluation. An ended trial keeps its outcome, whatever its solver goes on to compute."""
-        solver, info = self._solve(shared, problem, state.solver)
+        solver, info = self.attacker.step(shared, problem, state.solver)
         running = state.ending == RUNNING
         evaluations = state.evaluations + jnp.where(running, self.attack.group * info.evaluations, 0)
         finite = jnp.all(jnp.isfinite(info.value)) & jnp.all(jnp.isfinite(info.x))
@@ -264,7 +230,7 @@ class Trial(Attacker):
         if self.attack.max_evaluations is not None:
             spent |= evaluations >= self.attack.max_evaluations
         noted = running & (info.boundary | ~finite | info.stalled | spent)
-        x, value = self._best(info.x, self._published(noted, shared, problem, info.x, info.value))
+        x, value = self.attacker.best(info.x, self.attacker.published(noted, shared, problem, info.x, info.value))
         reached = info.boundary & (value < self.attack.stop_objective)
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],
@@ -287,21 +253,25 @@ class Trial(Attacker):
             record=update_if(noted, self._note, state.record, (problem.truth, x, value, row)),
         )
 
+    def _data(self, flat: Float[Array, "n"]) -> Float[Array, "d ..."]:
+        """A flat candidate in the units of the private data."""
+        return self.attacker.candidate.to_truth(self.attacker.parts(flat))
+
     def _note(self, record: Record, noted) -> Record:
         """The record with the candidate at the end of an iteration; dropped where `row` is out of range."""
         truth, x, value, row = noted
-        image = self.victim.to_pixels(self._unflatten(x)["image"])
+        data = self._data(x)
         inside = row <= self.attack.iterations
         snapshots = record.snapshots
         if self.snapshots:
             kept = jnp.asarray(self.snapshots) == row
             place = jnp.where(jnp.any(kept), jnp.argmax(kept), len(self.snapshots))
-            snapshots = snapshots.at[place].set(image, mode="drop")
+            snapshots = snapshots.at[place].set(data, mode="drop")
         return Record(
             value=jnp.where(inside, value, record.value),
             candidate=jnp.where(inside, x, record.candidate),
             objective_trace=record.objective_trace.at[row].set(value, mode="drop"),
-            mse_trace=record.mse_trace.at[row].set(_nearest_mse(image, truth), mode="drop"),
+            mse_trace=record.mse_trace.at[row].set(self.attacker.candidate.error(data, truth), mode="drop"),
             snapshots=snapshots,
         )
 
@@ -312,8 +282,7 @@ class Trial(Attacker):
     def outcome(self, problem: Problem, state: TrialState) -> Outcome:
         """What the trial leaves."""
         record = state.record
-        candidate = self._unflatten(record.candidate)
-        image = self.victim.to_pixels(candidate["image"])
+        parts, data = self.attacker.parts(record.candidate), self._data(record.candidate)
         # The last candidate stands for the iterations that the trial did not come to.
         missed = jnp.asarray(self.snapshots, jnp.int32) > state.iterations
         joint = self.attack.label == "joint"
@@ -326,17 +295,9 @@ class Trial(Attacker):
             loss=problem.loss,
             threshold_iterations=state.threshold_iterations,
             threshold_evaluations=state.threshold_evaluations,
-            label_found=jnp.argmax(candidate["label"], axis=-1) if joint else problem.label,
-            candidate=image,
+            label_found=jnp.argmax(parts["label"], axis=-1) if joint else problem.label,
+            candidate=data,
             objective_trace=record.objective_trace,
             mse_trace=record.mse_trace,
-            snapshots=jnp.where(missed[:, None, None, None, None], image, record.snapshots),
+            snapshots=jnp.where(missed.reshape(-1, *[1] * data.ndim), data, record.snapshots),
         )
-
-
-def _nearest_mse(images: Float[Array, "d h w c"], truth: Float[Array, "b h w c"]) -> Float[Array, ""]:
-    """Mean squared error, each true image with the dummy nearest to it."""
-    if len(images) == len(truth) == 1:
-        return jnp.mean(jnp.square(images - truth))
-    errors = jax.vmap(lambda true: jnp.mean(jnp.square(images - true), axis=(1, 2, 3)))(truth)
-    return jnp.mean(jnp.min(errors, axis=1))

@@ -47,7 +47,7 @@ class PhaseProgram:
         """One phase of a step."""
         if self.phase == "step":
             return self.trial.step(shared, problem, state)
-        solver, objective = state.solver, self.trial.objective(shared, problem)
+        solver, objective = state.solver, self.trial.attacker.objective(shared, problem)
         if self.phase == "solver":
             attack = self.trial.attack
             # Adam's schedule needs the run's length; the box is left to the bookkeeping.

@@ -139,7 +139,7 @@ def jaxopt_loop(settings: dict[str, Any]) -> Loop:
     shared = attacked.shared()
     with full_precision():
         problem = jax.jit(attacked.prepare)(shared, jax.tree.map(lambda leaf: leaf[0], jobs(settings)))
-    objective = attacked.objective(shared, problem)
+    objective = attacked.attacker.objective(shared, problem)
     if settings["solver"] == "adam":
         adam = jaxopt.OptaxSolver(objective, optax.adam(LEARNING_RATE), value_and_grad=True, jit=True)
         return Loop(lambda x: jaxopt.OptStep(x, adam.init_state(x)), lambda k, state: adam.update(*state))

@@ -157,7 +157,7 @@ def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, 
 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
-    from jaxleak.attacks.attacker import with_fitting_stops
+    from jaxleak.attacks.check import with_fitting_stops
     from jaxleak.results.agreement import draw, write_report
     from jaxleak.results.tables import evidence_table
     from jaxleak.threat.shared_update import load_update

@@ -93,8 +93,8 @@ def run_sweep(
         victim = sweep.victim
         victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
-        pictures = mosaic(victim.images.reshape(victim.updates, victim.batch, *victim.images.shape[1:]))
-        labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
+        pictures = mosaic(victim.batches(victim.images))
+        labels = victim.batches(np.asarray(victim.labels))
         run.write_truth(np.asarray(victim.indices)[first], labels[:, 0], pictures, labels, victim.class_names)
         session = Session(sweep, run, quiet)
         if on is None:

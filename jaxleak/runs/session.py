@@ -92,8 +92,8 @@ class Session:
         self.buffer: list[Judged] = []  # not written
         self.flushed = time.monotonic()
         victim = sweep.victim
-        self.truths = np.asarray(victim.images).reshape(victim.updates, victim.batch, *victim.images.shape[1:])
-        self.labels = np.asarray(victim.labels).reshape(victim.updates, victim.batch)
+        self.truths = victim.batches(np.asarray(victim.images))
+        self.labels = victim.batches(np.asarray(victim.labels))
         self.constant = {
             "batch": victim.batch,
             "defence": victim.defence_name,

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxleak.attacks.attacker import check_attack
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed

@@ -74,6 +74,7 @@ class Victim:
             that are not known are NaN, labels -1.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
+        modality: what kind of data `images` are, one of `attacks.candidate.CANDIDATES`.
         class_names: one per class, where the data set has some; they decide nothing.
     """
 
@@ -104,6 +105,7 @@ class Victim:
     knows_statistics: bool = True
     update: PyTree | None = None
     surrogates: np.ndarray | None = None
+    modality: str = "image"
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
@@ -161,6 +163,15 @@ class Victim:
     def updates(self) -> int:
         """How many updates are attacked."""
         return len(self.indices) // self.batch
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one private image, or whatever else the data are."""
+        return tuple(self.images.shape[1:])
+
+    def batches(self, array: Any) -> Any:
+        """An array with one row per private image as [u, b, ...]: its updates, and the images of each."""
+        return array.reshape(self.updates, self.batch, *array.shape[1:])
 
     @property
     def _clips_examples(self) -> bool:
@@ -306,7 +317,7 @@ class Victim:
             "dataset": self.dataset,
             "split": self.split,
             "images": [int(index) for index in self.indices],
-            "image_shape": [int(size) for size in self.images.shape[1:]],
+            "image_shape": [int(size) for size in self.shape],
             "num_classes": self.num_classes,
             "network": self.network,
             "network_seed": self.network_seed,
@@ -335,7 +346,7 @@ def _digest(params: PyTree) -> str:
     return content.hexdigest()[:12]
 
 
-def draw_params(model: nn.Module, key, image_shape: tuple[int, int, int]) -> PyTree:
+def draw_params(model: nn.Module, key, image_shape: tuple[int, ...]) -> PyTree:
     """A network drawn with the model's own initialisation, in the precision jax is set to."""
     params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
     return jax.tree.map(lambda leaf: leaf.astype(float), params)  # Linen draws float32

@@ -1,0 +1,117 @@
+"""What an attack optimises in place of the private data: one class for each kind of data."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, PyTree
+
+from jaxleak.attacks.analytic import recover_image
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.priors import consistency, norm_prior, total_variation
+from jaxleak.attacks.starts import draw_start
+from jaxleak.threat.victim import Victim
+
+Parts = dict[str, Array]  # the named arrays of a candidate; label logits, if they are optimised, are among them
+
+
+@dataclass(frozen=True)
+class Candidate(ABC):
+    """One kind of private data, as an attack sees it. The solver sees all parts as one flat vector.
+
+    Attributes:
+        victim: of it the shapes and the units of the network's input.
+        count: d, how many pieces of data are rebuilt together.
+    """
+
+    victim: Victim
+    count: int
+
+    @property
+    @abstractmethod
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of each part."""
+
+    @abstractmethod
+    def start(self, attack: Attack, key: Array, surrogate: Any, update: PyTree) -> Parts:
+        """The candidate at iteration 0.
+
+        Args:
+            attack: its `init` says which start.
+            key: from which it is drawn.
+            surrogate: another piece of data of the same data set, or ().
+            update: what the client shared, for starts in closed form.
+        """
+
+    @abstractmethod
+    def to_input(self, parts: Parts) -> Float[Array, "d ..."]:
+        """What the network is given."""
+
+    @abstractmethod
+    def to_truth(self, parts: Parts) -> Float[Array, "d ..."]:
+        """The same in the units of the private data, for rows and pictures."""
+
+    @abstractmethod
+    def project(self, parts: Parts) -> Parts:
+        """The nearest candidate whose data could be real: the `box`."""
+
+    def priors(self, attack: Attack, parts: Parts) -> Iterator[Float[Array, ""]]:
+        """Terms that favour likely data, with their weights."""
+        del attack, parts
+        yield from ()
+
+    def disagreement(self, parts: Parts) -> Float[Array, ""]:
+        """How far the members of a group, the leading axis of each part, are from one another."""
+        raise NotImplementedError
+
+    def error(self, found: Float[Array, "d ..."], truth: Float[Array, "b ..."]) -> Float[Array, ""]:
+        """Mean squared error of each true piece of data to the nearest one found, averaged over them.
+
+        Ten times cheaper than the best one-to-one matching, which the final metrics have.
+        """
+        axes = tuple(range(1, truth.ndim))
+        if found.shape[0] == truth.shape[0] == 1:
+            return jnp.mean(jnp.square(found - truth))
+        errors = jax.vmap(lambda true: jnp.mean(jnp.square(found - true), axis=axes))(truth)
+        return jnp.mean(jnp.min(errors, axis=1))
+
+
+class Images(Candidate):
+    """Images [d, h, w, c], in the units of the network's input."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        return {"image": (self.count, *self.victim.shape)}
+
+    def start(self, attack: Attack, key: Array, surrogate: Any, update: PyTree) -> Parts:
+        if attack.init == "analytic":
+            h, w, c = self.victim.shape
+            return {"image": recover_image(update, (h, w, c))}
+        image = draw_start(attack.init, key, self.shapes["image"], surrogate)
+        return {"image": image if attack.init == "normal" else self.victim.to_input(image)}
+
+    def to_input(self, parts: Parts) -> Float[Array, "d h w c"]:
+        return parts["image"]
+
+    def to_truth(self, parts: Parts) -> Float[Array, "d h w c"]:
+        return self.victim.to_pixels(parts["image"])
+
+    def project(self, parts: Parts) -> Parts:
+        image = parts["image"]
+        low, high = (self.victim.to_input(jnp.full(self.victim.shape[-1:], end, image.dtype)) for end in (0, 1))
+        return {**parts, "image": jnp.clip(image, low, high)}
+
+    def priors(self, attack: Attack, parts: Parts) -> Iterator[Float[Array, ""]]:
+        if attack.tv:
+            yield attack.tv * total_variation(parts["image"])
+        if attack.norm:
+            yield attack.norm * norm_prior(parts["image"])
+
+    def disagreement(self, parts: Parts) -> Float[Array, ""]:
+        return consistency(parts["image"])
+
+
+CANDIDATES: dict[str, type[Candidate]] = {"image": Images}  # by `Victim.modality`

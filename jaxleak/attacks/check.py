@@ -1,0 +1,84 @@
+"""Which attacks make sense against which victims."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
+import numpy as np
+
+from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.presets import Attack
+from jaxleak.errors import InputError
+from jaxleak.threat.loss import CROSS_ENTROPY
+from jaxleak.threat.victim import Victim
+
+STOPS = 1e-8  # share of an update's squared norm
+
+
+def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
+    """The attacks, none of which stops before it has explained the update.
+
+    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
+    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
+    """
+    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
+    return tuple(
+        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
+        if attack.objective == "l2" and attack.scale == "none"
+        else attack
+        for attack in attacks
+    )
+
+
+def check_attack(attack: Attack, victim: Victim) -> None:
+    """Raise where the attack makes no sense against the victim.
+
+    Raises:
+        InputError: with the reason.
+    """
+    dummies = attack.dummies or victim.batch
+    one_gradient = victim.batch == dummies == 1 and not victim.client.trains
+    if attack.features and not one_gradient:
+        raise InputError(
+            "`features` reads the head's input from the gradient of one image; leave it 0 with --batch, --dummies or "
+            "local steps."
+        )
+    if attack.init == "analytic" and not one_gradient:
+        raise InputError("`attack` analytic reads one image from one gradient; use --batch 1 and no local steps.")
+    if attack.init == "surrogate" and victim.surrogates is None:
+        raise InputError(
+            "`start` surrogate needs an image of the data set that is not attacked; attack fewer, or give the victim "
+            "`surrogates`."
+        )
+    if dummies != victim.batch and not victim.knows_truth:
+        raise InputError(
+            f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
+        )
+    losses, loss = LABEL_STRATEGIES[attack.label].losses, victim.client.loss.name
+    if not LABEL_STRATEGIES[attack.label].holds_for(loss):
+        raise InputError(
+            f"`label` {attack.label} reads gradients of {' and '.join(losses)}; the client's loss is {loss}. "
+            f"Use label {', '.join(name for name, rule in LABEL_STRATEGIES.items() if rule.holds_for(loss))}."
+        )
+    if attack.label_term and loss != CROSS_ENTROPY.name:
+        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss}.")
+    if attack.label == "known" and not victim.knows_labels:
+        raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
+    if attack.statistics and not victim.knows_truth:
+        raise InputError("`statistics` are measured on the private images, which are not given; leave it 0.")
+    if attack.statistics and (victim.client.trains or victim.client.clients > 1):
+        raise InputError(
+            "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
+        )
+    sparse = [place for place, defence in enumerate(victim.defences) if defence.sparse]
+    if attack.knows_defence and not (sparse and not any(one.random for one in victim.defences[sparse[0] :])):
+        raise InputError(
+            "`knows_defence` leaves out the entries that a defence set to zero; give one of prune, prune-layer, top-k, "
+            "with no noise after it."
+        )
+    victim.client.check(dummies)
+    if victim.client.total_steps(dummies) != victim.client.total_steps(victim.batch):
+        raise InputError(
+            f"`dummies` must make as many local steps as the client's {victim.batch} images in `client_epochs`; "
+            f"got {dummies}. Use as many, or --client-steps."
+        )
