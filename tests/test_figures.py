@@ -18,7 +18,7 @@ from jaxleak.results.figures.style import COLUMN_INCHES, DPI, FAILED, PAGE_INCHE
 from jaxleak.results.figures.traces import FAILED_LINES, convergence, hold_last, trace_quantiles
 from jaxleak.results.figures.whole_run import draw_all
 from jaxleak.results.intervals import wilson
-from jaxleak.results.store.parts import ROW_COLUMNS
+from jaxleak.results.store.columns import COLUMNS
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import summarise
 from jaxleak.results.verdict import Criteria
@@ -39,7 +39,7 @@ def make_row(trial, image, status, *, attack="dlg", model="lenet", dataset="cifa
     low, high = (1e-8, 1e-5) if status in ("converged", "wrong-image") else (1e-2, 1e2)
     value = float(np.exp(np.random.default_rng(trial).uniform(np.log(low), np.log(high))))
     value = float("nan") if status == "non-finite" else value
-    return {name: EXAMPLE[kind] for name, kind in ROW_COLUMNS.items()} | {
+    return {name: EXAMPLE[kind] for name, kind, *_ in COLUMNS} | {
         "attack": attack,
         "model": model,
         "dataset": dataset,

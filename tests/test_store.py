@@ -16,8 +16,9 @@ import pytest
 
 from jaxleak.errors import InputError
 from jaxleak.results.store import parts
+from jaxleak.results.store import parts as parts_module
+from jaxleak.results.store.columns import COLUMNS, Column
 from jaxleak.results.store.environment import git_state
-from jaxleak.results.store.parts import ROW_COLUMNS
 from jaxleak.results.store.run import Run, settings_hash
 
 SETTINGS = {"attacks": ["dlg", "idlg"], "seeds": 50, "solver": {"name": "torch-lbfgs", "history": 100}}
@@ -26,7 +27,7 @@ EXAMPLE = {"string": "x", "int64": 3, "double": 0.25, "bool": True}
 
 
 def make_row(trial, **changes):
-    return {name: EXAMPLE[kind] for name, kind in ROW_COLUMNS.items()} | {"trial": trial} | changes
+    return {name: EXAMPLE[kind] for name, kind, *_ in COLUMNS} | {"trial": trial} | changes
 
 
 def make_arrays(trials, steps=4):
@@ -107,7 +108,7 @@ def test_round_trip(tmp_path):
             np.testing.assert_equal(got, given)
         assert [row["trial"] for row in reader.rows()] == [5, 2, 9]
         assert reader.rows()[0]["threshold_iterations"] is None
-        assert reader.table().column_names == list(ROW_COLUMNS)
+        assert reader.table().column_names == [column.name for column in COLUMNS]
         stored = reader.arrays()
         for name, array in arrays.items():
             np.testing.assert_array_equal(stored[name][:2], array)
@@ -117,6 +118,46 @@ def test_round_trip(tmp_path):
 
 
 PARTS = (("rows", "parquet"), ("arrays", "npz"))
+
+
+def with_columns(monkeypatch, columns):
+    monkeypatch.setattr(parts_module, "COLUMNS", columns)
+
+
+LATER = Column("client", "string", "a column that came later", may_lack=True)
+
+
+def test_a_column_that_came_later_is_null_in_older_rows(filled, monkeypatch):
+    with_columns(monkeypatch, (*COLUMNS, LATER))
+    run = Run.open(filled)
+    assert len(run.rows()) == 12
+    assert {row["client"] for row in run.rows()} == {None}
+    with create(filled) as run:
+        run.append([{**make_row(20), "client": "fedavg"}], make_arrays([20]))
+    assert [row["client"] for row in Run.open(filled).rows()] == [None] * 12 + ["fedavg"]
+    monkeypatch.undo()  # an older version goes on with it
+    with create(filled) as run:
+        commit(run, [21])
+    assert [row["trial"] for row in Run.open(filled).rows()] == [*range(12), 20, 21]
+    with_columns(monkeypatch, (*COLUMNS, LATER))
+    assert [row["client"] for row in Run.open(filled).rows()][12:] == ["fedavg", None]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [((*COLUMNS, LATER._replace(may_lack=False)), "client is missing"), ((COLUMNS[0]._replace(kind="int64"),), "type")],
+    ids=["needed", "type"],
+)
+def test_rows_that_lack_what_is_needed_are_not_read(filled, monkeypatch, columns, message):
+    with_columns(monkeypatch, columns)
+    with pytest.warns(UserWarning, match=message):
+        assert Run.open(filled).rows() == []
+
+
+def test_every_column_says_what_it_holds():
+    assert len({column.name for column in COLUMNS}) == len(COLUMNS)
+    for column in COLUMNS:
+        assert 1 <= len(column.meaning.split()) <= 15, column
 
 
 def test_parts_are_plain_parquet_and_npz(filled):

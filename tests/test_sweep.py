@@ -40,7 +40,7 @@ from jaxleak.engine import engine as runs
 from jaxleak.models.weight_init import dlg_uniform
 from jaxleak.results.intervals import wilson
 from jaxleak.results.result import Result
-from jaxleak.results.store.parts import ROW_COLUMNS
+from jaxleak.results.store.columns import COLUMNS
 from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import STATUSES, Criteria
 from jaxleak.runs.run import run_sweep
@@ -173,8 +173,8 @@ def test_every_attack_image_and_seed_has_one_row(small):
 def test_rows_follow_the_schema(small):
     kinds = {"string": str, "int64": int, "double": float, "bool": bool}
     for row in small.rows:
-        assert row.keys() == ROW_COLUMNS.keys()
-        for name, kind in ROW_COLUMNS.items():
+        assert list(row) == [column.name for column in COLUMNS]
+        for name, kind, *_ in COLUMNS:
             missing = row[name] is None and name.startswith(("threshold_", "reason"))
             assert missing or type(row[name]) is kinds[kind], name
 
@@ -254,7 +254,7 @@ def test_a_start_depends_on_image_and_seed_only(data):
         victim = make_victim(Tiny(CLASSES), data, images, network=network, network_seed=trial)
         one = Trial(attack=attack, victim=victim, threshold=1e-4, start_seed=start_seed)
         job = Job(*(jnp.asarray(n, jnp.int32) for n in (trial, images.index(image), image, seed)))
-        return np.asarray(one.start(one.shared(), job)["image"])
+        return np.asarray(one.attacker.start(one.shared(), job)["image"])
 
     wanted = start(QUICK_DLG, [4, 1], 4, 1, 7)
     np.testing.assert_array_equal(start(QUICK_IDLG, [0, 2, 4], 4, 1, 90, network="shared"), wanted)

@@ -11,7 +11,8 @@ from jaxleak.paths import write_atomically
 from jaxleak.results.matching import match, mosaic
 from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result
-from jaxleak.results.store.parts import Row, json_bytes, npz_bytes
+from jaxleak.results.store.columns import Row
+from jaxleak.results.store.parts import json_bytes, npz_bytes
 
 EXPLAINS = 1e-2  # share of the update, squared, that may be left over where a restart counts as fitting
 AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxleak.results.intervals import wilson, within_k
-from jaxleak.results.store.parts import Row
+from jaxleak.results.store.columns import Row
 from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import STATUSES, Criteria
 

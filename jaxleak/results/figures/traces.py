@@ -22,7 +22,7 @@ from jaxleak.results.figures.style import (
     task_key,
     task_names,
 )
-from jaxleak.results.store.parts import Row
+from jaxleak.results.store.columns import Row
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,7 +10,7 @@ import numpy as np
 from jaxleak.results.figures import choose_trials
 from jaxleak.results.page.collect import Series, Source
 from jaxleak.results.page.pictures import digest, frame_bytes
-from jaxleak.results.store.parts import Row
+from jaxleak.results.store.columns import Row
 
 MOST_ROWS = 20_000  # of a page, over all runs
 MOST_CURVES = 4_000  # trials

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxleak.errors import InputError
-from jaxleak.results.store.parts import Row
+from jaxleak.results.store.columns import Row
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import current_summary
 from jaxleak.results.tables import partial_text

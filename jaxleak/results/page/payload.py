@@ -10,7 +10,7 @@ from jaxleak.results.figures.style import ATTACK_COLOURS, FAILED, SOLVED
 from jaxleak.results.page import curves, pictures
 from jaxleak.results.page.choose import Shown, Trial, frames_before
 from jaxleak.results.page.collect import Series, Source
-from jaxleak.results.store.parts import ROW_COLUMNS, Row
+from jaxleak.results.store.columns import COLUMNS, Row
 from jaxleak.results.verdict import Criteria
 
 # The first are those of the figures; yellow, which is hard to see on white, comes last.
@@ -74,7 +74,7 @@ def _series(source: Source, one: Series, facets: Sequence[str]) -> dict[str, Any
 def _columns(rows: Sequence[Row]) -> dict[str, Any]:
     """The rows by column; a column of one value is just that."""
     columns = {}
-    for name in ROW_COLUMNS:
+    for name, *_ in COLUMNS:
         values = [_cell(row[name]) for row in rows]
         same = len(values) > 1 and all(value == values[0] and type(value) is type(values[0]) for value in values)
         columns[name] = {"all": values[0]} if same else values

@@ -11,7 +11,7 @@ from jaxleak.results.intervals import wilson
 from jaxleak.results.page.choose import Shown
 from jaxleak.results.page.collect import Series, Source
 from jaxleak.results.page.payload import class_names
-from jaxleak.results.store.parts import Row
+from jaxleak.results.store.columns import Row
 from jaxleak.results.tables import NOTHING, rate_text
 from jaxleak.results.verdict import STATUSES
 

@@ -1,7 +1,9 @@
 """The run directory: rows in Parquet parts, arrays beside them, whole or not there.
 
-run.py    `Run`: opened, written and continued
-parts.py  one committed part, its columns and checksums
-locks.py  who writes
-shard.py  the share of a run that one process takes
+run.py          `Run`: opened, written and continued
+columns.py      what a row holds
+parts.py        one committed part, and its checksums
+locks.py        who writes
+shard.py        the share of a run that one process takes
+environment.py  versions, device and revision that a run was made with
 """

@@ -7,7 +7,6 @@ the arrays. A part that does not match them is damaged.
 import hashlib
 import io
 import json
-import numbers
 import re
 import warnings
 import zipfile
@@ -19,28 +18,11 @@ import numpy as np
 
 from jaxleak.errors import InputError
 from jaxleak.paths import is_local, move
+from jaxleak.results.store.columns import COLUMNS, Row
 from jaxleak.results.store.shard import ALL, Shard
 
 if TYPE_CHECKING:
     import pyarrow
-
-Row = dict[str, Any]  # of `ROW_COLUMNS`
-ROW_COLUMNS = {
-    "attack": "string", "model": "string", "dataset": "string", "split": "string", "image": "int64",
-    "label": "int64", "trial": "int64", "seed": "int64", "network": "string", "status": "string",
-    "success": "bool", "objective": "double", "relative_objective": "double", "evaluations": "int64",
-    "iterations": "int64", "threshold_iterations": "int64", "threshold_evaluations": "int64",
-    "label_found": "int64", "label_correct": "bool", "mse": "double", "mse_clipped": "double",
-    "psnr": "double", "ssim": "double", "relative_error": "double", "affine_error": "double",
-    "max_abs": "double",
-    "seconds": "double", "solver": "string", "settings_hash": "string", "device": "string", "dtype": "string",
-    "start": "string", "label_strategy": "string", "objective_kind": "string", "batch": "int64", "dummies": "int64",
-    "labels_right": "int64", "images_recovered": "int64", "defence": "string", "client_steps": "int64",
-    "trained_steps": "int64", "reason": "string", "victim_loss": "double", "update_norm2": "double",
-    "jax_version": "string", "jaxleak_version": "string", "git_revision": "string", "git_dirty": "bool",
-}  # fmt: skip
-NULLABLE = {"threshold_iterations", "threshold_evaluations", "reason"}
-PYTHON_TYPES = {"string": str, "int64": numbers.Integral, "double": numbers.Real, "bool": (bool, np.bool_)}
 
 
 class DamagedError(Exception):
@@ -91,28 +73,42 @@ def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
 def schema() -> "pyarrow.Schema":
     import pyarrow as pa
 
-    fields = [pa.field(name, pa.type_for_alias(kind), name in NULLABLE) for name, kind in ROW_COLUMNS.items()]
-    return pa.schema(fields)
+    return pa.schema([pa.field(one.name, pa.type_for_alias(one.kind), one.may_lack) for one in COLUMNS])
 
 
-def _fits(name: str, kind: str, value: Any) -> bool:
-    """Whether a value belongs in its column; pyarrow would cut 0.5 down to the integer 0."""
-    if value is None:
-        return name in NULLABLE
-    return isinstance(value, PYTHON_TYPES[kind]) and isinstance(value, (bool, np.bool_)) == (kind == "bool")
-
-
-def rows_table(rows: Sequence[dict[str, Any]]) -> "pyarrow.Table":
+def rows_table(rows: Sequence[Row]) -> "pyarrow.Table":
     import pyarrow as pa
 
+    names = [column.name for column in COLUMNS]
     for row in rows:
-        if row.keys() != ROW_COLUMNS.keys():
-            extra, lacking = sorted(row.keys() - ROW_COLUMNS), sorted(ROW_COLUMNS.keys() - row.keys())
-            raise ValueError(f"a row must have the columns of ROW_COLUMNS; extra: {extra}, lacking: {lacking}")
-        wrong = [f"{name}={row[name]!r}" for name, kind in ROW_COLUMNS.items() if not _fits(name, kind, row[name])]
+        if row.keys() != set(names):
+            extra, lacking = sorted(row.keys() - set(names)), sorted(set(names) - row.keys())
+            raise ValueError(f"a row must have the columns of COLUMNS; extra: {extra}, lacking: {lacking}")
+        wrong = [f"{one.name}={row[one.name]!r}" for one in COLUMNS if not one.fits(row[one.name])]
         if wrong:
             raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
     return pa.Table.from_pylist(list(rows), schema=schema())
+
+
+def with_all_columns(table: "pyarrow.Table") -> "pyarrow.Table":
+    """A stored table with the columns of `COLUMNS`: null where an older version wrote none, without a newer one's.
+
+    Raises:
+        ValueError: a column that every row must have is not there, or has another type.
+    """
+    import pyarrow as pa
+
+    columns = []
+    for field in schema():
+        if field.name in table.column_names:
+            columns.append(table[field.name])
+            if columns[-1].type != field.type:
+                raise ValueError(f"column {field.name} has the type {columns[-1].type}")
+        elif field.nullable:
+            columns.append(pa.nulls(len(table), field.type))
+        else:
+            raise ValueError(f"column {field.name} is missing")
+    return pa.table(columns, schema=schema())
 
 
 def part_digest(table: "pyarrow.Table", arrays_digest: str) -> str:
@@ -153,7 +149,8 @@ def read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
         table = file.read(use_threads=False)
         digests = table.schema.metadata or {}
         table = table.replace_schema_metadata(None)
-        whole = table.schema == schema() and digests[b"jaxleak_rows"].decode() == part_digest(table, arrays_digest)
+        whole = digests[b"jaxleak_rows"].decode() == part_digest(table, arrays_digest)
+        table = with_all_columns(table)
     except (pa.ArrowException, OSError, ValueError, LookupError, TypeError) as error:
         raise DamagedError(f"{rows_path.name}: {' '.join(str(error).split())[:120]}") from error
     if not whole:

@@ -40,7 +40,7 @@ from jaxleak.results.store.shard import ALL, Shard, missing_shards
 if TYPE_CHECKING:
     import pyarrow
 
-FORMAT = 3  # raise it when ROW_COLUMNS or a file's layout changes: parts of another format are refused, not rerun
+FORMAT = 3  # raise it when a column's type or a file's layout changes: parts of another format are refused, not rerun
 
 
 def _canonical(value: Any) -> str:
@@ -265,7 +265,7 @@ class Run:
         """Commit finished trials as one part: when this returns they are on the disk, whatever happens next.
 
         Args:
-            rows: the result rows; exactly the keys of `ROW_COLUMNS`.
+            rows: the result rows; exactly the names of `columns.COLUMNS`.
             arrays: by name, each with one leading entry per row. `trial` is added if it is not there.
 
         Raises:
