@@ -3,7 +3,6 @@
 python -m experiments.options        prints them; `python -m experiments.index` writes them into the README
 """
 
-import ast
 import inspect
 import re
 from collections.abc import Iterable
@@ -15,7 +14,9 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
 from jaxleak.attacks.starts import INITS
 from jaxleak.cli import RunCommand
-from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS, YesNo
+from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS
+from jaxleak.cli.groups import YesNo
+from jaxleak.cli.parse import flag_texts
 from jaxleak.solvers import solver_name
 from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 
@@ -67,21 +68,9 @@ def paragraph(documented: Any, begin: str) -> str:
     return " ".join(found[1].strip(" ,").split()) if found else "–"
 
 
-def helps() -> dict[str, str]:
-    """What `jaxleak run --help` says of each flag: the string below each field of `RunCommand` and its bases."""
-    found = {}
-    for kind in RunCommand.__mro__[:-1]:
-        (command,) = ast.parse(inspect.getsource(kind)).body
-        assert isinstance(command, ast.ClassDef)
-        for field, below in zip(command.body, command.body[1:], strict=False):
-            if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-                found[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
-    return found
-
-
 def flags(names: Iterable[str]) -> str:
     """A table of flags of `jaxleak run`, with their defaults where they have any of their own."""
-    rows, told = [], helps()
+    rows, told = [], flag_texts(RunCommand)
     switches = {field.name for field in fields(RunCommand) if field.type == YesNo}
     for name in names:
         flag, default = f"--{name.replace('_', '-')}{' True' if name in switches else ''}", getattr(RunCommand, name)
@@ -133,7 +122,7 @@ def defences() -> str:
         [f"`--defence {defence_form(name)}`", summary(kind), f"`{ZERO[name]}`", paragraph(kind, "Source:")]
         for name, kind in DEFENCES.items()
     ]
-    larger = ["`--batch N`", f"Larger batch. {helps()['batch']}", "`1`", "–"]
+    larger = ["`--batch N`", f"Larger batch. {flag_texts(RunCommand)['batch']}", "`1`", "–"]
     return table(["defence", "what happens to the update", "off", "source"], [*rows, larger])
 
 

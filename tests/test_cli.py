@@ -3,8 +3,10 @@
 import contextlib
 import io
 import json
+import re
 import shutil
 import warnings
+from dataclasses import fields
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +16,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxleak import cli, engine
+from jaxleak.cli.commands import RUN_GROUPS
+from jaxleak.cli.parse import GROUPS, flag_texts
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import ENGINE_KEYS
 from jaxleak.results.verdict import STATUSES
@@ -445,7 +449,32 @@ def test_help(arguments, words):
 @pytest.mark.parametrize("command", cli.COMMANDS)
 def test_flags_that_may_be_left_out_say_what_they_take(command):
     """A name, a number and so on; and no default that is no value."""
-    assert "None" not in call(command, "--help").out
+    said = call(command, "--help").out
+    assert not re.search(r"None|\b(STR|INT|FLOAT)\b|default: \)|default: (True|False)", said)
+
+
+def test_flags_are_shown_in_groups_the_most_needed_first():
+    said = call("run", "--help").out
+    titles = re.findall(r"^\W*([a-z-]+) options\W*$", said, re.MULTILINE)
+    assert titles == [name.replace("_", "-") for name in RUN_GROUPS]
+    first = said[: said.index("private-images options")]
+    assert {"--out", "--attack", "--model", "--dataset", "--seeds"} <= set(re.findall(r"--[a-z-]+", first))
+    assert len(re.findall(r"^\W* --", first, re.MULTILINE)) < 10
+
+
+@pytest.mark.parametrize("command", [kind for kind, _ in cli.COMMANDS.values()])
+def test_each_text_stands_alone(command):
+    """It does not lean on the flag before it; tyro keeps no line break of the source."""
+    texts = flag_texts(command)
+    assert set(texts) == {field.name for field in fields(command)}
+    leaning = ("Its ", "Of ", "...", "(this", "From which", "Just these of that")
+    assert not [text for text in texts.values() if text.startswith(leaning) or "\n" in text]
+
+
+@pytest.mark.parametrize("kind", GROUPS)
+def test_the_groups_hold_every_flag_once(kind):
+    grouped = [field.name for group in GROUPS[kind].values() for field in fields(group)]
+    assert sorted(grouped) == sorted(field.name for field in fields(kind))
 
 
 def test_a_flag_that_does_not_exist_or_is_lacking(tmp_path):

@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tyro
 
 from jaxleak import cli
 from jaxleak.attacks.labels import LABEL_STRATEGIES
@@ -53,11 +52,7 @@ def test_there_are_commands():
 def parse(command: str):
     """The command that a command line gives, by tyro as in `cli.main`."""
     _, *arguments = shlex.split(command, comments=True)
-    return tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in cli.COMMANDS.items()},
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    return cli.parse({name: kind for name, (kind, _) in cli.COMMANDS.items()}, arguments)
 
 
 @pytest.mark.parametrize("command", commands())

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
 from jaxleak.cli.commands import (
     AttackCommand,
     BenchCommand,
@@ -18,7 +16,7 @@ from jaxleak.cli.commands import (
     TableCommand,
 )
 from jaxleak.cli.flags import (
-    AttackFlags,
+    Command,
     build_attacks,
     build_client,
     build_criteria,
@@ -26,6 +24,7 @@ from jaxleak.cli.flags import (
     model_fields,
     sweep_of,
 )
+from jaxleak.cli.parse import parse
 from jaxleak.errors import InputError, check_choice, check_positive
 from jaxleak.results.store.shard import ALL, Shard, parse_shard
 
@@ -116,7 +115,7 @@ def run(command: RunCommand) -> int:
     return 0
 
 
-def _prepare(command: AttackFlags) -> None:
+def _prepare(command: Command) -> None:
     """Precision and devices, before anything is computed."""
     import jax
 
@@ -143,7 +142,7 @@ def _cluster(command: RunCommand) -> Any:
     return Ray(address=command.ray_address, **given)
 
 
-def _swept(sweep: Any, command: RunCommand | AttackCommand, shard: Shard = ALL, on: Any = None) -> Any:
+def _swept(sweep: Any, command: Command, shard: Shard = ALL, on: Any = None) -> Any:
     """The result in the run directory; Ctrl-C ends the program there."""
     from jaxleak.runs.run import run_sweep
 
@@ -301,13 +300,7 @@ COMMANDS = {
 def main(arguments: list[str] | None = None) -> None:
     """Entry point. A user's mistake is one line on stderr and exit code 2."""
     warnings.showwarning = lambda message, *_: print(f"jaxleak: warning: {message}", file=sys.stderr)
-    command = tyro.extras.subcommand_cli_from_dict(
-        {name: kind for name, (kind, _) in COMMANDS.items()},
-        prog="jaxleak",
-        description="Gradient-leakage attacks in JAX, hundreds of restarts at once.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
+    command = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments)
     act = next(act for kind, act in COMMANDS.values() if isinstance(command, kind))
     try:
         code = act(command)  # pyright: ignore[reportArgumentType]

@@ -1,137 +1,12 @@
-"""Flags that several commands have: which attacks, from how many starts, against what kind of client."""
+"""What the flags of `jaxleak run` and `jaxleak attack` describe: attacks, criteria, client and sweep."""
 
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Annotated, Any, Literal
+from dataclasses import replace
+from typing import Any
 
-import tyro
-
+from jaxleak.cli.commands import AttackCommand, RunCommand
 from jaxleak.errors import InputError, check_choice, check_positive
 
-
-def optional(metavar: str) -> Any:
-    """For a flag that may be left out, with the meaning that its text gives; tyro alone shows `{None}|STR`."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
-
-
-Name = Annotated[str | None, optional("NAME")]
-Names = Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]")]
-Number = Annotated[float | None, optional("NUMBER")]
-Count = Annotated[int | None, optional("N")]
-Counts = Annotated[tuple[int, ...] | None, optional("N [N ...]")]
-YesNo = Annotated[bool | None, optional("True|False")]
-File = Annotated[Path | None, optional("PATH")]
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttackFlags:
-    """With what is attacked, and how that is computed."""
-
-    attack: tuple[str, ...] = ("dlg", "idlg")
-    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
-    solver of its own after a colon, as in dlg:torch-lbfgs."""
-    seeds: int = 16
-    """Random starts per image and attack."""
-    start_seed: int = 0
-    """From which the starts are drawn."""
-    solver: Name = None
-    """lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs, optax-lbfgs, adam; of the attacks that name
-    none (default: the attack's own)."""
-    start: Name = None
-    """Where the images start: normal, uniform, black, white, red, green, blue, pattern-16, pattern-8, pattern-4 (or a
-    tile of any other side), surrogate. This and the flags down to --knows-defence default to the attack's own; what is
-    given is added to the attacks' names."""
-    label: Name = None
-    """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts, counts-published."""
-    objective: Name = None
-    """l2 or cosine."""
-    scale: Name = None
-    """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
-    layers: Names = None
-    """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
-    features: Number = None
-    """Weight of matching the head's input, which one image's gradient gives away."""
-    label_term: Number = None
-    """CPL's alpha: weight of (prediction - label)^2."""
-    tv: Number = None
-    """Weight of the total variation."""
-    norm: Number = None
-    """Weight of the images' norm."""
-    statistics: Number = None
-    """Weight of matching BatchNorm's statistics of the client's batch."""
-    group: Count = None
-    """Starts that a trial follows together; the one with the lowest objective is reported. Needs adam."""
-    consistency: Number = None
-    """Weight of their agreement."""
-    box: YesNo = None
-    """Keep pixels in [0, 1]. Needs adam."""
-    dummies: Count = None
-    """Images that are optimised (default: as many as the update holds)."""
-    knows_defence: YesNo = None
-    """The attacker leaves out the entries that pruning set to zero."""
-    lr: Number = None
-    """The learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); the others have none."""
-    sign: Name = None
-    """What adam is given: the gradient (none), its sign (hard), its soft sign (soft)."""
-    schedule: Name = None
-    """Of adam's learning rate: constant, step, cosine."""
-    warmup: Count = None
-    """Steps until adam's learning rate is reached."""
-    weight_decay: Number = None
-    """Of adam, decoupled (AdamW)."""
-    langevin: Number = None
-    """Noise added to adam's gradient."""
-    history: int = 100
-    """Pairs that L-BFGS keeps."""
-    line_search: str = "zoom"
-    """Of jaxopt-lbfgs: fixed, zoom, hager-zhang."""
-    iterations: Count = None
-    """Budget of a trial: outer steps of at most 20 evaluations for L-BFGS (default 300), steps for adam (4800)."""
-    max_evaluations: Count = None
-    """A trial also ends once it has spent this many evaluations (default: no such limit)."""
-    stop_objective: Number = None
-    """A trial ends when its objective is below this at the end of an iteration (default: 1e-6; ig never)."""
-    success_objective: float = 1e-4
-    """Success needs an objective below this ..."""
-    success_cosine: float = 1e-2
-    """(this where the objective is 1 - cosine) ..."""
-    success_error: float = 0.2
-    """... and a relative image error |x - x*| / |x*| below this, of every image of a batch."""
-    mse_thresholds: tuple[float, ...] = (0.01, 0.005, 0.001, 0.0005, 0.0001)
-    """iDLG's family: the share of trials whose MSE is below each is reported."""
-    snapshots: tuple[int, ...] = (0, 10, 20, 40, 60, 80, 120, 200)
-    """Iterations at which candidates are kept for the pictures."""
-    snapshot_seeds: Count = None
-    """... of so many seeds per image and attack (default: of all)."""
-    lanes: int | Literal["auto"] = "auto"
-    """Trials at once, over all devices."""
-    x64: bool = False
-    """Compute in float64."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClientFlags:
-    """How the client turned its images into an update."""
-
-    batch: int = 1
-    """Images that an update is computed from (of `run`: the first of --images make the first update, and so on)."""
-    normalise: str = "none"
-    """Whose mean and deviation the network's input is brought to: none, cifar100, cifar10, mnist, imagenet."""
-    client_steps: int = 0
-    """Local steps of the client, which then shares by how much its weights fell (FedAvg); 0 shares the gradient."""
-    client_epochs: int = 0
-    """Instead of --client-steps: passes over the client's images."""
-    client_optimizer: str = "sgd"
-    """Of the local steps: sgd, adam."""
-    client_lr: float = 0.01
-    """Its learning rate."""
-    client_batch: Count = None
-    """Images per local step, taken in turn (default: all)."""
-    clients: int = 1
-    """Among how many clients the images of an update are divided; the mean of their updates is attacked."""
-
-
+Command = RunCommand | AttackCommand
 ADAM_FLAGS = ("sign", "schedule", "warmup", "weight_decay", "langevin")
 # Flags that replace a field of every attack (the flag's name if it is another), where they are given.
 ATTACK_FIELDS = {
@@ -146,7 +21,7 @@ ATTACK_FIELDS = {
 }  # fmt: skip
 
 
-def build_solver(command: AttackFlags, name: str, own: Any = None):
+def build_solver(command: Command, name: str, own: Any = None):
     """The solver of that name that the flags describe; what they leave open is `own`'s, if that is of its kind."""
     from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
 
@@ -170,7 +45,7 @@ def build_solver(command: AttackFlags, name: str, own: Any = None):
     return TorchLBFGS(history=command.history, **rate)
 
 
-def build_attacks(command: AttackFlags):
+def build_attacks(command: Command):
     """The attacks that the flags describe."""
     from jaxleak.attacks.presets import named_attack, with_solver
     from jaxleak.solvers import solver_name
@@ -197,7 +72,7 @@ def build_attacks(command: AttackFlags):
     return tuple(attacks)
 
 
-def _variations(command: AttackFlags) -> list[str]:
+def _variations(command: Command) -> list[str]:
     """What tells the run's attacks from the presets, for their names."""
     words = []
     for flag in (*ATTACK_FIELDS.values(), *ADAM_FLAGS):
@@ -247,7 +122,7 @@ def _plain(text: str) -> Any:
     return text
 
 
-def build_criteria(command: AttackFlags):
+def build_criteria(command: Command):
     """What counts as success."""
     from jaxleak.results.verdict import Criteria
 
@@ -259,7 +134,7 @@ def build_criteria(command: AttackFlags):
     )
 
 
-def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
+def sweep_of(victim: Any, attacks: tuple, command: Command):
     """These attacks on a victim, with the flags' seeds, criteria and snapshots."""
     from jaxleak.runs.sweep import Sweep
 
@@ -274,7 +149,7 @@ def sweep_of(victim: Any, attacks: tuple, command: AttackFlags):
     )
 
 
-def build_client(command: ClientFlags):
+def build_client(command: Command):
     """The client that the flags describe."""
     from jaxleak.threat.client import Client
 
@@ -291,6 +166,6 @@ def build_client(command: ClientFlags):
     return client
 
 
-def lanes(command: AttackFlags) -> int | None:
+def lanes(command: Command) -> int | None:
     """Trials at once; None lets the engine choose."""
     return None if command.lanes == "auto" else command.lanes

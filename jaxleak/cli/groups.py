@@ -1,0 +1,310 @@
+"""The flags of `jaxleak run` and `jaxleak attack` in groups, as `--help` shows them; each group is one dataclass."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from jaxleak.errors import InputError
+from jaxleak.paths import place
+
+
+def optional(metavar: str) -> Any:
+    """For a flag that may be left out, with the meaning that its text gives; tyro alone shows `{None}|STR`."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
+
+
+Name = Annotated[str | None, optional("NAME")]
+Names = Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]")]
+Number = Annotated[float | None, optional("NUMBER")]
+Count = Annotated[int | None, optional("N")]
+Counts = Annotated[tuple[int, ...] | None, optional("N [N ...]")]
+YesNo = Annotated[bool | None, optional("True|False")]
+File = Annotated[Path | None, optional("PATH")]
+
+
+def _place(text: str) -> Path:
+    try:
+        return place(text)
+    except InputError:  # where it is used; tyro would draw a box around it
+        return Path(text)
+
+
+Place = Annotated[  # `Path` alone makes one slash of two in s3://
+    Path,
+    PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="PATH",
+        instance_from_str=lambda words: _place(words[0]),
+        is_instance=lambda value: hasattr(value, "read_bytes"),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StartHere:
+    """What most runs need."""
+
+    out: Place
+    """Run directory: settings, one row per trial, reconstructions, summary.json, figures/ and report.html; or in an
+    object store, as in s3://BUCKET/PATH."""
+    attack: tuple[str, ...] = ("dlg", "idlg")
+    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
+    (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
+    solver of its own after a colon, as in dlg:torch-lbfgs."""
+    model: str = "lenet"
+    """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), resnet18 to resnet152 (CIFAR
+    form), resnet20-4, resnet32-10, densenet121, inception3; `jaxleak models` lists them."""
+    dataset: str = "photos"
+    """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz."""
+    images: Counts = None
+    """Which images are attacked: their index in the data set."""
+    num_images: Count = None
+    """Instead of --images: this many updates' images at random (default without --images: 4)."""
+    seeds: int = 16
+    """Random starts per image and attack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UpdateHere:
+    """What is attacked, and where the results go."""
+
+    update: Path
+    """Safetensors file of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict."""
+    weights: Path
+    """Safetensors file of the network before it, in torch's names and layout."""
+    out: Place
+    """Run directory; in it report.json, best.npz (images in [0, 1]) and best.png."""
+    model: str = "lenet"
+    """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
+    attack: tuple[str, ...] = ("dlg", "idlg")
+    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
+    (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
+    solver of its own after a colon, as in dlg:torch-lbfgs."""
+    seeds: int = 16
+    """Random starts per attack."""
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    """Height, width and channels of the network's input."""
+    labels: Counts = None
+    """The labels, where they are known (for --label known, and to be compared with)."""
+    truth: File = None
+    """The private images with their labels, to measure against: an .npz or a folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags:
+    """Where the private images come from."""
+
+    data_dir: File = None
+    """Where tensorflow-datasets finds its prepared data (default: $JAXLEAK_DATA_DIR, or its own)."""
+    split: Name = None
+    """Split of the data set (default: train if it is there, else test)."""
+    image_size: Count = None
+    """Height and width in pixels that pictures are resized to (default: the data set's own, 32, MNIST 28)."""
+    image_seed: int = 0
+    """Seed from which --num-images draws images."""
+    batch_labels: str = "any"
+    """Labels of the images that --num-images puts into a batch: any, distinct or same."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackFlags:
+    """Parts of the attack that replace those of every attack of the run; what is given is added to their names."""
+
+    start: Name = None
+    """Where the images start: normal, uniform, black, white, red, green, blue, pattern-16, pattern-8, pattern-4 (or a
+    tile of any other side), surrogate (default: the attack's own, as for all flags of this group)."""
+    label: Name = None
+    """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts, counts-published."""
+    objective: Name = None
+    """Distance between the candidate's gradient and the shared one: l2 or cosine."""
+    scale: Name = None
+    """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
+    layers: Names = None
+    """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
+    features: Number = None
+    """Weight of matching the head's input, which one image's gradient gives away."""
+    label_term: Number = None
+    """CPL's alpha: weight of (prediction - label)^2."""
+    tv: Number = None
+    """Weight of the total variation."""
+    norm: Number = None
+    """Weight of the images' norm."""
+    statistics: Number = None
+    """Weight of matching BatchNorm's statistics of the client's batch."""
+    group: Count = None
+    """Starts that a trial follows together; the one with the lowest objective is reported. Needs adam."""
+    consistency: Number = None
+    """Weight of the agreement of the starts of a group."""
+    box: YesNo = None
+    """Keep pixels in [0, 1]. Needs adam."""
+    dummies: Count = None
+    """Images that are optimised (default: as many as the update holds)."""
+    knows_defence: YesNo = None
+    """The attacker leaves out the entries that pruning set to zero."""
+    start_seed: int = 0
+    """Seed from which the starts are drawn."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags:
+    """The network's parts."""
+
+    model_field: tuple[str, ...] = ()
+    """Fields of the model, as in width=16 train=false activation=relu."""
+    normalise: str = "none"
+    """Whose mean and deviation the network's input is brought to: none, cifar100, cifar10, mnist, imagenet."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimFlags(ModelFlags):
+    """The network that is attacked."""
+
+    network: str = "per-trial"
+    """Victim networks: shared (one for all), per-image, or per-trial (a fresh one each, as in the papers' tables)."""
+    network_seed: int = 0
+    """Seed from which the networks are drawn."""
+    weights: File = None
+    """Weights of the network instead of drawn ones: a safetensors file in torch's names and layout (with --network
+    shared)."""
+    hide_statistics: bool = False
+    """The attacker does not have the running statistics of BatchNorm in evaluation mode, and works with 0 and 1."""
+    trained_steps: int = 0
+    """Steps that the network is trained for before the update."""
+    trained_on: str = "data"
+    """Images of the training before the update (--trained-steps): random ones of the data set (data), or the update's
+    own (own)."""
+    train_optimizer: str = "adam"
+    """Optimiser of the training before the update (--trained-steps): sgd, adam."""
+    train_lr: float = 1e-3
+    """Learning rate of the training before the update (--trained-steps)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientFlags:
+    """How the client turns its images into an update."""
+
+    batch: int = 1
+    """Images that an update is computed from (of `run`: the first of --images make the first update, and so on)."""
+    client_steps: int = 0
+    """Local steps of the client, which then shares by how much its weights fell (FedAvg); 0 shares the gradient."""
+    client_epochs: int = 0
+    """Instead of --client-steps: passes over the client's images."""
+    client_optimizer: str = "sgd"
+    """Optimiser of the client's local steps: sgd, adam."""
+    client_lr: float = 0.01
+    """Learning rate of the client's local steps."""
+    client_batch: Count = None
+    """Images per local step, taken in turn (default: all)."""
+    clients: int = 1
+    """Number of clients among which the images of an update are divided; the mean of their updates is attacked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceFlags:
+    """What protects the update."""
+
+    defence: tuple[str, ...] = ()
+    """Defences applied to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
+    prune-layer:SHARE, top-k:COUNT, clip:NORM, dp-sgd:CLIP:NOISE, fp16, bf16, int8."""
+    defence_seed: int = 0
+    """Seed from which the defences draw their noise."""
+    defence_draw: str = "per-victim"
+    """Whether restarts meet the same noise (per-victim) or each its own (per-trial)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverFlags:
+    """How the objective is minimised."""
+
+    solver: Name = None
+    """Solver of the attacks that name none: lbfgs (steps are tested), torch-lbfgs (the papers'), jaxopt-lbfgs,
+    optax-lbfgs, adam (default: the attack's own)."""
+    lr: Number = None
+    """Learning rate of torch-lbfgs and jaxopt-lbfgs (default: 1) and adam (0.1); the other solvers have none."""
+    history: int = 100
+    """Pairs that L-BFGS keeps."""
+    line_search: str = "zoom"
+    """Line search of jaxopt-lbfgs: fixed, zoom, hager-zhang."""
+    sign: Name = None
+    """What adam is given: the gradient (none), its sign (hard), its soft sign (soft)."""
+    schedule: Name = None
+    """Schedule of adam's learning rate: constant, step, cosine."""
+    warmup: Count = None
+    """Steps until adam's learning rate is reached."""
+    weight_decay: Number = None
+    """Weight decay of adam, decoupled (AdamW)."""
+    langevin: Number = None
+    """Size of the noise added to adam's gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BudgetFlags:
+    """When a trial ends, and what counts as success."""
+
+    iterations: Count = None
+    """Budget of a trial: outer steps of at most 20 evaluations for L-BFGS (default 300), steps for adam (4800)."""
+    max_evaluations: Count = None
+    """A trial also ends once it has spent this many evaluations (default: no such limit)."""
+    stop_objective: Number = None
+    """A trial ends when its objective is below this at the end of an iteration (default: 1e-6; ig never)."""
+    success_objective: float = 1e-4
+    """Success needs an objective below this, where the objective is l2."""
+    success_cosine: float = 1e-2
+    """Success needs an objective below this, where the objective is the cosine distance."""
+    success_error: float = 0.2
+    """Success needs a relative image error |x - x*| / |x*| below this too, of every image of a batch."""
+    mse_thresholds: tuple[float, ...] = (0.01, 0.005, 0.001, 0.0005, 0.0001)
+    """The share of trials whose MSE is below each of these is reported, as in iDLG's figures."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFlags:
+    """What is kept for pictures."""
+
+    snapshots: tuple[int, ...] = (0, 10, 20, 40, 60, 80, 120, 200)
+    """Iterations at which candidates are kept for the pictures."""
+    snapshot_seeds: Count = None
+    """Seeds per image and attack whose candidates are kept for the pictures (default: all)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputFlags(PictureFlags):
+    """What is drawn."""
+
+    figures: bool = True
+    """Leave out the figures and report.html, which are made at the end."""
+    report: bool = True
+    """Leave out report.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFlags:
+    """What it is computed on."""
+
+    lanes: int | Literal["auto"] = "auto"
+    """Trials at once, over all devices."""
+    x64: bool = False
+    """Compute in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachineFlags(DeviceFlags):
+    """What it is computed on, and by how many processes."""
+
+    shard: Name = None
+    """This process's part of a run that several write to the same --out, as in 0/8 to 7/8 of a Slurm array; the figures
+    are drawn where the last one is done."""
+    on: str = "here"
+    """Where the trials run: here (this process), or ray (the workers of a Ray cluster)."""
+    ray_address: Name = None
+    """With --on ray: the cluster, as auto or HOST:PORT (default: one is started on this machine)."""
+    workers: Count = None
+    """With --on ray: number of workers (default: as many as there is room for); they may join while it runs."""
+    gpus_per_worker: Number = None
+    """With --on ray: GPUs of a worker (default: one where the cluster has any)."""
+    cpus_per_worker: Count = None
+    """With --on ray: cores of a worker (default: one beside a GPU, else an equal share of a node's)."""
