@@ -15,12 +15,15 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
 
+PAPER = "DLG (Zhu et al. 2019)"
 SIZES = (1, 2, 4, 8)
 BASE = replace(jaxleak.IDLG, label="counts", init="uniform", stop_objective=0.0)
 ATTACKS = (replace(BASE, name="L2"), replace(BASE, name="L2 + TV", tv=4e-3))
 PICTURES = 8
+PAPER_SAYS = {1: 270, 2: 602, 4: 1173, 8: 2711}  # iterations
 
 
 def main() -> None:
@@ -93,6 +96,32 @@ def draw(result: jaxleak.Result, path) -> None:
             for axes, image in zip(panel, images[:shown], strict=True):
                 axes.imshow(np.clip(image, 0, 1), interpolation="nearest", cmap=mpl.colormaps["gray"])
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """Trials, images and labels of each batch size."""
+    rows, told = [], {size: tables.stored(f"batches/batch-{size}-table.json") for size in SIZES}
+    for size, one in told.items():
+        setting = [f"`batch-{size}`", f"{PAPER_SAYS[size]:,}"]
+        for cell in one["attacks"] if one else []:
+            counts = [f"{cell[key]}/{cell['images']}" for key in ("images_recovered", "labels_right")]
+            rows.append([*setting, cell["attack"], *tables.share(cell), *counts, f"{cell['psnr_median']:.1f}"])
+        if not one:
+            rows.append([*setting, tables.NONE, tables.NOT_RUN])
+    return [
+        tables.Results(
+            "Batches of CIFAR-100 images with distinct labels, LeNet, 300 iterations",
+            "batches",
+            ("run", "paper: iterations", "attack", "all images", "95 %", "images", "labels", "PSNR in dB, median"),
+            rows,
+            tables.device(*told.values()),
+            (
+                "`--only NAME` runs one. The paper recovers these batches in so many iterations, on another network.",
+                "All images: trials in which every image comes back. TV: total variation.",
+            ),
+            {f"batch-{size}": f"batches/batch-{size}.png" for size in SIZES},
+        )
+    ]
 
 
 if __name__ == "__main__":

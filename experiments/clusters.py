@@ -16,9 +16,11 @@ from typing import Any
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
+from experiments import tables
 from experiments.harness import results_folder, write_json
 from jaxleak.bench.cluster import KINDS, Cluster, measure_driver, simulate
 
+PAPER = "Speed"
 SWEEPS = {"same sweep": ((1, 10, 100, 300, 1000), 1_000_000, 0), "grows": ((1, 10, 100), 0, 10_000)}
 
 
@@ -56,6 +58,27 @@ def draw(lines: list[dict[str, Any]], path: Path) -> None:
     panels[0].set_ylabel("efficiency", fontsize=8)
     panels[0].legend(fontsize=7, frameon=False, loc="lower left")
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """A row each simulated cluster."""
+    told = tables.stored("clusters/simulation.json")
+    rows = []
+    for one in told["lines"] if told else []:
+        cells = [f"{one['seconds'] / 3600:.2f}", f"{one['efficiency']:.3f}", f"{one['driver_share']:.2f}"]
+        rows.append([one["sweep"], f"{one['workers']:,}", one["cluster"], *cells])
+        rows[-1] += [f"{one[key]:,}" for key in ("repeated", "lost")]
+    return [
+        tables.Results(
+            "Simulated clusters",
+            "clusters",
+            ("sweep", "workers", "cluster", "hours", "efficiency", "driver busy", "trials begun again", "lost"),
+            rows or [["all", tables.NOT_RUN]],
+            "",
+            ("Efficiency: the share of all lanes' seconds that ended in a result.",),
+            {"figure": "clusters/clusters.png"},
+        )
+    ]
 
 
 if __name__ == "__main__":

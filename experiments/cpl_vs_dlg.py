@@ -15,8 +15,10 @@ import numpy as np
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
 
+PAPER = "CPL (Wei et al. 2020, Sirpurkar 2021)"
 ALPHAS = (0.0, 0.01, 1.0)
 ATTACKS = (
     replace(jaxleak.DLG, name="dlg, normal"),
@@ -89,6 +91,34 @@ def draw(rows: list[dict], path: Path, name: str) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7, frameon=False)
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """A row each attack on each data set."""
+    rows, summaries, names = [], [], [data + suffix for data in DATASETS for suffix in SOLVERS]
+    for name in names:
+        told = tables.stored(f"cpl_vs_dlg/{name}-table.json")
+        summaries.append(told)
+        for one in told["attacks"] if told else []:
+            median = one["threshold_iterations_median"]
+            rows.append([f"`{name}`", one["attack"], *tables.share(one), f"{median:.0f}" if median else tables.NONE])
+            rows[-1] += [f"{one['ssim']['mean']:.3f}", f"{one['mse']['median']:.0e}"]
+        if not told:
+            rows.append([f"`{name}`", tables.NONE, tables.NOT_RUN])
+    return [
+        tables.Results(
+            "CPL and DLG on the same images",
+            "cpl_vs_dlg",
+            ("run", "attack", "solved", "95 %", "iterations, median", "SSIM, mean", "MSE, median"),
+            rows,
+            tables.device(*summaries),
+            (
+                "Paper: CPL succeeds more often and sooner than DLG (Wei et al. 2020).",
+                "`--only NAME` runs one. Those that end in `-torch` have `torch-lbfgs`; alpha weighs CPL's label term.",
+            ),
+            {name: f"cpl_vs_dlg/{name}.png" for name, told in zip(names, summaries, strict=True) if told},
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import RESULTS, arguments, chosen_runs, results_folder, write_json
 
+PAPER = "Solvers"
 SOURCES = {
     "table1": ("kan2022_table1/lbfgs", "cifar100", "train", 1e-4),
     "mnist": ("idlg_fidelity/mnist-lbfgs", "mnist", "test", 1e-6),
@@ -27,6 +29,7 @@ SOURCES = {
 }
 DATASETS = {"mnist": "test", "cifar100": "train", "lfw": "train"}
 MSE = 1e-3
+RULES = {"idlg": "iDLG's", "bias": "head's bias"}
 
 
 def main() -> None:
@@ -143,6 +146,34 @@ def draw(told: list[dict], pictures: list[list[np.ndarray]], path) -> None:
         0.5, 0.95, "squared norm of the shared gradient; below, relative error of the image", fontsize=7, ha="center"
     )
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """The failed trials run to their end, and iDLG's rule behind tanh."""
+    told = tables.stored("failures/summary.json")
+    ended, rules = [[tables.NOT_RUN]], [[rule, tables.NOT_RUN] for rule in RULES]
+    if told:
+        again = told["again"]
+        errors = {name: [one[name]["relative_error"] for one in again] for name in ("stopped", "ended")}
+        stop = f"{min(errors['stopped']):.2f} to {max(errors['stopped']):.2f}"
+        right = sum(one["right"] for one in again)
+        ended = [[len(again), right, stop, f"{max(errors['ended']):.2f}"]]
+        keys = ("labels_right", "solved", "trials")
+        sums = {rule: [sum(one[rule][key] for one in told["tanh"].values()) for key in keys] for rule in RULES}
+        rules = [[RULES[rule], *sums[rule]] for rule in RULES]
+    heads = ("failed trials", "right at the end", "relative error at the stop", "at the end, at most")
+    figure = {"pictures": "failures/failures.png"}
+    where = tables.device(told)
+    return [
+        tables.Results("Failed trials of `lbfgs`, run to their end", "failures", heads, ended, where, (), figure),
+        tables.Results(
+            "iDLG behind tanh: where the label is read",
+            "failures",
+            ("rule", "label right", "MSE < .001", "n"),
+            rules,
+            where,
+        ),
+    ]
 
 
 if __name__ == "__main__":

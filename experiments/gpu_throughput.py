@@ -23,9 +23,11 @@ from pathlib import Path
 import numpy as np
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, results_folder, write_json
 from experiments.throughput import JAXLEAK, bench
 
+PAPER = "Speed"
 GOLDEN_TESTS = ("tests/test_objectives.py", "tests/test_trial.py", "-k", "torch")
 FLOAT32_ERROR = 1e-5  # relative; TF32 keeps 11 bits of each factor, 5e-4
 STARTS = 8
@@ -106,6 +108,24 @@ def main() -> None:
     wall = table1(folder, options.data_dir, options.runs)
     print(f"table 1: {wall:.1f} s", flush=True)
     bench(folder, ("lenet", "resnet18"), "--seconds", str(options.seconds))
+
+
+def results() -> list[tables.Results]:
+    """A row each GPU that was measured."""
+    rows: list[list] = []
+    for folder in sorted((tables.harness.RESULTS / "gpu_throughput").glob("*")):
+        checks, table1, lenet, resnet18 = (
+            tables.stored(f"gpu_throughput/{folder.name}/{name}.json")
+            for name in ("checks", "table1", "lenet", "resnet18")
+        )
+        rows.append([checks["device"] if checks else folder.name])
+        for report in (lenet, resnet18):
+            rates = {one["name"]: one["evaluations_per_second"] for one in report["variants"]} if report else {}
+            rows[-1].append(f"{rates['jaxleak']:,.0f}" if "jaxleak" in rates else tables.NOT_RUN)
+        rows[-1].append(f"{table1['wall_seconds']:.1f} s" if table1 else tables.NOT_RUN)
+        rows[-1].append(f"{checks['float32']['objective_error']:.0e}" if checks else tables.NOT_RUN)
+    columns = ("GPU", "LeNet: evaluations/s", "ResNet-18: evaluations/s", "table 1's 1,000 trials", "float32's error")
+    return [tables.Results("On an NVIDIA GPU", "gpu_throughput", columns, rows or [["any", tables.NOT_RUN]])]
 
 
 if __name__ == "__main__":

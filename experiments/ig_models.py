@@ -15,9 +15,11 @@ from typing import Any
 import numpy as np
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, run_one, write_json
 from experiments.sheet import draw_sheet, picture
 
+PAPER = "Inverting Gradients (Geiping et al. 2020)"
 TV = 1e-2  # ten times less or more is in `inverting_gradients`
 EVAL = {"train": False, "activation": "relu", "weight_init": "torch"}
 TRAINED = {"trained_steps": 1000}
@@ -115,6 +117,38 @@ def pictures(victim: jaxleak.Victim, result: jaxleak.Result, path) -> None:
     lines = [("truth", [(victim.images[i], "") for i in best])]
     lines.append(("ig", [(found[i], f"{psnr[i]:.1f} dB") for i in best]))
     draw_sheet(lines, path, margin=0.5)
+
+
+def results() -> list[tables.Results]:
+    """A row each network; the batch has quartiles over its images."""
+    rows, told = [], {name: tables.stored(f"ig_models/{name}-table.json") for name in SETTINGS}
+    for name, one in told.items():
+        cells = [tables.NOT_RUN]
+        if one:
+            accuracy = f"{one['accuracy']:.1%}" if one["accuracy"] is not None else tables.NONE
+            cells = [f"{one['parameters']:,}", accuracy, f"{one['iterations']:,}"]
+            if "batch" in one:
+                low, middle, high = one["psnr_quartiles"]
+                cells += [one["batch"], f"{middle:.1f}", f"{low:.1f} to {high:.1f}", one["more_than_half_explained"]]
+            else:
+                cells += [one["trials"], f"{one['psnr_median']:.1f}"]
+        rows.append([f"`{name}`", *cells])
+    measured = ("images", "PSNR in dB, median", "quartiles", "over half explained")
+    return [
+        tables.Results(
+            "Deep networks: cosine, TV, signed Adam",
+            "ig_models",
+            ("run", "parameters", "accuracy", "steps", *measured),
+            rows,
+            tables.device(*told.values()),
+            (
+                "`--only NAME` runs one. TV: total variation. `batch`: one update of all these images.",
+                "Over half explained: images of which more than half of the variance is.",
+                "Paper: ResNet-18 and 152, trained and not, show recognisable images; of 100 images some are.",
+            ),
+            {name: f"ig_models/{name}.png" for name, one in told.items() if one},
+        )
+    ]
 
 
 if __name__ == "__main__":

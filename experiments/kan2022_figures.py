@@ -6,7 +6,10 @@ Draws the recoveries over the iterations, the curves of objective and MSE, and t
 """
 
 import jaxleak
+from experiments import tables
 from experiments.harness import DLG, IDLG, arguments, results_folder, run_all
+
+PAPER = "Kan et al. 2022"
 
 
 def main() -> None:
@@ -20,6 +23,24 @@ def main() -> None:
     )
     for result in run_all("kan2022_figures", {"image-20319": sweep}, options).values():
         result.plot(results_folder("kan2022_figures"))
+
+
+def results() -> list[tables.Results]:
+    """Success rates."""
+    told = tables.stored("kan2022_figures/image-20319.json")
+    names = ("dlg", "idlg")
+    rows = [[name, *(tables.rate(tables.overall(told, name)) if told else [tables.NOT_RUN])] for name in names]
+    return [
+        tables.Results(
+            "Figures: image 20319 on LeNet",
+            "kan2022_figures",
+            ("attack", "rate", "95 %", "n"),
+            rows,
+            tables.device(told),
+            ("The paper has pictures and curves of it.",),
+            {"all": "kan2022_figures"},
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -14,8 +14,10 @@ import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, results_folder, write_json
 
+PAPER = "Kan et al. 2022"
 OUTPUTS = 100
 SIZES = (0.01, 0.1, 1.0)  # |d| / |x|
 
@@ -96,6 +98,34 @@ def draw(truth: np.ndarray, shown: list, path) -> None:
     for axis in axes.flat:
         axis.set_axis_off()
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """What a move in null(A) changes."""
+    told, rows = tables.stored("kan2022_nullspace/summary.json"), [[tables.NOT_RUN]] * 3
+    if told:
+        low, high = told["gradient_change_over_move"]
+        found = (
+            f"{told['largest_output_change']:.1e}",
+            f"{low:.6f} to {high:.6f}",
+            f"{told['largest_recovery_error']:.1e}",
+        )
+        rows = [[one, told["n"]] for one in found]
+    return [
+        tables.Results(
+            "Section 5: the gradient under a move in null(A)",
+            "kan2022_nullspace",
+            ("what", "paper", "jaxleak", "n"),
+            [
+                ["change of the output, at most", tables.NONE, *rows[0]],
+                ["change of the gradient over the move", "unchanged (claim)", *rows[1]],
+                ["error of the input from one gradient, at most", tables.NONE, *rows[2]],
+            ],
+            "CPU, float64" if told else "",
+            ("All are relative; the move is relative to |x|.",),
+            {"figure": "kan2022_nullspace/nullspace.png"},
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import jaxleak
+from experiments import tables
 from experiments.harness import DLG, arguments, chosen_runs, results_folder, run_one, write_json
 from experiments.kan2022_resnet18_figures import curves, pictures, table
 
+PAPER = "Kan et al. 2022"
 OURS = replace(jaxleak.IDLG, name="ours", label="bias", scale="relative", stop_objective=0.0)
 IMAGE = 20319
 CURVES = ("published-lenet", "published", "eval-softplus-torch", "train-softplus-torch")
@@ -55,6 +57,10 @@ SETTINGS = {
     "eval-per-tensor": Setting(WEIGHTS, EACH_TENSOR),
     "eval-absolute": Setting(WEIGHTS, {"scale": "none"}),
 }
+COLUMNS = (
+    *("setting", "images x starts", "evaluations", "recovered", "95 %", "but for contrast and brightness", "95 %"),
+    *("PSNR in dB", "error but for these", "objective below 1e-4", "relative objective", "label right"),
+)
 
 
 def main() -> None:
@@ -93,6 +99,50 @@ def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int],
     attack = replace(OURS, max_evaluations=options.evaluations, **setting.attack)
     attack = replace(DLG if published else attack, name=name)
     return jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=options.seeds, snapshots=())
+
+
+def results() -> list[tables.Results]:
+    """A table a width: a row each setting."""
+    return [results_at(64), results_at(16)]
+
+
+def results_at(width: int) -> tables.Results:
+    told = {name: tables.stored(f"kan2022_resnet18/{name}-{width}-table.json") for name in SETTINGS}
+    rows = [cells(one) for one in told.values() if one]
+    if len(rows) < len(SETTINGS):
+        rows.append(["others" if rows else "all", tables.NOT_RUN])
+    return tables.Results(
+        f"ResNet-18, {'full width' if width == 64 else f'width {width}'}: whose images come back",
+        f"kan2022_resnet18 --width {width}",
+        COLUMNS,
+        rows,
+        tables.device(*told.values()),
+        (
+            "`--only NAME` runs one. The name says BatchNorm's mode first: eval (running statistics) or train.",
+            tables.AFFINE,
+            "Evaluations, PSNR, error and objective are medians or quartiles; the objective is the relative one.",
+            "Paper: no image recovered of 20, 20 starts each.",
+        ),
+        {kind: f"kan2022_resnet18/{kind}-{width}.png" for kind in ("pictures", "curves")},
+    )
+
+
+def cells(told: dict[str, Any]) -> list[str]:
+    """All that was measured in one setting."""
+    n, accuracy = told["trials"], told["accuracy"]
+    shape = {"solved": told["recovered_but_affine"], "trials": n, "ci95": told["ci95_but_affine"]}
+    return [
+        f"`{told['setting']}`" + (f" ({accuracy:.1%} accuracy)" if accuracy is not None else ""),
+        f"{told['images']} x {n // told['images']}",
+        f"{told['evaluations_median']:,.0f}",
+        *tables.share(told, "recovered"),
+        *tables.share(shape),
+        ", ".join(f"{one:.1f}" for one in told["psnr_quartiles"]),
+        ", ".join(f"{one:.2f}" for one in told["affine_error_quartiles"]),
+        f"{told['objective_below_1e-4']}/{n}",
+        f"{told['relative_objective_median']:.0e}",
+        f"{told['labels_right']}/{n}",
+    ]
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""The names that `jaxleak run` takes, as tables for the project's README, read from the registries and docstrings.
+"""The names that `jaxleak run` takes, and the columns of its rows, as tables: read from the code itself.
 
-python -m experiments.options        prints them; `python -m experiments.index` writes them into the README
+`python -m experiments.index` writes them into the READMEs of the packages.
 """
 
 import inspect
@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from experiments.tables import NONE, table
 from jaxleak.attacks.analytic import recover_image
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
@@ -17,6 +18,7 @@ from jaxleak.cli import RunCommand
 from jaxleak.cli.flags import ADAM_FLAGS, ATTACK_FIELDS
 from jaxleak.cli.groups import YesNo
 from jaxleak.cli.parse import flag_texts
+from jaxleak.results.store.columns import COLUMNS
 from jaxleak.solvers import solver_name
 from jaxleak.threat.defences import DEFENCES, ZERO, defence_form
 
@@ -44,18 +46,6 @@ TABLED = ("attack", "start", "label", "defence")  # flags whose values have a ta
 TERMS = tuple(flag for flag in (*ATTACK_FIELDS.values(), *ADAM_FLAGS) if flag not in (*TABLED, *THREAT))
 
 
-def table(header: list[str], rows: Iterable[list[str]]) -> str:
-    """A Markdown table; bars within cells are escaped."""
-    lines = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
-    first, *others = [f"| {' | '.join(line)} |\n" for line in lines]
-    return "".join([first, "|" + "---|" * len(header) + "\n", *others])
-
-
-def folded(title: str, body: str) -> str:
-    """A part that opens when its title is clicked."""
-    return f"<details>\n<summary>{title}</summary>\n\n{body}\n</details>\n"
-
-
 def summary(documented: Any) -> str:
     """The first paragraph of a docstring, on one line."""
     return " ".join((inspect.getdoc(documented) or "").split("\n\n")[0].split())
@@ -65,7 +55,7 @@ def paragraph(documented: Any, begin: str) -> str:
     """The first sentence of the paragraph of a docstring that begins so, without that; "–" if there is none."""
     text = inspect.getdoc(documented) or ""
     found = re.search(rf"^{begin}(.*?)(?=(?<! al)\.(?:\s|$)|^Differs:|\n\n)", text, re.M | re.S)
-    return " ".join(found[1].strip(" ,").split()) if found else "–"
+    return " ".join(found[1].strip(" ,").split()) if found else NONE
 
 
 def flags(names: Iterable[str]) -> str:
@@ -74,8 +64,17 @@ def flags(names: Iterable[str]) -> str:
     switches = {field.name for field in fields(RunCommand) if field.type == YesNo}
     for name in names:
         flag, default = f"--{name.replace('_', '-')}{' True' if name in switches else ''}", getattr(RunCommand, name)
-        rows.append([f"`{flag}`", told[name] if default is None else f"{told[name]} Default: {default}."])
-    return table(["flag", "what it does"], rows)
+        rows.append([f"`{flag}`", told[name], NONE if default is None else f"{default}"])
+    shown = 3 if any(row[2] != NONE for row in rows) else 2
+    return table(["flag", "what it does", "default"][:shown], [row[:shown] for row in rows])
+
+
+def terms() -> str:
+    return flags(TERMS)
+
+
+def threat() -> str:
+    return flags(THREAT)
 
 
 def minimised(attack: Attack) -> str:
@@ -113,8 +112,9 @@ def labels() -> str:
     for name, rule in LABEL_STRATEGIES.items():
         read = rule.read
         what = NOT_READ[name] if read is None else summary(read)
-        rows.append([f"`{name}`", what, paragraph(read, "Right"), paragraph(read, "Source:")])
-    return table(["`--label`", "what it is", "right", "source"], rows)
+        right, _, exactly = paragraph(read, "Right").partition(": ")
+        rows.append([f"`{name}`", what, right, exactly or NONE, paragraph(read, "Source:")])
+    return table(["`--label`", "what it is", "right", "more exactly", "source"], rows)
 
 
 def defences() -> str:
@@ -122,22 +122,10 @@ def defences() -> str:
         [f"`--defence {defence_form(name)}`", summary(kind), f"`{ZERO[name]}`", paragraph(kind, "Source:")]
         for name, kind in DEFENCES.items()
     ]
-    larger = ["`--batch N`", f"Larger batch. {flag_texts(RunCommand)['batch']}", "`1`", "–"]
+    larger = ["`--batch N`", f"Larger batch. {flag_texts(RunCommand)['batch']}", "`1`", NONE]
     return table(["defence", "what happens to the update", "off", "source"], [*rows, larger])
 
 
-def section() -> str:
-    """All of it, as Markdown."""
-    parts = [
-        attacks(),
-        folded("Starts: <code>--start NAME</code>, for all attacks of the run", starts()),
-        folded("Labels: <code>--label NAME</code>, for all attacks of the run", labels()),
-        folded("Objective and Adam: flags that replace the attacks' own settings", flags(TERMS)),
-        folded("Threat model: what the client does and what the attacker is told", flags(THREAT)),
-        defences(),
-    ]
-    return "\n".join(parts)
-
-
-if __name__ == "__main__":
-    print(section())
+def columns() -> str:
+    rows = [[f"`{one.name}`", one.kind, one.meaning] for one in COLUMNS]
+    return table(["column", "type", "meaning"], rows)

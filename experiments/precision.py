@@ -9,6 +9,7 @@ run, so a finish knows it to float64's digits; a gradient sent in float32 would 
     python -m experiments.precision --data-dir DIR
 """
 
+import itertools
 from dataclasses import replace
 
 import jax
@@ -18,8 +19,10 @@ import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, results_folder, write_json
 
+PAPER = "Solvers"
 DATASETS = {"mnist": "test", "cifar100": "train", "lfw": "train"}
 STAGES = ("float32", "float64", "finish")
 ATTACK = replace(jaxleak.IDLG, stop_objective=1e-12, iterations=600)
@@ -123,6 +126,29 @@ def draw(rows: list[dict], path) -> None:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=3, fontsize=7, frameon=False)
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """Medians of what each precision reaches and costs."""
+    told, rows = tables.stored("precision/summary.json"), []
+    for dataset, stage in itertools.product(DATASETS, STAGES):
+        cells: list = [tables.NOT_RUN]
+        if told:
+            one = told[f"{dataset}-{stage}"]
+            objective, psnr, count = (one[key][1] for key in ("objective", "psnr", "evaluations"))
+            cells = [f"{objective:.0e}", f"{psnr:.0f}", f"{count:,.0f}", one["trials"]]
+        rows.append([dataset, stage, *cells])
+    return [
+        tables.Results(
+            "Precision: iDLG with `lbfgs`, medians",
+            "precision",
+            ("data set", "precision", "objective", "PSNR in dB", "evaluations", "n"),
+            rows,
+            tables.device(told),
+            ("finish: float64 from where float32 ended.",),
+            {"figure": "precision/precision.png"},
+        )
+    ]
 
 
 if __name__ == "__main__":

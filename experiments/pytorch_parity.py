@@ -16,8 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxleak
+from experiments import tables
 from experiments.harness import DLG, IDLG, arguments, results_folder, run_all, write_json
 
+PAPER = "PyTorch parity"
 SOLVED_MSE = 0.01  # the reference folder's criterion, beside an objective below 1e-4
 
 
@@ -106,6 +108,33 @@ def main() -> None:
     ]
     write_json(results_folder("pytorch_parity") / "comparison.json", comparison)
     print(json.dumps(comparison, indent=1))
+
+
+def results() -> list[tables.Results]:
+    """Solved trials and iterations of both, by attack."""
+    told, rows = tables.stored("pytorch_parity/comparison.json"), []
+    for one in told or []:
+        medians, solved, cells = one["median_iterations_to_1e-4_over_both"], one["solved"], []
+        for who, n in zip(("torch", "jaxleak"), one["trials"], strict=True):
+            median = tables.NONE if medians[who] is None else f"{medians[who]:g}"
+            cells += [f"{solved[who]}/{n}", tables.interval(one["ci95"][who]), median]
+        rows.append([one["attack"], *cells, solved["both"], f"{one['fisher_p']:.2f}"])
+    return [
+        tables.Results(
+            "The same networks and starts in both",
+            "pytorch_parity",
+            (
+                *("attack", "PyTorch: solved", "95 %", "PyTorch: iterations", "jaxleak: solved", "95 %"),
+                *("jaxleak: iterations", "solved by both", "Fisher p"),
+            ),
+            rows or [[attack, *[tables.NOT_RUN] * 7] for attack in ("dlg", "idlg")],
+            tables.device(tables.stored("pytorch_parity/jaxleak.json")),
+            (
+                "Solved: an objective below 1e-4 and an MSE below 0.01.",
+                "Iterations to 1e-4: the median over the trials that both solve.",
+            ),
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from experiments import tables
 from experiments.harness import arguments, results_folder, write_json
 
+PAPER = "Speed"
 WORKERS, LANES = 2, 4  # lanes of each core
 PLACES = {
     "one process": ["--lanes", str(WORKERS * LANES)],
@@ -75,6 +77,26 @@ def compared(short: dict[str, Any], long: dict[str, Any]) -> dict[str, Any]:
         "seconds_beside": short["seconds"] - short["evaluations"] * seconds / evaluations,
         "device": short["device"],
     }
+
+
+def results() -> list[tables.Results]:
+    """Medians of both, and of their ratio."""
+    told, rows = tables.stored("ray_throughput/summary.json"), [[name, tables.NOT_RUN] for name in PLACES]
+    if told:
+        rates = {name: np.median([one["rate"] for one in rounds]) for name, rounds in told["rounds"].items()}
+        rows = [[name, f"{rates[name]:,.0f}"] for name in PLACES]
+        bounds = [min(told["ratios"]), max(told["ratios"])]
+        rows[-1] += [f"{told['ratio_median']:.2f}", tables.interval(bounds), f"{len(told['ratios'])}"]
+    return [
+        tables.Results(
+            "A Ray cluster of two one-core workers beside one process on two cores",
+            "ray_throughput",
+            ("where", "evaluations/s", "times one process", "smallest and largest", "rounds"),
+            rows,
+            tables.device(told),
+            ("DLG on LeNet, a network for each trial.",),
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import jaxleak
+from experiments import tables
 from experiments.harness import results_folder, write_json
 
+PAPER = "Speed"
 COUNTS = (1, 10, 100)
 # Without these, Chromium itself asks for updates and the like.
 ARGUMENTS = ("--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync")
@@ -81,6 +83,24 @@ def main() -> None:
         browser.close()
     results["load_average"] = round(os.getloadavg()[0], 1)
     write_json(results_folder("report_size") / "sizes.json", results)
+
+
+def results() -> list[tables.Results]:
+    """Size of each page, and medians until it opens."""
+    told = tables.stored("report_size/sizes.json") or {}
+    rows, where, notes = [], "", []
+    for count in COUNTS:
+        one, cells = told.get(f"{count} runs"), [tables.NOT_RUN]
+        if one:
+            seconds = [one[key]["median"] for key in ("first_paint_seconds", "ready_seconds")]
+            cells = [f"{one['megabytes']:.1f} MB", *(f"{number:.1f} s" for number in seconds)]
+            cells.append(f"{one['write_seconds']:.0f} s")
+        rows.append([count, *cells])
+    if told:
+        where = f"{told['cores']} CPU cores, Chromium {told['chromium'].split('.')[0]}"
+        notes = [f"Medians; {told['trials_per_run']} trials a run, load {told['load_average']:.1f}."]
+    columns = ("runs", "size", "first paint", "curves drawn", "written in")
+    return [tables.Results("The page of many runs", "report_size --run RUN", columns, rows, where, notes)]
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ network of 12 channels shares numbers about: wider ones share more.
     python -m experiments.resolution --data-dir DIR --images 5 --seeds 2
 """
 
+import itertools
 from dataclasses import replace
 
 import numpy as np
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
 from experiments.sheet import draw_sheet, picture
 
+PAPER = "CPL (Wei et al. 2020, Sirpurkar 2021)"
 SIZES = (32, 64, 128)
 CHANNELS = (12, 24, 48)
 ADAMW = jaxleak.Adam(lr=0.01, weight_decay=0.01)
@@ -71,6 +74,29 @@ def pictures(result: jaxleak.Result, path) -> None:
         chosen = [rows[image] for image in truth["image"].tolist()]
         lines.append((name, [(picture(result, row), f"{row['psnr']:.1f} dB") for row in chosen]))
     draw_sheet(lines, path)
+
+
+def results() -> list[tables.Results]:
+    """A row each size, width and attack."""
+    rows, summaries = [], {}
+    for size, channels in itertools.product(SIZES, CHANNELS):
+        name, setting = f"{size}-{channels}", [f"`{size}-{channels}`", size, channels]
+        told = summaries[name] = tables.stored(f"resolution/{name}-table.json")
+        cells = told["attacks"] if told else []
+        rows += [[*setting, one["attack"], *tables.share(one), f"{one['psnr_median']:.1f}"] for one in cells]
+        if not told:
+            rows.append([*setting, tables.NONE, tables.NOT_RUN])
+    return [
+        tables.Results(
+            "Figure 10: LFW at 32, 64 and 128 pixels, LeNet",
+            "resolution",
+            ("run", "pixels", "channels", "attack", "solved", "95 %", "PSNR in dB, median"),
+            rows,
+            tables.device(*summaries.values()),
+            ("`--only NAME` runs one. The paper has pictures.",),
+            {name: f"resolution/{name}.png" for name, told in summaries.items() if told},
+        )
+    ]
 
 
 if __name__ == "__main__":

@@ -23,8 +23,10 @@ import pyarrow.parquet as parquet
 from matplotlib.figure import Figure
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, write_json
 
+PAPER = "Solvers"
 BUDGET = 6000
 OBJECTIVES = {"cifar100": 1e-5, "mnist": 1e-6, "lfw": 1e-5}
 # One iteration is one update: progress is looked at after each.
@@ -143,6 +145,34 @@ def draw(trials: dict[str, list[dict]], attack: str, path: Path) -> None:
         lines += panels[0, 0].plot([], [], color=COLOURS[solver], label=told)
     figure.legend(handles=lines, loc="outside upper center", ncols=3, fontsize=7, frameon=False)
     figure.savefig(path)
+
+
+def results() -> list[tables.Results]:
+    """A row each activation and solver, over the data sets."""
+    told, rows = tables.stored("solvers/summary.json") or [], []
+    for activation, solver in itertools.product(MODELS, SOLVERS):
+        own = [cell for cell in told if (cell["solver"], cell["activation"]) == (solver, activation)]
+        found = [pooled([cell for cell in own if cell["attack"] == attack]) for attack in LABELS]
+        rows.append([activation, f"`{solver}`", *(cell for cells in found for cell in cells)] if own else [])
+        rows[-1] = rows[-1] or [activation, f"`{solver}`", tables.NOT_RUN]
+    heads = [head for attack in LABELS for head in (f"{attack} solved", "95 %", "label right")]
+    return [
+        tables.Results(
+            "Solved within 6,000 evaluations: LeNet, a network for each trial",
+            "solvers",
+            ("activation", "solver", *heads),
+            rows,
+            tables.device(*told[:1]),
+            ("MNIST, CIFAR-100 and LFW together.",),
+            {attack: f"solvers/{attack}.png" for attack in LABELS},
+        )
+    ]
+
+
+def pooled(own: list[dict]) -> list:
+    """Solved trials over the data sets with their interval, and right labels."""
+    count, trials, labels = (sum(cell[key] for cell in own) for key in ("solved", "trials", "labels_right"))
+    return [f"{count}/{trials}", tables.interval(jaxleak.wilson(count, trials)), labels]
 
 
 if __name__ == "__main__":

@@ -19,8 +19,10 @@ import numpy as np
 from flax import nnx
 
 import jaxleak
+from experiments import tables
 from experiments.harness import arguments, results_folder, write_json
 
+PAPER = "Speed"
 FAST_CONV = partial(nn.Conv, conv_general_dilated=jaxleak.fast_conv)
 FAST_DENSE = partial(nn.Dense, dot_general=jaxleak.blocked_dot_general)
 
@@ -106,6 +108,19 @@ def main() -> None:
     write_json(results_folder("stock_model") / "summary.json", {"device": device, "settings": settings, "lines": lines})
     for line in lines:
         print(f"{line['variant']}: {line['median']:,.0f} evaluations/s, {line['ratio_median']:.2f} of jaxleak's own")
+
+
+def results() -> list[tables.Results]:
+    """Evaluations per second of each variant."""
+    told = tables.stored("stock_model/summary.json")
+    rows = [[name, tables.NOT_RUN] for name in VARIANTS]
+    if told:
+        rows = [[one["variant"], f"{one['median']:,.0f}"] for one in told["lines"]]
+        for row, one in zip(rows, told["lines"], strict=True):
+            row += [] if set(one["ratios"]) == {1.0} else [f"{one['ratio_median']:.2f}"]
+    columns = ("network", "evaluations/s", "times jaxleak's own")
+    title = "Stock Flax models, attacked as they are"
+    return [tables.Results(title, "stock_model", columns, rows, tables.device(told))]
 
 
 if __name__ == "__main__":

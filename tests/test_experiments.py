@@ -3,6 +3,7 @@
 import ast
 import importlib
 import json
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,17 @@ import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
-from experiments import harness, index, kan2022_nullspace, options, pytorch_parity, solvers
+from experiments import (
+    harness,
+    headline,
+    index,
+    kan2022_nullspace,
+    kan2022_table1,
+    options,
+    pytorch_parity,
+    solvers,
+    tables,
+)
 from jaxleak.bench import cluster as simulate
 from jaxleak.cli import RunCommand
 from jaxleak.results import figures as plots
@@ -58,7 +69,11 @@ def test_every_file_imports_without_torch(path):
 
 @pytest.mark.parametrize("path", FILES, ids=name_of)
 def test_files_are_short(path):
-    assert path.stem in {"index", *NO_EXPERIMENT} or len(path.read_text().splitlines()) < 150
+    """What they do and what papers say of it, and 50 lines more for what they say of their own results."""
+    lines = path.read_text().splitlines()
+    described = next((number for number, line in enumerate(lines) if line.startswith("def results(")), len(lines))
+    assert described < 160
+    assert len(lines) - described < 50
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.stem not in NO_EXPERIMENT], ids=name_of)
@@ -120,49 +135,103 @@ def test_rows_are_those_of_their_summary(path):
 # --- the page ---
 
 
+def all_results() -> list[tables.Results]:
+    return [one for module in index.MODULES for one in module.results()]
+
+
+def cells(text: str) -> list[str]:
+    """The cells of all tables in Markdown."""
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    return [cell for line in lines for cell in re.split(r"(?<!\\)\|", line)]
+
+
 def test_the_pages_say_what_the_results_say():
     """Written by `python -m experiments.index`."""
     assert (FOLDER / "README.md").read_text() == index.page()
-    assert index.PROJECT.read_text() == index.project_page()
+    for file in index.PARTS:
+        assert (index.PROJECT / file).read_text() == index.filled(file)
 
 
-def test_every_command_of_the_page_is_there():
-    modules = {make().command.split()[2] for make in index.LINES}
-    assert modules <= {f"experiments.{path.stem}" for path in FILES}
+@pytest.mark.parametrize("path", ["experiments/README.md", *index.PARTS])
+def test_cells_are_short(path):
+    """In words. What is written into the project's README is shorter still."""
+    assert not [cell for cell in cells((index.PROJECT / path).read_text()) if len(cell.split()) > 25]
+    assert not [cell for cell in cells(headline.headline()) if len(cell.split()) > 12]
+    assert len(headline.headline().splitlines()) == 2 + 6
+
+
+def test_the_links_of_the_page_are_there():
+    links = re.findall(r"\]\(([^)#]+)\)", (FOLDER / "README.md").read_text())
+    assert len(links) > 50
+    assert not [link for link in links if not (FOLDER / link).exists()]
+
+
+def test_every_experiment_is_on_the_page():
+    """Under its paper, with its command; all of one paper stand together."""
+    with_results = {path.stem for path in FILES if "def results(" in path.read_text()}
+    assert set(index.EXPERIMENTS) == with_results
+    assert {path.stem for path in FILES if "def main(" in path.read_text()} - with_results == {
+        *("index", "report_page", "torch_reference"),
+    }
+    for module in index.MODULES:
+        assert {f"experiments.{one.command.split()[0]}" for one in module.results()} == {module.__name__}
+    papers = re.findall(r"^## (.*)$", index.page(), flags=re.MULTILINE)
+    assert len(set(papers)) == len(papers)
+
+
+def test_every_note_is_on_the_page():
+    assert set(index.notes()) <= {*index.EXPERIMENTS, "Notes"}
+
+
+def test_rows_fit_their_columns():
+    for one in all_results():
+        assert {len(row) for row in one.filled()} == {len(one.columns)}, one.title
 
 
 def test_without_results_the_page_says_not_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(index, "RESULTS", tmp_path)
-    assert {make().ours for make in index.LINES} == {index.NOT_RUN}
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    for one in all_results():
+        assert all(tables.NOT_RUN in row for row in one.filled() if row[0] != "paper"), one.title
+        assert one.device == ""
+    ours = [line.split(" | ")[2] for line in headline.headline().splitlines()[2:]]
+    assert len(ours) == 6
+    assert all(tables.NOT_RUN in cell for cell in ours)
 
 
 def test_check_compares_and_writes_nothing(tmp_path, monkeypatch):
-    page, project = tmp_path / "README.md", tmp_path / "PROJECT.md"
-    (tmp_path / "NOTES.md").write_text("Why.\n")
-    marks = [mark for name in ("options", "results") for mark in (*index.marks(name), "between")]
-    project.write_text("\n".join(["before", *marks[:1], "old", *marks[1:4], "old", *marks[4:5], "after\n"]))
-    monkeypatch.setattr(index, "HERE", tmp_path)
-    monkeypatch.setattr(index, "PROJECT", project)
+    files = {file: tmp_path / file for file in index.PARTS}
+    (tmp_path / "NOTES.md").write_text("## batches\n\nOf batches.\n\n## Notes\n\nWhy.\n")
+    for file, parts in index.PARTS.items():
+        between = "\n".join(f"{begin}\nold\n{end}\nbetween" for begin, end in map(index.marks, parts))
+        files[file].parent.mkdir(parents=True, exist_ok=True)
+        files[file].write_text(f"before\n{between}\nafter\n")
+    page = tmp_path / "experiments" / "README.md"
+    page.parent.mkdir()
+    (tmp_path / "NOTES.md").rename(page.parent / "NOTES.md")
+    monkeypatch.setattr(index, "HERE", page.parent)
+    monkeypatch.setattr(index, "PROJECT", tmp_path)
     monkeypatch.setattr(index.sys, "argv", ["index"])
     index.main()
     assert page.read_text() == index.page()
-    assert page.read_text().endswith("|\n\nWhy.\n")
-    lines = project.read_text().splitlines()
-    assert (lines[0], lines[-1]) == ("before", "after")
-    assert "old" not in lines
-    assert index.project_page() == project.read_text()  # written twice is written once
+    assert page.read_text().endswith("\n\n## Notes\n\nWhy.\n")
+    assert page.read_text().index("/batch-8.png") < page.read_text().index("Of batches.")
+    for file, path in files.items():
+        lines = path.read_text().splitlines()
+        assert (lines[0], lines[-2], lines[-1]) == ("before", "between", "after")
+        assert "old" not in lines
+        assert index.filled(file) == path.read_text()  # written twice is written once
     monkeypatch.setattr(index.sys, "argv", ["index", "--check"])
     index.main()
-    for path in (page, project):
-        kept = path.read_text()
+    for path in (page, *files.values()):
+        kept, name = path.read_text(), path.relative_to(tmp_path)
         path.write_text(kept.replace("|---|", "|--|"))
-        with pytest.raises(SystemExit, match=rf"{path.name} is not what .* run `python -m experiments\.index`"):
+        with pytest.raises(SystemExit, match=rf"^{name} is not what .* run `python -m experiments\.index`"):
             index.main()
         assert "|--|" in path.read_text()
         path.write_text(kept)
 
 
-def test_a_line_of_the_page(tmp_path, monkeypatch):
+def test_a_row_of_the_page(tmp_path, monkeypatch):
     """Numbers come from the stored summary."""
     rates = {"trials": 10, "successes": 4, "success_rate": 0.4, "ci95": [0.168, 0.687], "iterations_n": 4}
     group = {"attack": "dlg", **rates, "iterations_mean": 50.0, "iterations_median": 48.0}
@@ -170,20 +239,23 @@ def test_a_line_of_the_page(tmp_path, monkeypatch):
     summary = {"groups": [*groups, {**group, "image": None}], "environment": {"device": "2x cpu"}}
     (tmp_path / "kan2022_table1").mkdir()
     (tmp_path / "kan2022_table1" / "per-image.json").write_text(json.dumps(summary))
-    monkeypatch.setattr(index, "RESULTS", tmp_path)
-    line = index.table1("per-image")
-    assert line.ours.startswith("rate 0.400 [0.168, 0.687], n = 10, per image 0.20 to 0.60; iterations mean 50.0")
-    assert line.where == "2x cpu"
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    (table,) = kan2022_table1.results()
+    row = table.row("`per-image`")
+    assert [row[name] for name in ("rate", "95 %", "n")] == ["0.400", "[0.168, 0.687]", "10"]
+    assert (row["rate per image"], row["iterations, mean"]) == ("0.20 to 0.60", "50.0")
+    assert table.device == "2x cpu"
 
 
-def test_a_line_of_a_run_without_success(tmp_path, monkeypatch):
+def test_a_row_of_a_run_without_success(tmp_path, monkeypatch):
     rates = {"trials": 2, "successes": 0, "success_rate": 0.0, "ci95": [0.0, 0.658], "iterations_n": 0}
     group = {"attack": "dlg", **rates, "iterations_mean": None, "iterations_median": None}
     summary = {"groups": [{**group, "image": 7}, {**group, "image": None}], "environment": {"device": "2x cpu"}}
     (tmp_path / "kan2022_table1").mkdir()
     (tmp_path / "kan2022_table1" / "per-image.json").write_text(json.dumps(summary))
-    monkeypatch.setattr(index, "RESULTS", tmp_path)
-    assert index.table1("per-image").ours.startswith("rate 0.000 [0.000, 0.658], n = 2, per image 0.00 to 0.00")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    row = kan2022_table1.results()[0].row("`per-image`")
+    assert list(row.values())[2:7] == ["0.000", "[0.000, 0.658]", "2", "0.00 to 0.00", tables.NONE]
 
 
 # --- the options ---
@@ -195,25 +267,28 @@ def test_a_line_of_a_run_without_success(tmp_path, monkeypatch):
         (options.attacks, [f"| `{name}` |" for name in options.ATTACKS]),
         (options.starts, [f"| `{name}` |" for name in options.INITS]),
         (options.labels, [f"| `{name}` |" for name in options.LABEL_STRATEGIES]),
+        (options.columns, [f"| `{one.name}` | {one.kind} |" for one in options.COLUMNS]),
         (options.defences, [*(f"| `--defence {name}" for name in options.DEFENCES), "| `--batch N` | Larger batch"]),
-        (lambda: options.flags(options.TERMS), ["| `--tv` |", "| `--langevin` |"]),
-        (lambda: options.flags(options.THREAT), ["| `--batch` | Images", "Its learning rate. Default: 0.01. |"]),
+        (options.terms, ["| `--tv` |", "| `--langevin` |"]),
+        (options.threat, ["| `--batch` | Images", "| Its learning rate. | 0.01 |"]),
     ],
-    ids=["attacks", "starts", "labels", "defences", "terms", "threat-model"],
+    ids=["attacks", "starts", "labels", "columns", "defences", "terms", "threat-model"],
 )
 def test_every_name_is_in_the_tables(make, names):
     """And no row has a cell too many: bars within texts are escaped."""
     table = make()
     assert not [name for name in names if name not in table]
-    assert table in index.PROJECT.read_text()
+    files = [file for file, parts in index.PARTS.items() if make in parts.values()]
+    assert [table in (index.PROJECT / file).read_text() for file in files] == [True]
     assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
 
 
 def test_a_new_name_makes_the_readme_old(monkeypatch):
     monkeypatch.setitem(options.DEFENCES, "other", options.DEFENCES["clip"])
     monkeypatch.setitem(options.ZERO, "other", "other:0")
-    assert "`--defence other:NORM`" in index.project_page()
-    assert index.PROJECT.read_text() != index.project_page()
+    file = "jaxleak/threat/README.md"
+    assert "`--defence other:NORM`" in index.filled(file)
+    assert (index.PROJECT / file).read_text() != index.filled(file)
 
 
 def test_the_tables_say_what_an_attack_is():
