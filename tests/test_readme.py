@@ -1,4 +1,4 @@
-"""The README does what it says: its commands parse, its Python runs."""
+"""The README and those of the folders do what they say: commands parse, Python runs, links point to what is there."""
 
 import os
 import re
@@ -23,17 +23,72 @@ from jaxleak.threat.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(PROJECT)): path.read_text()
+    for top in (PROJECT, PROJECT / "jaxleak", PROJECT / "experiments")
+    for path in (top.glob("README.md") if top == PROJECT else top.rglob("README.md"))
+}
+LINES, BYTES, WORDS, FILES = 150, 12_000, 12, 7
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+def blocks(language: str, text: str = README) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
 
 
-def commands() -> list[str]:
-    """Every `jaxleak ...` command line of the README, with continued lines joined."""
-    joined = "\n".join(blocks("bash") + blocks("console")).replace("\\\n", " ")
-    parts = re.split(r"&&|\|\||;|\n", joined)
-    return [part.strip().removeprefix("$ ") for part in parts if part.strip().removeprefix("$ ").startswith("jaxleak ")]
+def commands(text: str) -> list[str]:
+    """Every `jaxleak ...` command line of a text, with continued lines joined, without the environment before it."""
+    joined = "\n".join(blocks("bash", text) + blocks("console", text)).replace("\\\n", " ")
+    parts = (part.strip().removeprefix("$ ") for part in re.split(r"&&|\|\||;|\n", joined))
+    bare = (re.sub(r"^(?:[A-Z_]+=\S+ )+", "", part) for part in parts)
+    return [part for part in bare if part.startswith("jaxleak ")]
+
+
+def prose(text: str) -> str:
+    """A text without its blocks of code and inline code, where brackets are no links."""
+    return re.sub(r"`[^`\n]*`", "", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL))
+
+
+def links(text: str) -> list[str]:
+    """Where the links and pictures of a text point, those to other sites left out."""
+    return [link for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)) if "://" not in link]
+
+
+def anchors(text: str) -> set[str]:
+    """What GitHub calls the headings of a text."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_project_page_is_short():
+    assert len(README.splitlines()) <= LINES
+    assert len(README.encode()) <= BYTES
+    rows = [line for line in README.splitlines() if line.startswith("|")]
+    cells = [cell for row in rows for cell in re.split(r"(?<!\\)\|", row)[1:-1]]
+    assert len(cells) > 30
+    assert not [cell for cell in cells if len(cell.split()) > WORDS]
+
+
+def test_the_pages_of_the_folders_are_here():
+    folders = ("attacks", "engine", "kernels", "models", "results", "runs", "threat")
+    assert {"README.md", "experiments/README.md", *(f"jaxleak/{name}/README.md" for name in folders)} <= PAGES.keys()
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_point_to_what_is_there(page):
+    for link in links(PAGES[page]):
+        path, _, anchor = link.partition("#")
+        target = (PROJECT / page).parent / path if path else PROJECT / page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_one_trial_is_told_by_seven_files():
+    """They are linked, so that they exist is tested with the links."""
+    text = PAGES["jaxleak/attacks/README.md"].split("## How one DLG trial works\n")[1].split("\n## ")[0]
+    named = {link for link in links(text) if link.endswith(".py")}
+    assert {"presets.py", "trial.py", "distances.py"} <= named
+    assert len(named) <= FILES
+    assert not {name for name in re.findall(r"[\w./]+\.py", text) if not any(link.endswith(name) for link in named)}
 
 
 def test_the_first_two_blocks_are_the_two_commands():
@@ -46,7 +101,8 @@ def test_the_first_two_blocks_are_the_two_commands():
 
 
 def test_there_are_commands():
-    assert any(command.startswith("jaxleak run ") for command in commands())
+    assert any(command.startswith("jaxleak run ") for command in commands(README))
+    assert len([command for page in PAGES.values() for command in commands(page)]) > 8
 
 
 def parse(command: str):
@@ -55,14 +111,14 @@ def parse(command: str):
     return cli.parse({name: kind for name, (kind, _) in cli.COMMANDS.items()}, arguments)
 
 
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", dict.fromkeys(command for page in PAGES.values() for command in commands(page)))
 def test_commands_parse(command):
     """With tyro, and the names and numbers of a `run` with the command's own checks; data sets may be absent here."""
     parsed = parse(command)
     assert any(isinstance(parsed, kind) for kind, _ in cli.COMMANDS.values())
     if isinstance(parsed, cli.RunCommand):
         if parsed.dataset != "photos":
-            parsed = replace(parsed, dataset="photos", images=None, data_dir=None, split=None)
+            parsed = replace(parsed, dataset="photos", images=None, num_images=None, data_dir=None, split=None)
         sweep = cli.build_sweep(replace(parsed, weights=None))
         assert sweep.total > 0
 
@@ -113,13 +169,17 @@ def test_the_main_job_takes_what_the_text_says():
     assert {"--attack", "dlg", "idlg"} <= set(arguments)
 
 
-def test_the_python_example_runs(tmp_path):
+def test_the_python_example_prints_what_stands_below_it(tmp_path):
+    """Names and numbers of starts; how far an image comes back may differ from machine to machine."""
     examples = blocks("python")
     assert examples, "README.md has no ```python block"
     example = examples[0]
     assert "photos" in example, "the example must run without prepared data"
     assert len([line for line in example.splitlines() if line.strip()]) <= 20
-    run_python(example, tmp_path)
+    printed = run_python(example, tmp_path).splitlines()
+    (shown,) = re.findall(rf"^{re.escape(example)}```\n\n```\n(.*?)^```", README, flags=re.MULTILINE | re.DOTALL)
+    told = [re.sub(r"\d+(\.\d+)?", "N", line) for line in shown.splitlines()]
+    assert [re.sub(r"\d+(\.\d+)?", "N", line) for line in printed] == told
 
 
 def test_the_example_of_an_own_model_runs(tmp_path):
@@ -127,7 +187,17 @@ def test_the_example_of_an_own_model_runs(tmp_path):
     run_python(example + "\nassert victim.updates == 1\n", tmp_path)
 
 
-def run_python(example: str, tmp_path: Path) -> None:
+def test_the_example_of_a_kernel_gives_what_its_reference_gives(tmp_path):
+    (example,) = [block for block in blocks("python", PAGES["jaxleak/kernels/README.md"]) if "lane_primitive" in block]
+    ours, wanted = (
+        [float(word) for word in line.strip("[]").split()] for line in run_python(example, tmp_path).splitlines()
+    )
+    assert len(ours) == 3
+    assert ours == pytest.approx(wanted, rel=1e-5)  # float32, other orders of sums
+
+
+def run_python(example: str, tmp_path: Path) -> str:
+    """What it prints."""
     # As a user runs it: hundreds of evaluations repay what optimising costs.
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "MPLBACKEND": "Agg", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     environment["PYTHONPATH"] = os.pathsep.join([str(PROJECT), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -135,3 +205,4 @@ def run_python(example: str, tmp_path: Path) -> None:
         [sys.executable, "-c", example], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
