@@ -7,7 +7,7 @@ import time
 import pytest
 
 from jaxleak import InputError, Run
-from jaxleak.paths import is_local, place
+from jaxleak.data.paths import is_local, place
 from jaxleak.results.store import locks
 from jaxleak.results.store.parts import PartName
 from jaxleak.results.store.shard import ALL, Shard

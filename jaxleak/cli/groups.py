@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
+from jaxleak.data.paths import place
 from jaxleak.errors import InputError
-from jaxleak.paths import place
 
 
 def optional(metavar: str) -> Any:

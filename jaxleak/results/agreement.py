@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.paths import write_atomically
+from jaxleak.data.paths import write_atomically
 from jaxleak.results.matching import match, mosaic
 from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jaxleak.attacks.presets import Attack, get_attack
+from jaxleak.data.paths import place
 from jaxleak.errors import InputError, check_positive
-from jaxleak.paths import place
 from jaxleak.results.matching import mosaic
 from jaxleak.results.result import Result
 from jaxleak.results.store.environment import environment

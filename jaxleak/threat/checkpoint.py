@@ -7,8 +7,8 @@ from typing import Any
 
 from jaxtyping import PyTree
 
+from jaxleak.data.paths import local_copy, write_atomically
 from jaxleak.models.weights import to_torch, variables_from_torch
-from jaxleak.paths import local_copy, write_atomically
 
 FILE = "trained-{}.safetensors"
 

@@ -12,10 +12,10 @@ import numpy as np
 from jaxtyping import PyTree
 
 from jaxleak.data import Dataset
+from jaxleak.data.paths import reachable
 from jaxleak.errors import InputError, check_choice, check_not_negative
 from jaxleak.models import build_model, load_variables
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
-from jaxleak.paths import reachable
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
 from jaxleak.threat.training import train_network

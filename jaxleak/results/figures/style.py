@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxleak.data.paths import place
 from jaxleak.errors import InputError
-from jaxleak.paths import place
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from jaxleak.data.paths import is_local, reachable
 from jaxleak.errors import InputError
-from jaxleak.paths import is_local, reachable
 from jaxleak.results.figures.grid import choose_trials, recovery_grid
 from jaxleak.results.figures.rates import mse_shares, success_by_image
 from jaxleak.results.figures.traces import convergence

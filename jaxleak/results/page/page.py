@@ -9,8 +9,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from jaxleak.data.paths import is_local, reachable, write_atomically
 from jaxleak.errors import InputError, check_not_negative
-from jaxleak.paths import is_local, reachable, write_atomically
 from jaxleak.results.page import sections
 from jaxleak.results.page.choose import choose
 from jaxleak.results.page.collect import Series, Source, find_series, read_runs

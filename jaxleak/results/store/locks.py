@@ -18,8 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
+from jaxleak.data.paths import create, is_local, write_atomically
 from jaxleak.errors import InputError
-from jaxleak.paths import create, is_local, write_atomically
 from jaxleak.results.store.shard import Shard
 
 RENEW_SECONDS = 20.0

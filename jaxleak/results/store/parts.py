@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from jaxleak.data.paths import is_local, move
 from jaxleak.errors import InputError
-from jaxleak.paths import is_local, move
 from jaxleak.results.store.columns import COLUMNS, Row
 from jaxleak.results.store.shard import ALL, Shard
 

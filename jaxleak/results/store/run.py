@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jaxleak.data.paths import create, is_local, reachable, sync_directory, write_atomically
 from jaxleak.errors import InputError, check_choice
-from jaxleak.paths import create, is_local, reachable, sync_directory, write_atomically
 from jaxleak.results.store.locks import Lock, alone, lock
 from jaxleak.results.store.parts import (
     Part,
