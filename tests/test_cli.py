@@ -143,7 +143,7 @@ def pictures(tmp_path_factory) -> Path:
         ("--attack dlg dlg:torch-lbfgs --lr 1", "`lr` must not be given with the solver lbfgs"),
         ("--solver torch-lbfgs --lr inf", "`lr` must be "),
         ("--scale relatve", "`scale` must be one of none, per-tensor, relative; got 'relatve'. Did you mean"),
-        ("--features -1", "`features` must be 0 or above; got -1.0."),
+        ("--label-term -1", "`label_term` must be 0 or above; got -1.0."),
         ("--stop-objective inf", "`stop_objective` must be "),
         # In float32 jax reads 32 bits of a seed: 2**32 is 0 again, and -1 another one than in float64.
         *[
@@ -221,11 +221,6 @@ def pictures(tmp_path_factory) -> Path:
         ("--objective cosin", "`objective` must be one of cosine, l2; got 'cosin'. Did you mean 'cosine'?"),
         ("--layers haed", "name layers of the network: conv1, conv2, conv3, head; got 'haed'. Did you mean 'head'?"),
         ("--layers conv1:-1", "a weight from 0 up after a colon if it is not 1, such as conv1 or conv1:4.0; got"),
-        ("--images 0 1 --batch 2 --features 1", "`features` reads the head's input from the gradient of one image;"),
-        (
-            "--images 0 --client-steps 1 --features 1",
-            "`features` reads the head's input from the gradient of one image;",
-        ),
         ("--images 0 --statistics 1", "`statistics` needs a model with BatchNorm; lenet has none. Leave it 0."),
         ("--images 0 --statistics 1 --client-steps 2", "`statistics` are those of one batch and one step; leave it 0"),
         ("--tv -1", "`tv` must be 0 or above; got -1.0."),
@@ -682,7 +677,7 @@ def test_a_run_without_rows(done, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--batch 2 --features 1", "`features` reads the head's input from the gradient of one image"),
+        ("--batch 2 --dummies 3", "`dummies` must be as many as the update's images, 2"),
         ("--layers conv9", "got 'conv9'"),
     ],
 )

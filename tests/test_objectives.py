@@ -12,12 +12,11 @@ import pytest
 from jax.nn import one_hot, softmax
 
 from jaxleak.attacks.distances import cosine_distance, squared_l2, squared_norm
-from jaxleak.attacks.labels import bias_label, head_gradient, head_input, idlg_label
+from jaxleak.attacks.labels import bias_labels, head_gradient, idlg_label
 from jaxleak.attacks.layer_weights import check_layers, parse_layer
 from jaxleak.attacks.objectives import (
     OBJECTIVES,
     SCALES,
-    feature_distance,
     label_distance,
     scale_factors,
     scaled,
@@ -29,7 +28,7 @@ from jaxleak.models import LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.threat.loss import cross_entropy, loss_gradient
-from jaxleak.threat.observe import Moments, factored_gradient, observe
+from jaxleak.threat.observe import Moments, observe
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, lenet_shapes, to_nchw, to_nhwc
 from tests.oracles.parity import load
@@ -321,15 +320,9 @@ def test_a_model_without_head_is_named():
         head_gradient({"fc": {}, "conv1": {}}, "kernel")
 
 
-def test_a_head_without_bias_is_named():
-    for read in (bias_label, head_input):
-        with pytest.raises(InputError, match=r"^`label` bias.* and `features`, need a head with a bias; it has kernel"):
-            read({"head": {"kernel": jnp.ones((2, 3))}})
-
-
 @pytest.fixture(scope="module")
 def behind_tanh():
-    """For 50 random networks and images: label and head input, and what is read of them."""
+    """For 50 random networks and images: the label, and what is read of it."""
     model = LeNet(num_classes=10, activation=jnp.tanh)
 
     def read(key):
@@ -337,38 +330,18 @@ def behind_tanh():
         image, label = jax.random.uniform(for_image, (1, 8, 8, 1)), jax.random.randint(for_label, (1,), 0, 10)
         params = model.init(for_weights, image)["params"]
         update = loss_gradient(model, params, image, one_hot(label, 10))
-        kernel = factored_gradient(model, params, image, one_hot(label, 10))["head"]["kernel"]
-        return label[0], kernel.left[0], idlg_label(update), bias_label(update), head_input(update)
+        return label[0], idlg_label(update), bias_labels(update, 1, jnp.zeros((0, 10)))[0]
 
     return quick_jit(jax.vmap(read))(jax.random.split(jax.random.key(1), 50))
 
 
 def test_bias_label_is_right_behind_any_activation(behind_tanh):
-    label, _, by_rows, by_bias, _ = behind_tanh
+    label, by_rows, by_bias = behind_tanh
     np.testing.assert_array_equal(by_bias, label)
     assert np.sum(by_rows != label) > 10  # iDLG's rule needs positive inputs
 
 
-def test_the_heads_input_follows_from_its_gradient(behind_tanh):
-    _, features, _, _, found = behind_tanh
-    np.testing.assert_allclose(found, features, rtol=1e-6, atol=1e-9)
-
-
-@pytest.mark.parametrize("size", [1.0, 1e-19, 1e-30])
-def test_the_heads_input_follows_from_small_gradients_in_float32(size):
-    rng = np.random.default_rng(0)
-    features, slope = rng.uniform(0, 1, 50), size * rng.standard_normal(10)
-    update = {"head": {"kernel": np.outer(features, slope), "bias": slope}}
-    found = head_input(jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), update))
-    np.testing.assert_allclose(found, features, rtol=1e-5)
-
-
-def test_an_empty_gradient_gives_no_input():
-    zero = {"head": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
-    np.testing.assert_array_equal(head_input(zero), np.zeros(2))
-
-
-# --- scales and features ---
+# --- scales ---
 
 
 def gradients(rng, sizes=(1.0, 1e-3, 1e3)):
@@ -423,14 +396,6 @@ def test_tensors_without_gradient_are_compared_as_they_are(scale):
     factors = scale_factors(update, scale)
     found = squared_l2(scaled({"a": jnp.ones(3), "b": jnp.zeros(2)}, factors), scaled(update, factors))
     assert float(found) == pytest.approx(1.5 if scale == "per-tensor" else 3.0)
-
-
-def test_feature_distance_is_relative_and_needs_a_dense_head():
-    gradient = {"head": {"kernel": Outer(jnp.array([[1.0, 2.0]]), jnp.ones((1, 3)))}}
-    assert float(feature_distance(gradient, jnp.array([1.0, 1.0]))) == pytest.approx(0.5)
-    assert float(feature_distance(gradient, jnp.zeros(2))) == pytest.approx(5.0)
-    with pytest.raises(InputError, match=r"^`features` needs a head that is a dense layer"):
-        feature_distance({"head": {"kernel": jnp.ones((2, 3))}}, jnp.zeros(2))
 
 
 # --- cosine ---

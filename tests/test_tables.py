@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from jaxleak.results.summary import summarise
-from jaxleak.results.tables import markdown_table, partial_text, rate_text, rates_by_image, status_table, summary_table
+from jaxleak.results.tables import partial_text, rate_text, rates_by_image, status_table, summary_table
 from jaxleak.results.verdict import STATUSES, Criteria
 
 
@@ -160,27 +160,11 @@ def test_rates_by_image_of_four_attacks_fit_100_columns():
     assert line_of(text, "7") == ["7", *["0.68 [0.54, 0.79]"] * 4]
 
 
-def test_markdown_is_one_line_for_each_group_and_says_partial():
-    lines = markdown_table(make_summary()).splitlines()
-    assert len(lines) == 3
-    assert lines[0].startswith("| attack | model | data set | image | solved | rate [95 %] |")
-    expected = (
-        f"| dlg | lenet | cifar100 | all | 68/100 | 0.68 [0.58, 0.76] | {ITERATIONS_TEXT} | 1,500 | 0.68 | 1.00, 1.00 |"
-    )
-    assert lines[2] == expected
-    assert {line.count("|") for line in lines} == {11}
-    partial = markdown_table(make_summary(expected=120), by_image=True).splitlines()
-    assert [line.split("|")[4].strip() for line in partial[2:5]] == ["3", "7", "all"]
-    assert partial[-1] == "partial: 100 of 120 trials"
-    assert r"a\|b" in markdown_table(make_summary([make_row(0, 7, attack="a|b")]))
-
-
 def test_a_run_without_trials_is_an_empty_table_that_says_so():
     empty = make_summary([], expected=10)
     assert partial_text(empty) == "partial: 0 of 10 trials"
     for table in (summary_table([empty]), status_table([empty]), rates_by_image(empty)):
         assert "partial: 0 of 10 trials" in shown(table)
-    assert markdown_table(empty).endswith("partial: 0 of 10 trials\n")
     assert shown(summary_table([]))
 
 

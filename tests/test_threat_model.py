@@ -653,17 +653,6 @@ def test_surrogates_are_other_images_of_the_data_set(small):
 # --- combinations that make no sense ---
 
 REFUSED = {
-    "features of a batch": ({"features": 1.0}, {}, "`features` reads the head's input from the gradient of one image;"),
-    "features after steps": (
-        {"features": 1.0},
-        {"images": (0,), "client": Client(steps=1)},
-        "`features` reads the head's input from the gradient of one image;",
-    ),
-    "features of two dummies": (
-        {"features": 1.0, "dummies": 2},
-        {"images": (0,)},
-        "`features` reads the head's input from the gradient of one image;",
-    ),
     "surrogate of nothing": (
         {"init": "surrogate"},
         {"images": range(8)},

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.lane_cond import update_if
-from jaxleak.attacks.objectives import OBJECTIVES, feature_distance, label_distance, scaled, statistics_distance
+from jaxleak.attacks.objectives import OBJECTIVES, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
 from jaxleak.kernels.outer import Outer
 from jaxleak.solvers import Context, Info
@@ -22,7 +22,7 @@ from jaxleak.threat.victim import Victim
 
 
 class Job(NamedTuple):
-    """What distinguishes one trial from another; integers only, so that a queue of jobs is an array.
+    """The four numbers that tell one trial from another. They are integers, so that a queue of jobs is an array.
 
     Like `Outcome`, it is numpy on the host and traced inside the program.
     """
@@ -34,7 +34,7 @@ class Job(NamedTuple):
 
 
 class Shared(NamedTuple):
-    """What all trials of a run have in common: passed to the compiled program, never baked into it."""
+    """Arrays that all trials of a run share. The compiled program takes them as arguments and never holds them."""
 
     images: Float[Array, "u b h w c"]  # pixels
     labels: Int[Array, "u b"]
@@ -48,7 +48,7 @@ class Shared(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """What stays the same while one trial runs."""
+    """The constants of one trial: its network, its shared update, and what is read from that."""
 
     params: PyTree  # this trial's network, or () when all share one
     update: PyTree  # what the client shared, scaled
@@ -56,7 +56,6 @@ class Problem(NamedTuple):
     layers: PyTree  # the part of them that is the layers' weights, or ()
     mask: PyTree  # 0 where the attacker knows that an entry was left out, or ()
     norm2: Float[Array, ""]  # squared norm of the layers compared, not scaled
-    features: PyTree  # the head's input that it gives away, or ()
     statistics: PyTree  # BatchNorm's, of the client's batch, or ()
     noise: PyTree  # data of the key of the solver's noise, or ()
     loss: Float[Array, ""]  # the client's, before it shared
@@ -85,12 +84,12 @@ class Attacker:
 
     @functools.cached_property
     def candidate(self) -> Candidate:
-        """What stands for the private data."""
+        """The kind of data that is optimised in place of the private data."""
         return CANDIDATES[self.victim.modality](self.victim, self.attack.dummies or self.victim.batch)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the parts of one member of the group, label logits among them if they are optimised."""
+        """Shapes of the parts of one member of the group; label logits are a part if they are optimised."""
         labels = {"label": (self.candidate.count, self.victim.num_classes)} if self.attack.label == "joint" else {}
         return {**self.candidate.shapes, **labels}
 
@@ -103,7 +102,7 @@ class Attacker:
     # --- before the first step ---
 
     def key(self, shared: Shared, job: Job) -> Array:
-        """From which the attacker of this trial draws."""
+        """The random key of this trial's attacker."""
         return jax.random.fold_in(jax.random.fold_in(shared.start_key, job.image), job.seed)
 
     def start(self, shared: Shared, job: Job, problem: Problem | None = None) -> Parts:
@@ -131,7 +130,7 @@ class Attacker:
         return jax.vmap(draw)(keys)
 
     def noise_key(self, shared: Shared, job: Job) -> Array:
-        """From which the solver draws."""
+        """The random key of this trial's solver."""
         return jax.random.fold_in(self.key(shared, job), 2)
 
     def labels(self, params: PyTree, update: PyTree, label: Int[Array, "b"]) -> Int[Array, "d"]:
@@ -199,9 +198,6 @@ class Attacker:
         # How far is what a client with this candidate would share from what the client shared?
         matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
-        if attack.features:
-            plain = attack.scale == "none" and attack.objective == "l2"
-            total += attack.features * (problem.norm2 if plain else 1.0) * feature_distance(gradient, problem.features)
         if attack.label_term:
             total += attack.label_term * label_distance(logits, target)
         for prior in self.candidate.priors(attack, parts):
@@ -240,7 +236,7 @@ class Attacker:
         return self.victim.target(problem.label, self.candidate.to_input(parts).dtype)
 
     def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target):
-        """What a client with this input would share, its outputs and statistics where they are asked for."""
+        """The gradient or update that a client with this input would share; its outputs and statistics if asked for."""
         attack, victim, model = self.attack, self.victim, self.victim.attacker_model
         params = problem.params if problem.params != () else shared.params
         if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images

@@ -1,4 +1,4 @@
-"""What an attack optimises in place of the private data: one class for each kind of data."""
+"""A candidate stands for the private data while an attack runs: one class for each kind of data."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -48,7 +48,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def to_input(self, parts: Parts) -> Float[Array, "d ..."]:
-        """What the network is given."""
+        """The network's input."""
 
     @abstractmethod
     def to_truth(self, parts: Parts) -> Float[Array, "d ..."]:
@@ -64,7 +64,7 @@ class Candidate(ABC):
         yield from ()
 
     def disagreement(self, parts: Parts) -> Float[Array, ""]:
-        """How far the members of a group, the leading axis of each part, are from one another."""
+        """Distance of the members of a group from one another; they are the leading axis of each part."""
         raise NotImplementedError
 
     def error(self, found: Float[Array, "d ..."], truth: Float[Array, "b ..."]) -> Float[Array, ""]:

@@ -1,4 +1,4 @@
-"""Which attacks make sense against which victims."""
+"""Refuses attacks that make no sense against a victim."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -37,13 +37,7 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         InputError: with the reason.
     """
     dummies = attack.dummies or victim.batch
-    one_gradient = victim.batch == dummies == 1 and not victim.client.trains
-    if attack.features and not one_gradient:
-        raise InputError(
-            "`features` reads the head's input from the gradient of one image; leave it 0 with --batch, --dummies or "
-            "local steps."
-        )
-    if attack.init == "analytic" and not one_gradient:
+    if attack.init == "analytic" and not (victim.batch == dummies == 1 and not victim.client.trains):
         raise InputError("`attack` analytic reads one image from one gradient; use --batch 1 and no local steps.")
     if attack.init == "surrogate" and victim.surrogates is None:
         raise InputError(

@@ -1,4 +1,4 @@
-"""How far apart two gradients are: squared distance, and the angle between them."""
+"""Distances of two gradients: the squared L2 distance, and the cosine of the angle between them."""
 
 from typing import Any, NamedTuple
 
@@ -67,7 +67,7 @@ def _apart(pair: tuple[PyTree, PyTree]) -> Float[Array, ""]:
 
 
 class _Directions(NamedTuple):
-    """What makes unit vectors of a pair, g and u."""
+    """The lengths of a pair of gradients, g and u, and the factors that make unit vectors of them."""
 
     squares: tuple[Float[Array, ""], ...]  # |g|^2 and |u|^2; 1 for 0
     factors: tuple[Float[Array, ""], ...]  # 1 / |g| and 1 / |u|

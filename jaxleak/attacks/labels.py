@@ -1,4 +1,4 @@
-"""What the attacker reads from the head's gradient: the labels of the images, and the head's input for one image.
+"""Label strategies: rules that read the labels of the images from the head's gradient.
 
 With mean cross-entropy over N images the head's bias gradient is, for class k with c_k of the N labels,
 
@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
-from jaxleak.attacks.analytic import dense_input
 from jaxleak.errors import InputError
 
 PROBES = 32
@@ -31,13 +30,11 @@ def head_gradient(update: PyTree, tensor: str) -> Array:
     """
     if "head" not in update:
         raise InputError(
-            f"`label` other than joint and known, and `features`, need a layer named 'head'; the model has "
-            f"{', '.join(sorted(update))}."
+            f"`label` other than joint and known needs a layer named 'head'; the model has {', '.join(sorted(update))}."
         )
     if tensor not in update["head"]:
         raise InputError(
-            f"`label` bias, unique and counts, and `features`, need a head with a {tensor}; "
-            f"it has {', '.join(sorted(update['head']))}."
+            f"`label` bias, unique and counts need a head with a {tensor}; it has {', '.join(sorted(update['head']))}."
         )
     return update["head"][tensor]
 
@@ -51,14 +48,6 @@ def idlg_label(update: PyTree) -> Int[Array, ""]:
     Source: Zhao, Mopuri & Bilen 2020 (iDLG), section 3.1 and the reference implementation's `argmin` of row sums.
     """
     return jnp.argmin(_row_sums(update))
-
-
-def bias_label(update: PyTree) -> Int[Array, ""]:
-    """The label of one image: the class whose bias gradient, softmax_k - [k = label], is negative.
-
-    Right whatever the activations, where `idlg_label` needs a head input whose sum is positive.
-    """
-    return jnp.argmin(head_gradient(update, "bias"))
 
 
 def idlg_labels(update: PyTree, count: int, logits: Float[Array, "m k"]) -> Int[Array, "count"]:
@@ -171,7 +160,7 @@ def counts(update: PyTree, count: int, logits: Float[Array, "m k"]) -> Int[Array
 
 @dataclass(frozen=True)
 class LabelStrategy:
-    """Where an attack's labels come from.
+    """A source of an attack's labels.
 
     Attributes:
         read: the function that reads them from the update (this file's first lines); None: nothing is read.
@@ -243,11 +232,3 @@ def probe_images(key, shape: tuple[int, int, int]) -> Float[Array, "m h w c"]:
     height, width, channels = shape
     colours = jax.random.uniform(key, (PROBES, 2, 2, channels))
     return jax.image.resize(colours, (PROBES, height, width, channels), "linear", antialias=False)
-
-
-def head_input(update: PyTree) -> Float[Array, "i"]:
-    """The input of the head for one image: exactly what the last layer gives away.
-
-    Source: Geiping et al. 2020 (Inverting Gradients), proposition 3.1; see `analytic.dense_input`.
-    """
-    return dense_input(head_gradient(update, "kernel"), head_gradient(update, "bias"))

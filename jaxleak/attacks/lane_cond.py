@@ -1,4 +1,4 @@
-"""Under `vmap`, `lax.cond` computes both branches for every lane; `update_if` skips what no lane asks for."""
+"""`lax.cond` under `vmap` computes both branches for every lane; `update_if` skips the branch that no lane asks for."""
 
 from collections.abc import Callable
 from typing import Any

@@ -7,8 +7,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxleak.attacks.distances import cosine_distance, squared_l2, squared_norm
 from jaxleak.attacks.layer_weights import layer_weights
-from jaxleak.errors import InputError
-from jaxleak.kernels.outer import Outer, is_outer, times
+from jaxleak.kernels.outer import is_outer, times
 from jaxleak.threat.observe import Moments
 
 OBJECTIVES = {"l2": squared_l2, "cosine": cosine_distance}
@@ -59,22 +58,6 @@ def _norm_unless_zero(leaves: list[Array]) -> Float[Array, ""]:
 def scaled(gradient: PyTree, factors: PyTree) -> PyTree:
     """Every tensor times its factor from `scale_factors`; leaves may be `Outer`."""
     return gradient if factors == () else jax.tree.map(times, gradient, factors, is_leaf=is_outer)
-
-
-def feature_distance(gradient: PyTree, features: Float[Array, "i"]) -> Float[Array, ""]:
-    """Relative squared distance |h - h*|^2 / |h*|^2 of the candidate's head input h from h*, the client's.
-
-    Args:
-        gradient: of the candidate, by `factored_gradient`.
-        features: h*, as `labels.head_input` finds it.
-
-    Raises:
-        InputError: the head is not a dense layer that is applied once, to one vector.
-    """
-    kernel = gradient["head"]["kernel"]
-    if not isinstance(kernel, Outer):
-        raise InputError("`features` needs a head that is a dense layer, applied once; leave it 0 for this model.")
-    return squared_norm(kernel.left - features) / _norm_unless_zero([features]) ** 2
 
 
 def label_distance(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:

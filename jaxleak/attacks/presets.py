@@ -10,12 +10,12 @@ from jaxleak.attacks.starts import check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
-WEIGHTS = ("features", "label_term", "tv", "norm", "statistics", "consistency")
+WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Attack:
-    """How the attacker rebuilds images from an update.
+    """Settings with which the attacker rebuilds images from an update.
 
     Attributes:
         name: what rows and tables call it.
@@ -27,10 +27,6 @@ class Attack:
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
             the scale.
         layers: the layers that are compared, "conv1" or with a weight "conv1:4"; () compares all.
-        features: weight of a term that pulls the head's input to the one that the update gives away, the two's
-            relative squared distance times the squared norm of the update (times 1 under another scale, and beside the
-            cosine). Threat model: the update is one image's plain gradient of cross-entropy, and the head is dense with
-            a bias. 0: no term.
         label_term: CPL's alpha, the weight of (prediction - label)^2 on softmax outputs (`objectives.label_distance`).
         tv: weight of the total variation (`priors.total_variation`).
         norm: weight of the candidate's norm (`priors.norm_prior`).
@@ -54,7 +50,6 @@ class Attack:
     objective: str = "l2"
     scale: str = "none"
     layers: tuple[str, ...] = ()
-    features: float = 0.0
     label_term: float = 0.0
     tv: float = 0.0
     norm: float = 0.0
@@ -104,12 +99,12 @@ class Attack:
 
     @property
     def published_as_it_is(self) -> bool:
-        """Whether the solver minimises a multiple of the published objective and nothing else."""
+        """True if the solver minimises a multiple of the published objective and nothing else."""
         return self.scale in ("none", "relative") and not any(getattr(self, name) for name in WEIGHTS)
 
     @property
     def needs_check(self) -> bool:
-        """Whether only tracing shows that it fits a victim."""
+        """True if only tracing shows that the attack fits a victim."""
         plain = Attack(name=self.name)
         return any(getattr(self, name) != getattr(plain, name) for name in ("layers", *WEIGHTS)) or self.init not in (
             "normal",
@@ -119,7 +114,13 @@ class Attack:
     def settings(self) -> dict[str, Any]:
         """Every field as plain data, the solver with its name."""
         solver: dict[str, Any] = asdict(self.solver)  # pyright: ignore[reportArgumentType]
-        return {**asdict(self), "layers": list(self.layers), "solver": {"name": solver_name(self.solver), **solver}}
+        gone = {"features": 0.0}  # a term that gained nothing; runs that were begun when there was one go on
+        return {
+            **gone,
+            **asdict(self),
+            "layers": list(self.layers),
+            "solver": {"name": solver_name(self.solver), **solver},
+        }
 
 
 # 300 iterations (of 20 evaluations) as in the reference implementations, whose solver is `TorchLBFGS`.

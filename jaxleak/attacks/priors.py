@@ -31,7 +31,7 @@ def norm_prior(x: Float[Array, "b h w c"]) -> Float[Array, ""]:
 
 
 def consistency(x: Float[Array, "g b h w c"]) -> Float[Array, ""]:
-    """How far a group's restarts are from one another: mean over g of |x_g - mean|^2, mean the mean over g.
+    """Distance of a group's restarts from one another: mean over g of |x_g - mean|^2, mean the mean over g.
 
     Source: Yin et al. 2021 (GradInversion), R_group, the group consistency regularisation.
     Differs: the consensus is the mean of each pixel; theirs registers the images to one another first.

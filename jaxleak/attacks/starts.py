@@ -1,4 +1,4 @@
-"""Where a trial starts: one image of the attacker's own."""
+"""Starts of the images: random, constant, a repeated tile, or another image of the data set."""
 
 from collections.abc import Callable
 

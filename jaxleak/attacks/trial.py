@@ -14,7 +14,6 @@ from jaxtyping import Array, Bool, Float, Int, PyTree
 from jaxleak.attacks.attacker import Attacker, Job, Problem, Shared
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
-from jaxleak.attacks.labels import head_input
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import scale_factors, scaled
 from jaxleak.attacks.presets import Attack
@@ -31,7 +30,7 @@ ENDING = {name: code for code, name in enumerate(ENDINGS)}
 
 
 class Record(NamedTuple):
-    """What is noted at the end of an iteration."""
+    """Values noted at the end of an iteration."""
 
     value: Float[Array, ""]  # objective at `candidate`
     candidate: Float[Array, "n"]  # flat; the last one at the end of an iteration
@@ -51,7 +50,7 @@ class TrialState(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a finished trial leaves."""
+    """The results of a finished trial."""
 
     ending: Int[Any, ""]
     evaluations: Int[Any, ""]
@@ -96,7 +95,7 @@ class Trial:
 
     @functools.cached_property
     def key(self) -> Hashable | None:
-        """What its functions depend on besides their arguments: see `engine.Program`.
+        """Everything that its functions depend on besides their arguments: see `engine.Program`.
 
         None where a part of it was written elsewhere, and may depend on what no field says.
         """
@@ -171,7 +170,6 @@ class Trial:
             layers=layers,
             mask=mask,
             norm2=squared_norm(scaled(update, layers)),
-            features=head_input(update) if attack.features else (),
             statistics=statistics,
             noise=noise,
             loss=victim.loss(params, x, target),
@@ -276,11 +274,11 @@ class Trial:
         )
 
     def running(self, state: TrialState) -> Bool[Array, ""]:
-        """Whether the trial has more to do."""
+        """True while the trial has more to do."""
         return state.ending == RUNNING
 
     def outcome(self, problem: Problem, state: TrialState) -> Outcome:
-        """What the trial leaves."""
+        """The results of the trial."""
         record = state.record
         parts, data = self.attacker.parts(record.candidate), self._data(record.candidate)
         # The last candidate stands for the iterations that the trial did not come to.

@@ -14,7 +14,7 @@ ATTACK_FIELDS = {
     **{
         name: name
         for name in (
-            "label", "objective", "scale", "layers", "features", "label_term", "tv", "norm", "statistics", "group",
+            "label", "objective", "scale", "layers", "label_term", "tv", "norm", "statistics", "group",
             "consistency", "box", "dummies", "knows_defence",
         )
     },

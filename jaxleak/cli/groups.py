@@ -125,8 +125,6 @@ class AttackFlags:
     """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
     layers: Names = None
     """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
-    features: Number = None
-    """Weight of matching the head's input, which one image's gradient gives away."""
     label_term: Number = None
     """CPL's alpha: weight of (prediction - label)^2."""
     tv: Number = None

@@ -1,4 +1,4 @@
-"""Tables of one or several runs, for a terminal (rich) and for a README (Markdown)."""
+"""Tables of one or several runs, for a terminal (rich)."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -237,31 +237,3 @@ def _key(group: Group) -> tuple[str, str, str]:
 
 def _solved(group: Group) -> str:
     return f"{group['successes']}/{group['trials']}"
-
-
-def markdown_table(summary: Summary, *, by_image: bool = False) -> str:
-    """The summary as a Markdown table, with model, data set and, if the run is not complete, a line saying so.
-
-    Args:
-        summary: as `summary.summarise` makes it.
-        by_image: also one line for each image.
-    """
-    headings = ["attack", "model", "data set", "image", *(name.replace("\n", " ") for name in COLUMNS)]
-    lines = [
-        [
-            group["attack"],
-            group["model"],
-            _short(group["dataset"]),
-            _image(group),
-            *(text(group) for text in COLUMNS.values()),
-        ]
-        for group in (summary["groups"] if by_image else _overall(summary))
-    ]
-    aligned = ["---"] * 3 + ["---:"] * (len(headings) - 3)
-    table = "\n".join(_markdown_line(line) for line in (headings, aligned, *lines))
-    partial = partial_text(summary)
-    return f"{table}\n\n{partial}\n" if partial else f"{table}\n"
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
