@@ -15,8 +15,8 @@ from jaxleak.models.resnet import BasicBlock
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.training import running_statistics, train_network
 from jaxleak.threat.victim import Victim, draw_params
-from tests.test_sweep import CLASSES, SHAPE, data  # noqa: F401
-from tests.test_threat_model import KNOWN, at, compiled, flat, truth_of
+from tests.sweeps import CLASSES, SHAPE
+from tests.trials import KNOWN, at, compiled, flat, truth_of
 
 MODEL = ResNet(num_classes=CLASSES, stage_sizes=(1,), block=BasicBlock, width=2, train=False, weight_init="torch")
 
@@ -34,11 +34,11 @@ def stats() -> Any:
     return jax.tree.map(lambda leaf: jnp.asarray(rng.uniform(0.5, 1.5, leaf.shape)), template)
 
 
-def victim_of(data: Dataset, params: Any, **changes) -> Victim:  # noqa: F811
+def victim_of(data: Dataset, params: Any, **changes) -> Victim:
     return replace(make_victim(MODEL, data, [0], network="shared"), params=params, **changes)
 
 
-def test_the_update_and_the_attack_use_the_running_statistics(data, params, stats):  # noqa: F811
+def test_the_update_and_the_attack_use_the_running_statistics(data, params, stats):
     victim = victim_of(data, params, batch_stats=stats)
     target = jax.nn.one_hot(victim.labels, CLASSES, dtype=float)
 
@@ -53,7 +53,7 @@ def test_the_update_and_the_attack_use_the_running_statistics(data, params, stat
     assert value < 1e-25
 
 
-def test_an_attacker_without_them_works_with_those_of_a_new_network(data, params, stats):  # noqa: F811
+def test_an_attacker_without_them_works_with_those_of_a_new_network(data, params, stats):
     victim = victim_of(data, params, batch_stats=stats, knows_statistics=False)
     target = jax.nn.one_hot(victim.labels, CLASSES, dtype=float)
     ((value, _),) = at(KNOWN, victim, truth_of(victim))
@@ -73,25 +73,25 @@ def flat_of(tree: Any) -> Any:
     return jnp.concatenate([jnp.ravel(leaf) for leaf in jax.tree.leaves(tree)])
 
 
-def test_who_knows_what_is_a_setting(data, params, stats):  # noqa: F811
+def test_who_knows_what_is_a_setting(data, params, stats):
     known = victim_of(data, params, batch_stats=stats)
     several = [victim_of(data, params), known, replace(known, knows_statistics=False)]
     settings = [str(victim.settings()) for victim in several]
     assert len(set(settings)) == 3
 
 
-def test_files_bring_them(data, params, stats, tmp_path):  # noqa: F811
+def test_files_bring_them(data, params, stats, tmp_path):
     save_weights(tmp_path / "w.safetensors", MODEL, params, SHAPE, stats)
     victim = make_victim(MODEL, data, [0], network="shared", weights=tmp_path / "w.safetensors")
     np.testing.assert_allclose(flat(victim.batch_stats), flat(stats), rtol=1e-6)
 
 
-def test_they_are_of_one_network(data, stats):  # noqa: F811
+def test_they_are_of_one_network(data, stats):
     with pytest.raises(InputError, match="`batch_stats` are of one network and need `network` shared"):
         replace(make_victim(MODEL, data, [0]), batch_stats=stats)
 
 
-def test_they_are_means_and_variances_of_the_layers_inputs(data, params):  # noqa: F811
+def test_they_are_means_and_variances_of_the_layers_inputs(data, params):
     victim = victim_of(data, params)
     found = running_statistics(victim.in_training(), params, data, list(range(6)), batch=3)
     parts = []
@@ -107,7 +107,7 @@ def test_they_are_means_and_variances_of_the_layers_inputs(data, params):  # noq
     np.testing.assert_allclose(found["bn1"]["var"], var, rtol=1e-9)
 
 
-def test_training_learns_them(data, params):  # noqa: F811
+def test_training_learns_them(data, params):
     victim = make_victim(MODEL, data, [0], network="shared")
     trained = train_network(victim, params, data, steps=1, batch=4)
     layers = trained.batch_stats
@@ -119,6 +119,6 @@ def test_training_learns_them(data, params):  # noqa: F811
     assert (flat(layers) != 0).all()
 
 
-def test_networks_of_several_victims_have_none(data):  # noqa: F811
+def test_networks_of_several_victims_have_none(data):
     with pytest.raises(InputError, match="`trained_steps` of a network whose BatchNorm is in evaluation mode"):
         make_victim(MODEL, data, [0, 1], network="per-image", trained_steps=1)

@@ -13,8 +13,8 @@ from jaxleak import InputError, Run, Sweep, make_victim, run_sweep
 from jaxleak.data import Dataset
 from jaxleak.threat import from_dataset
 from jaxleak.threat.victim import Victim
-from tests.test_threat_model import KNOWN, flat
-from tests.test_training import MODEL, SETTINGS, easy
+from tests.trainings import MODEL, SETTINGS, easy
+from tests.trials import KNOWN, flat
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,12 @@
 """The command line: what it refuses in one line, what it says, and what a run leaves. Stops are in test_resume.py."""
 
-import contextlib
-import io
 import json
 import re
 import shutil
 import warnings
 from dataclasses import fields
 from pathlib import Path
-from typing import NamedTuple
 
-import jax
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -21,40 +17,9 @@ from jaxleak.cli.parse import GROUPS, flag_texts
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import ENGINE_KEYS
 from jaxleak.results.verdict import STATUSES
+from tests.commands import Said, call, refusal, restored_globals
 
 FIGURES = {"recovery.png", "convergence.png", "success_by_image.png", "mse_shares.png"}
-
-
-@contextlib.contextmanager
-def restored_globals():
-    """The command line sets the precision and how warnings are shown."""
-    jax.devices()  # running, jax keeps the tests' two devices whatever the command asks for
-    precision, show = jax.config.read("jax_enable_x64"), warnings.showwarning
-    try:
-        yield
-    finally:
-        jax.config.update("jax_enable_x64", precision)
-        warnings.showwarning = show
-
-
-@pytest.fixture(autouse=True)
-def restore_globals():
-    with restored_globals():
-        yield
-
-
-class Said(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-def call(*arguments: object) -> Said:
-    """Run the command in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as ended:
-        cli.main([str(argument) for argument in arguments])
-    return Said(ended.value.code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -65,17 +30,6 @@ def no_engine(monkeypatch):
         raise AssertionError
 
     monkeypatch.setattr(engine.Engine, "run", never)
-
-
-def refusal(*arguments: object) -> str:
-    """The one line with which the command refuses."""
-    said = call(*arguments)
-    assert said.code == cli.BAD_INPUT == 2
-    assert said.out == ""
-    assert said.err.endswith("\n")
-    (line,) = said.err.splitlines()
-    assert line.startswith("jaxleak: ")
-    return line
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from jaxleak.threat.victim import Victim, draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc
 from tests.oracles.require_torch import require_torch
-from tests.test_trial import job
+from tests.trials import job
 
 CASE = lenet_cases()[-1]
 SHAPE = CASE.image.shape[1:]

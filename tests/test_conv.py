@@ -12,7 +12,7 @@ from jax import lax
 from jaxleak.kernels.conv import NHWC, fast_conv, patch_conv
 from jaxleak.kernels.llvm.bilinear import Geometry
 from jaxleak.kernels.patches import extract_patches
-from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
+from tests.fixtures import quick_jit
 
 VMAPS = {"no": None, "inputs": (0, None), "kernels": (None, 0), "both": (0, 0)}
 

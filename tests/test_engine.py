@@ -23,6 +23,7 @@ from jaxleak.models import LeNet
 from jaxleak.solvers import TorchLBFGS
 from jaxleak.threat.victim import Victim
 from tests.fixtures import quick_jit
+from tests.trials import out_of_memory_above
 
 ONE, TWO = jax.devices()[:1], jax.devices()[:2]
 
@@ -462,31 +463,6 @@ def test_lanes_that_do_not_fit_are_not_tried(monkeypatch, recwarn):
     assert 2 <= engine.stats.lanes <= 2 * 2000 // 20
     programs = engine._programs[engine.stats.lanes // 2][ONE[0]]
     assert engine.stats.lanes // 2 * programs.bytes_per_lane <= 2000
-
-
-def out_of_memory_above(lanes: int, monkeypatch, where: str, calls: int = 0) -> None:
-    """The device has room for `lanes`: more of them fail when compiled or, after `calls` calls, when run."""
-    original = runs.compile_for
-
-    def failing(*arguments):
-        programs = original(*arguments)
-        for one in programs.values():
-            if one.lanes <= lanes:
-                continue
-            if where == "compile":
-                raise RuntimeError("RESOURCE_EXHAUSTED: injected")
-            function, count = getattr(one, where), Counter()
-
-            def call(*arguments, function=function, count=count):
-                count["calls"] += 1
-                if count["calls"] > calls:
-                    raise RuntimeError("RESOURCE_EXHAUSTED: injected")
-                return function(*arguments)
-
-            setattr(one, where, call)
-        return programs
-
-    monkeypatch.setattr(runs, "compile_for", failing)
 
 
 @pytest.mark.parametrize("devices", [ONE, TWO], ids=["1 device", "2 devices"])

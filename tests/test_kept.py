@@ -17,7 +17,7 @@ from jaxleak.solvers import LBFGS, Adam
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Gaussian, Prune
 from jaxleak.threat.victim import ARGUMENTS, Victim
-from tests.test_trial import job
+from tests.trials import job
 
 ATTACK = replace(presets.IDLG, iterations=3)
 

@@ -25,7 +25,7 @@ from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.observe import factored_gradient
 from jaxleak.threat.victim import draw_params
-from tests.fixtures import kernels_as_users_run_them, quick_jit  # noqa: F401
+from tests.fixtures import quick_jit
 
 pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")
 DTYPES = [np.float32, np.float64]

@@ -5,7 +5,7 @@ import pytest
 from jaxleak import InputError, build_model, parameter_count
 from jaxleak.bench.models import measure_models
 from jaxleak.models import MODELS
-from tests.test_cli import call, refusal
+from tests.commands import call, refusal
 
 
 def test_parameters_are_counted():

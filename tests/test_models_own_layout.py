@@ -15,7 +15,7 @@ from jaxleak import IDLG, InputError, attack, load_dataset, make_victim
 from jaxleak.models import load_weights, save_weights
 from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import from_torch, to_torch
-from tests.test_resume import small_pictures
+from tests.processes import small_pictures
 
 SHAPE = (8, 8, 3)
 CLASSES = 5

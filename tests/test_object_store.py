@@ -11,23 +11,12 @@ from jaxleak.data.paths import is_local, place
 from jaxleak.results.store import locks
 from jaxleak.results.store.parts import PartName
 from jaxleak.results.store.shard import ALL, Shard
-from tests.test_cli import call, refusal
-from tests.test_resume import (
-    PAUSE,
-    assert_same,
-    finish,
-    restore_globals,
-    small_pictures,
-    small_run,
-    started,
-    wait_for_part,
-    whole,
-)
-from tests.test_store import ENVIRONMENT, SETTINGS, commit
+from tests.commands import call, refusal
+from tests.processes import PAUSE, assert_same, finish, small_pictures, started, wait_for_part
+from tests.stores import ENVIRONMENT, SETTINGS, commit
 
 pytest.importorskip("s3fs")
 server = pytest.importorskip("moto.server")
-__all__ = ["restore_globals", "small_run", "whole"]  # fixtures
 
 
 @pytest.fixture(scope="module")

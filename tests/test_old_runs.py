@@ -8,7 +8,7 @@ import pytest
 
 from jaxleak import Run, blocked_dot_general, fast_conv
 from jaxleak.models.describe import description
-from tests.test_cli import call, restore_globals  # noqa: F401
+from tests.commands import call
 
 COMMAND = (
     "run --attack idlg:torch-lbfgs --dataset small.npz --images 3 1 --seeds 3 --iterations 10 --history 20 --lanes 2 "

@@ -22,7 +22,7 @@ from jaxleak.runs.run import run_sweep
 from jaxleak.runs.session import Session
 from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.from_dataset import make_victim
-from tests.test_cli import call, refusal, restored_globals
+from tests.commands import call, refusal, restored_globals
 
 CLASSES = ("</script><script>document.title = 'bad'</script>", '<img src=x onerror="document.title=1">', '=1, "2"')
 

@@ -11,8 +11,8 @@ import pytest
 from jaxleak import IDLG, InputError, Run, Sweep, TorchLBFGS, load_dataset, make_victim, run_sweep
 from jaxleak.runs.ray import driver as ray_driver
 from jaxleak.runs.ray.driver import Ray
-from tests.test_cli import refusal, restore_globals  # noqa: F401
-from tests.test_resume import PROJECT, assert_same, small_pictures
+from tests.commands import refusal
+from tests.processes import PROJECT, assert_same, small_pictures
 
 ray = pytest.importorskip("ray")
 pytestmark = [pytest.mark.timeout(600)]

@@ -20,12 +20,11 @@ from pathlib import Path
 import pytest
 
 from jaxleak import Run
-from tests.test_cli import refusal
-from tests.test_resume import PROJECT, assert_same, finish, restore_globals, small_run, verdicts, wait_for_part
+from tests.commands import refusal
+from tests.processes import PROJECT, assert_same, finish, verdicts, wait_for_part
 
 pytest.importorskip("ray")
 pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]  # test_ray.py has the same in one process
-__all__ = ["restore_globals", "small_run"]  # fixtures
 
 # Writes as soon as something ends, so that a short run can be hit in its middle. A shell may start processes with
 # Ctrl-C ignored: here it never is.

@@ -11,10 +11,10 @@ from jaxleak.results.store.parts import PartName, part_name
 from jaxleak.results.store.shard import ALL, Shard, missing_shards, parse_shard
 from jaxleak.results.summary import expected_trials
 from jaxleak.runs.run import run_sweep
-from tests.test_cli import call, refusal, restore_globals  # noqa: F401
-from tests.test_resume import assert_same, finish, small_run, started, wait_for_part, whole  # noqa: F401
-from tests.test_store import ENVIRONMENT, SETTINGS, commit
-from tests.test_sweep import QUICKEST, assert_same_trials, data, sweep_of  # noqa: F401
+from tests.commands import call, refusal
+from tests.processes import assert_same, finish, started, wait_for_part
+from tests.stores import ENVIRONMENT, SETTINGS, commit
+from tests.sweeps import QUICKEST, assert_same_trials, sweep_of
 
 
 def create(path, shard: Shard) -> Run:
@@ -88,7 +88,7 @@ def test_a_shard_leaves_the_others_files_alone(tmp_path):
         assert Run.open(tmp_path).done() == {0, 1}
 
 
-def test_shards_need_a_directory(data):  # noqa: F811
+def test_shards_need_a_directory(data):
     with pytest.raises(InputError, match="`shard` needs `out`"):
         run_sweep(sweep_of(data), shard="0/2")
 
@@ -96,7 +96,7 @@ def test_shards_need_a_directory(data):  # noqa: F811
 # --- a run ---
 
 
-def test_three_shards_one_missing(data, tmp_path):  # noqa: F811
+def test_three_shards_one_missing(data, tmp_path):
     """The table names it; with it the run is the one that was not divided."""
     sweep = sweep_of(data, attacks=(QUICKEST,), seeds=3)
     wanted = run_sweep(sweep, tmp_path / "whole", quiet=True)
@@ -117,7 +117,7 @@ def test_three_shards_one_missing(data, tmp_path):  # noqa: F811
     assert "shards missing" not in call("table", out).out
 
 
-def test_what_is_left_can_be_run_in_one_process(data, tmp_path):  # noqa: F811
+def test_what_is_left_can_be_run_in_one_process(data, tmp_path):
     sweep = sweep_of(data, attacks=(QUICKEST,), seeds=3)
     run_sweep(sweep, tmp_path / "run", quiet=True, shard="0/3")
     result = run_sweep(sweep, tmp_path / "run", quiet=True)
@@ -125,7 +125,7 @@ def test_what_is_left_can_be_run_in_one_process(data, tmp_path):  # noqa: F811
     assert result.summary["complete"]
 
 
-def test_two_processes_at_once_one_of_them_killed(small_run, whole, tmp_path):  # noqa: F811
+def test_two_processes_at_once_one_of_them_killed(small_run, whole, tmp_path):
     out = tmp_path / "run"
     with (
         started([*small_run, "--shard", "0/2"], out) as first,
@@ -143,7 +143,7 @@ def test_two_processes_at_once_one_of_them_killed(small_run, whole, tmp_path):  
     assert run.shards(expected_trials(run.settings)) == {"count": 2, "missing": []}
 
 
-def test_a_wrong_shard_is_one_line(small_run, tmp_path):  # noqa: F811
+def test_a_wrong_shard_is_one_line(small_run, tmp_path):
     line = refusal(*small_run, "--shard", "3/3", "--out", tmp_path / "run")
     assert "`shard` must be I/N with I from 0 to N - 1, as in 0/8 to 7/8; got '3/3'" in line
     assert not (tmp_path / "run").exists()

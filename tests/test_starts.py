@@ -13,8 +13,8 @@ from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.solvers import Adam
 from jaxleak.threat.victim import Victim
-from tests.test_sweep import Tiny
-from tests.test_trial import job
+from tests.sweeps import Tiny
+from tests.trials import job
 
 RGB = (2, 12, 11, 3)  # two dummies
 GREY = (1, 28, 28, 1)

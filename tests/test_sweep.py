@@ -7,10 +7,8 @@ import tempfile
 import threading
 from collections import Counter
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,14 +17,12 @@ from rich.console import Console
 
 import jaxleak.runs.session as module
 from jaxleak import (
-    DLG,
     IDLG,
     LBFGS,
     Adam,
     InputError,
     JaxoptLBFGS,
     OptaxLBFGS,
-    Sweep,
     TorchLBFGS,
     attack,
     load_dataset,
@@ -37,7 +33,6 @@ from jaxleak.attacks.presets import get_attack
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.engine import Engine
 from jaxleak.engine import engine as runs
-from jaxleak.models.weight_init import dlg_uniform
 from jaxleak.results.intervals import wilson
 from jaxleak.results.result import Result
 from jaxleak.results.store.columns import COLUMNS
@@ -45,74 +40,26 @@ from jaxleak.results.store.run import Run
 from jaxleak.results.verdict import STATUSES, Criteria
 from jaxleak.runs.run import run_sweep
 from jaxleak.threat.victim import Victim
-
-SHAPE = (8, 8, 1)
-CLASSES = 3
-# Few evaluations, so that what rounding does to L-BFGS stays small.
-SHORT_LBFGS = TorchLBFGS(history=10, inner_steps=6)
-QUICK_DLG, QUICK_IDLG = (replace(preset, solver=SHORT_LBFGS, iterations=2) for preset in (DLG, IDLG))
-QUICKEST = replace(IDLG, solver=Adam(), iterations=3)
-
-
-class Tiny(nn.Module):
-    """Two dense layers: quick to compile. Uniform weights are the same however they are compiled, normal ones not."""
-
-    num_classes: int
-    head: str = "head"
-
-    @nn.compact
-    def __call__(self, x):
-        dense = partial(nn.Dense, kernel_init=dlg_uniform, bias_init=dlg_uniform)
-        x = nn.sigmoid(dense(12, name="first")(x.reshape(x.shape[0], -1)))
-        return dense(self.num_classes, name=self.head)(x)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """Eight grey pictures of 8 by 8 pixels; picture i has label i % 3."""
-    path = tmp_path_factory.mktemp("data") / "small.npz"
-    pixels = np.random.default_rng(0).integers(0, 256, (8, *SHAPE), dtype=np.uint8)
-    np.savez(path, images=pixels, labels=np.arange(8) % CLASSES)
-    return load_dataset(path)
-
-
-def sweep_of(
-    data, images=(4, 1, 3), attacks=(QUICK_DLG, QUICK_IDLG), seeds=2, network="per-trial", **settings
-) -> Sweep:
-    victim = make_victim(Tiny(CLASSES), data, list(images), network=network)
-    return Sweep(victim=victim, attacks=tuple(attacks), seeds=seeds, **{"snapshots": (0, 1), **settings})
+from tests.sweeps import (
+    CLASSES,
+    OWN,
+    QUICK_DLG,
+    QUICK_IDLG,
+    QUICKEST,
+    SHAPE,
+    SHORT_LBFGS,
+    Tiny,
+    assert_same,
+    assert_same_trials,
+    by_key,
+    sweep_of,
+)
 
 
 @pytest.fixture(scope="module")
 def small(data, tmp_path_factory) -> Result:
     """DLG and iDLG on three images from two starts each, with L-BFGS."""
     return run_sweep(sweep_of(data), tmp_path_factory.mktemp("small") / "run", lanes=4, quiet=True)
-
-
-def by_key(result: Result) -> dict[tuple[str, int, int], dict]:
-    return {(row["attack"], row["image"], row["seed"]): row for row in result.rows}
-
-
-# What belongs to a trial's own computation; the rest names the run or the moment.
-OWN = (
-    *("objective", "relative_objective", "mse", "mse_clipped", "psnr", "ssim", "relative_error", "max_abs"),
-    *("status", "evaluations", "iterations", "threshold_iterations", "threshold_evaluations", "label_found"),
-)
-
-
-def assert_same_trials(got: Result, wanted: Result):
-    """The trials that both have ended alike, up to rounding."""
-    got_rows, wanted_rows = by_key(got), by_key(wanted)
-    shared = got_rows.keys() & wanted_rows.keys()
-    assert len(shared) == min(len(got_rows), len(wanted_rows)) > 0
-    for key in shared:
-        for name in OWN:
-            assert_same(got_rows[key][name], wanted_rows[key][name], (key, name))
-
-
-def assert_same(got, wanted, what):
-    """Equal, numbers that are not counts up to rounding."""
-    assert got == (pytest.approx(wanted, rel=1e-6, abs=1e-9) if isinstance(wanted, float) else wanted), what
 
 
 def arrays_by_trial(result: Result, name: str) -> dict[int, np.ndarray]:

@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from jax.flatten_util import ravel_pytree
 
 from jaxleak import LBFGS, Adam, InputError, Sweep, load_dataset, make_victim
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ANALYTIC, Attack
-from jaxleak.attacks.trial import Job, Trial
+from jaxleak.attacks.trial import Job
 from jaxleak.data import Dataset
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
@@ -28,19 +27,17 @@ from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Laplace, Prune, PruneLayer, TopK
 from jaxleak.threat.loss import cross_entropy, loss_gradient
 from jaxleak.threat.victim import Victim
-from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch
-from tests.test_sweep import CLASSES, SHAPE, Tiny, data  # noqa: F401
-from tests.test_trial import Ran, job, run_trial
+from tests.sweeps import CLASSES, SHAPE, Tiny
+from tests.trials import KNOWN, Ran, at, compiled, flat, job, run_trial, trial_of, truth_of
 
-KNOWN = Attack(name="known", label="known", solver=Adam(lr=0.01), iterations=3, stop_objective=0)
 STILL = replace(KNOWN, solver=Adam(lr=1e-13), iterations=1)  # reports where it started
 NORMALISATION = ((0.4,), (0.2,))
 
 
 @pytest.fixture
-def small(data) -> Dataset:  # noqa: F811
+def small(data) -> Dataset:
     """Eight grey pictures of 8 by 8 pixels; picture i has label i % 3."""
     return data
 
@@ -60,33 +57,6 @@ def tiny(small: Dataset, images=(0, 1), **changes) -> Victim:
     """A victim with PARAMS, so that no test compiles how they are drawn; all images in one update."""
     victim = make_victim(Tiny(CLASSES), small, list(images), **{"network": "shared", "batch": len(images)} | changes)
     return replace(victim, params=PARAMS) if victim.network == "shared" else victim
-
-
-def trial_of(attack: Attack, victim: Victim, **changes) -> Trial:
-    return Trial(attack=attack, victim=victim, threshold=1e-4, **changes)
-
-
-def compiled(function, *arguments) -> Any:
-    """The function's results, as numpy."""
-    return jax.tree.map(np.asarray, quick_jit(function)(*arguments))
-
-
-def truth_of(victim: Victim) -> np.ndarray:
-    """The private images in the units of the network's input."""
-    mean, std = victim.normalisation or (0.0, 1.0)
-    return (np.asarray(victim.images, float) - mean) / std
-
-
-def at(attack: Attack, victim: Victim, *images: np.ndarray) -> list[Any]:
-    """What the solver is given at these candidates, (value, gradient) each; labels are not optimised."""
-    trial = trial_of(attack, victim)
-
-    def evaluate():
-        shared = trial.shared()
-        objective = trial.attacker.objective(shared, trial.prepare(shared, job()))
-        return [objective(jnp.ravel(image)) for image in images]
-
-    return compiled(evaluate)
 
 
 def update_of(victim: Victim, *jobs: Job) -> list[Any]:
@@ -114,10 +84,6 @@ def gradient_of(victim: Victim, params: Any = None, x: np.ndarray | None = None)
     return compiled(gradient)
 
 
-def flat(tree: Any) -> np.ndarray:
-    return np.asarray(ravel_pytree(tree)[0])
-
-
 def same(a: Any, b: Any) -> bool:
     return bool(np.array_equal(flat(a), flat(b)))
 
@@ -138,7 +104,7 @@ def swept(victim: Victim, attack: Attack, seeds: int = 2, **settings) -> Result:
 
 
 @pytest.fixture(scope="module")
-def shuffled(data) -> tuple[Victim, Result]:  # noqa: F811
+def shuffled(data) -> tuple[Victim, Result]:
     """Two images of one class and three starts: near the truth, the same with slots exchanged, one image far off."""
     victim = tiny(data, (0, 3))
     near = victim.images + np.random.default_rng(0).normal(0, 0.03, victim.images.shape)
@@ -531,7 +497,7 @@ def test_the_criterion_of_cosine_attacks_is_its_own(small):
 
 
 @pytest.fixture(scope="module")
-def group(data) -> tuple[Ran, list[Ran]]:  # noqa: F811
+def group(data) -> tuple[Ran, list[Ran]]:
     """A group of three without consistency, and its members' starts as trials of their own."""
     victim = tiny(data, (0, 1))
     attack = replace(KNOWN, solver=Adam(lr=0.1, sign="hard", schedule="step"), iterations=8, tv=1e-3)

@@ -1,6 +1,6 @@
 """A short training run: it learns, it can be repeated, and it never sees the victim's images."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,23 +16,7 @@ from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import cross_entropy
 from jaxleak.threat.training import HELD_OUT, accuracy, train_network
 from jaxleak.threat.victim import Victim, draw_params
-from tests.test_sweep import Tiny
-
-SHAPE = (4, 4, 1)
-CLASSES = 3
-COUNT = 200
-MODEL: Any = Tiny(CLASSES)
-SETTINGS: dict[str, Any] = {"network": "shared", "train_lr": 0.05}
-
-
-def easy(path, count: int = COUNT, seed: int = 0) -> Dataset:
-    """Class k has its bright band at row k, over noise."""
-    rng = np.random.default_rng(seed)
-    labels = rng.permutation(np.arange(count) % CLASSES)
-    pixels = rng.integers(0, 60, (count, *SHAPE))
-    pixels[np.arange(count), labels] += 150
-    np.savez(path, images=pixels.astype(np.uint8), labels=labels)
-    return load_dataset(path)
+from tests.trainings import CLASSES, COUNT, MODEL, SETTINGS, SHAPE, easy
 
 
 @pytest.fixture(scope="module")

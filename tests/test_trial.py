@@ -19,14 +19,11 @@ from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.victim import Victim
 from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_cases
+from tests.trials import Ran, job, run_trial
 
 DLG, IDLG = (replace(preset, solver=TorchLBFGS()) for preset in (attacks.DLG, attacks.IDLG))  # as published
 ATTACKS = {"dlg": DLG, "idlg": IDLG}
 GRAY8 = lenet_cases()[-1]
-
-
-def job(trial=0, slot=0, image=0, seed=0) -> Job:
-    return Job(*(jnp.asarray(number, jnp.int32) for number in (trial, slot, image, seed)))
 
 
 def victim_of(case: LenetCase, **changes) -> Victim:
@@ -48,32 +45,6 @@ def victim_of(case: LenetCase, **changes) -> Victim:
 
 def starts_of(case: LenetCase) -> dict[str, np.ndarray]:
     return {"image": case.candidate_image[None], "label": case.candidate_logits[None]}
-
-
-class Ran(NamedTuple):
-    """A trial after its end, and every state it went through."""
-
-    trial: Trial
-    states: list[Any]
-    outcome: Outcome
-    step: Any  # compiled: state -> state
-
-
-def run_trial(trial: Trial, which: Job | None = None) -> Ran:
-    """The plain Python loop that everything faster is compared with."""
-    shared, which = trial.shared(), job() if which is None else which
-
-    def begin(shared, which):
-        problem = trial.prepare(shared, which)
-        return problem, trial.init(shared, problem, which)
-
-    problem, state = quick_jit(begin)(shared, which)
-    compiled = quick_jit(trial.step)
-    states = [state]
-    while trial.running(states[-1]):
-        states.append(compiled(shared, problem, states[-1]))
-    outcome = jax.tree.map(np.asarray, trial.outcome(problem, states[-1]))
-    return Ran(trial, states, outcome, lambda state: compiled(shared, problem, state))
 
 
 def ending(outcome: Outcome) -> str:

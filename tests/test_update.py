@@ -23,8 +23,8 @@ from jaxleak.results.agreement import Restarts, report
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.shared_update import load_update
 from jaxleak.threat.victim import draw_params
+from tests.commands import call, refusal, restored_globals
 from tests.oracles.require_torch import require_torch
-from tests.test_cli import call, refusal, restored_globals
 
 ROOT = Path(__file__).parent.parent
 SHAPE = (16, 16, 3)

@@ -22,8 +22,8 @@ from jaxleak.runs.warnings import warnings_before
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Prune
 from jaxleak.threat.victim import Victim
-from tests.test_cli import call, restore_globals  # noqa: F401
-from tests.test_sweep import CLASSES, Tiny, data  # noqa: F401
+from tests.commands import call
+from tests.sweeps import CLASSES, Tiny
 
 QUICK = replace(IDLG, name="quick", solver=Adam(), iterations=2)
 BATCHNORM = "BatchNorm in train mode sees one image at a time"
@@ -34,7 +34,7 @@ KINDS = (BATCHNORM, DRAWN, CONSTANT, HIDDEN)
 
 
 @pytest.fixture
-def small(data) -> Dataset:  # noqa: F811
+def small(data) -> Dataset:
     return data
 
 

@@ -11,8 +11,8 @@ from jaxleak.engine.lanes import Lanes
 from jaxleak.kernels.precision import dtype
 from jaxleak.results.store.run import settings_hash
 from jaxleak.runs.ray.worker import Results, Worker
-from tests.test_engine import out_of_memory_above
-from tests.test_resume import small_pictures
+from tests.processes import small_pictures
+from tests.trials import out_of_memory_above
 
 ATTACK = replace(IDLG, solver=TorchLBFGS(history=20), iterations=3)
 
