@@ -1,8 +1,8 @@
 """`jaxleak bench`: restarts per second of jaxleak beside the alternatives, measured in one run.
 
-command.py    what the command does       settings.py      what is measured
+command.py    the command                 settings.py      what is measured
 runner.py     starts workers, asks them in turns           report.py, tables.py   medians, ratios, JSON, tables
-plan.py       processes, tasks, what starts together       estimate.py   how long it will take
+plan.py       processes, tasks, what starts together       estimate.py   the time it will take
 workers.py    the parent's end of a worker                 protocol.py   the worker's end
 worker.py     the variants in JAX: jaxleak's engine, plain_vmap.py, jaxopt (variants.py)
 pytorch_loop.py, pytorch_vmap.py   the variants in PyTorch, only ever run in processes of their own

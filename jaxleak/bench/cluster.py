@@ -18,10 +18,10 @@ from jaxleak.runs.ray.scheduler import Scheduler
 
 @dataclass(frozen=True)
 class Cluster:
-    """What is simulated.
+    """A cluster to simulate.
 
     Attributes:
-        workers: how many.
+        workers: their number.
         lanes: trials that each runs at once.
         trial_seconds: median time of a trial in its lane; times are log-normal.
         spread: standard deviation of its logarithm.
@@ -67,7 +67,7 @@ class _Worker:
         self.useful = 0.0  # seconds in lanes that ended in a result
 
     def clear(self) -> None:
-        """Nothing is in its lanes, and what was to come is void."""
+        """Empty its lanes, and void what was to come."""
         self.ends: list[tuple[float, float, int]] = []  # end, length, trial
         self.waiting: list[int] = []
         self.looks = 0.0  # when it looks at its lanes next
@@ -146,7 +146,7 @@ class _Simulation:
                 self.look_at(self.now + self.cluster.latency, other)
 
     def look(self, worker: _Worker) -> None:
-        """What ended goes to the driver, which gives anew; the trials at hand go on meanwhile."""
+        """Return ended trials to the driver, and take new ones from it; the trials at hand go on meanwhile."""
         done = worker.harvest(self.now)
         worker.refill(self.cluster.lanes, max(self.now, worker.ready), self.durations)
         cost = self.cluster.driver_seconds * len(done)
@@ -163,7 +163,7 @@ class _Simulation:
 
 
 def simulate(cluster: Cluster, trials: int, seed: int = 0) -> dict[str, Any]:
-    """Run so many trials; what became of them and how well the lanes were used.
+    """Run so many trials, and report their ends and how well the lanes were used.
 
     Returns:
         `seconds` on the simulated clock; `efficiency`: seconds in lanes that ended in a result, over all seconds of all
@@ -249,10 +249,10 @@ def main() -> None:
     for count in options.workers:
         base = Cluster(count, driver_seconds=options.driver_seconds)
         for name, changes in KINDS.items():
-            told = simulate(replace(base, **changes), options.trials_per_worker * count)
+            result = simulate(replace(base, **changes), options.trials_per_worker * count)
             print(
-                f"| {count:,} | {name} | {told['seconds'] / 3600:.2f} | {told['efficiency']:.3f} | "
-                f"{told['driver_share']:.2f} | {told['failures']} | {told['repeated']:,} | {told['lost']} |"
+                f"| {count:,} | {name} | {result['seconds'] / 3600:.2f} | {result['efficiency']:.3f} | "
+                f"{result['driver_share']:.2f} | {result['failures']} | {result['repeated']:,} | {result['lost']} |"
             )
 
 

@@ -1,4 +1,4 @@
-"""What `jaxleak bench` does: measure, write JSON, print tables."""
+"""The command `jaxleak bench`: measure, write JSON, print tables."""
 
 import json
 import os
@@ -37,7 +37,7 @@ def run_bench(settings: Settings, out: Path | None = None) -> dict[str, Any]:
 
 
 def _check_writable(out: Path) -> None:
-    """Before minutes of work: `out` is or can be a file."""
+    """Raise unless `out` is or can be a file; called before minutes of work."""
     folder = out.parent
     if out.is_dir():
         raise InputError(f"`out` must be a file; {out} is a directory.")
@@ -51,7 +51,7 @@ def _check_writable(out: Path) -> None:
 
 
 def _write(path: Path, text: str) -> None:
-    """All or nothing."""
+    """Write the whole text or nothing."""
     part = path.with_name(f".{path.name}.{os.getpid()}")
     part.write_text(text)
     os.replace(part, path)

@@ -1,4 +1,4 @@
-"""How long a measurement will take: what its parts took elsewhere, at the pace of this machine."""
+"""Estimates the time of a measurement from the time of its parts elsewhere and the pace of this machine."""
 
 import time
 
@@ -27,18 +27,18 @@ def core_seconds(name: str, model: str) -> float:
 
 
 def pace() -> float:
-    """How many times as long as where `COSTS` were measured a little work takes here and now."""
+    """Time of a little work here and now, relative to that where `COSTS` were measured."""
     began = time.perf_counter()
     _some_work()
     return (time.perf_counter() - began) / WORK_SECONDS
 
 
 def _some_work() -> dict[str, list[int]]:
-    """Memory taken and filled, as a compiler does; a loop over numbers alone suffers less from neighbours."""
+    """Take and fill memory, as a compiler does; a loop over numbers alone suffers less from neighbours."""
     return {str(number): [number] for number in range(200_000)}
 
 
 def clock(seconds: float) -> str:
-    """Rounded to five seconds, for people: "45 s", "2 min", "2 min 5 s"."""
+    """A time rounded to five seconds, for people: "45 s", "2 min", "2 min 5 s"."""
     minutes, rest = divmod(max(5, 5 * round(seconds / 5)), 60)
     return " ".join([*([f"{minutes} min"] if minutes else []), *([f"{rest} s"] if rest else [])])

@@ -1,4 +1,4 @@
-"""What the machine can do: its rate of matrix products and of copies; and what one evaluation asks of it."""
+"""Rates of the machine, in matrix products and copies, and the work of one evaluation."""
 
 import time
 from collections.abc import Callable

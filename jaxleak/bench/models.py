@@ -1,4 +1,4 @@
-"""What each model costs an attack: parameters, bytes a lane takes, evaluations per second on this machine."""
+"""Costs of each model in an attack: parameters, bytes a lane takes, evaluations per second on this machine."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -30,11 +30,11 @@ class Measured(NamedTuple):
 
 
 class _EnoughError(Exception):
-    """Measured for long enough."""
+    """Ends a measurement that is long enough."""
 
 
 def measure_models(only: tuple[str, ...] | None = None, *, seconds: float = 5.0) -> Iterator[Measured]:
-    """Every model with 100 classes, or those named; each line as it is measured.
+    """Measure every model with 100 classes, or those named; yields each line as it is measured.
 
     iDLG with `lbfgs` on one shared network, two lanes on each device. Compiling a deep network takes minutes.
 

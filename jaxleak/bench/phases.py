@@ -1,4 +1,4 @@
-"""Where the time of a step goes: programs for the engine that do only a part of a trial's step, for ever."""
+"""Programs for the engine that do only a part of a trial's step, for ever: they show where its time goes."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -33,14 +33,14 @@ class PhaseProgram:
 
     @property
     def key(self) -> None:
-        """It is compiled once."""
+        """None: the program is compiled once, and no other uses it."""
 
     def prepare(self, shared: Any, job: Any) -> Any:
-        """The trial's."""
+        """The trial's problem."""
         return self.trial.prepare(shared, job)
 
     def init(self, shared: Any, problem: Any, job: Any) -> Any:
-        """The trial's."""
+        """The trial's first state."""
         return self.trial.init(shared, problem, job)
 
     def step(self, shared: Any, problem: Any, state: Any) -> Any:
@@ -59,11 +59,11 @@ class PhaseProgram:
         return state._replace(solver=solver._replace(x=solver.x + NOTHING * change))
 
     def running(self, state: Any) -> Any:
-        """Always: an ended trial costs what a running one does."""
+        """Always True: an ended trial costs what a running one does."""
         return jnp.ones((), bool)
 
     def outcome(self, problem: Any, state: Any) -> Any:
-        """Not asked for: no trial ends."""
+        """The candidate; not used, since no trial ends."""
         return state.record.candidate
 
 

@@ -1,4 +1,4 @@
-"""What a JAX user would write first: stock Flax, `value_and_grad`, the two-loop recursion, and `vmap` over starts.
+"""The code that a JAX user writes first: stock Flax, `value_and_grad`, the two-loop recursion, and `vmap` over starts.
 
 Nothing of jaxleak's models, objectives or solvers is used. L-BFGS is torch's without line search, as in
 `jaxleak.solvers.TorchLBFGS`, but for the tests that end an outer step; Adam is optax's.

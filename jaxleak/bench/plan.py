@@ -1,4 +1,4 @@
-"""What is to be started: lane counts of every variant, processes and tasks of each, and which start together."""
+"""Plan of a measurement: lane counts of every variant, processes and tasks of each, and which start together."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PER_CORE = ("pytorch-processes", "pytorch-vmap", "pytorch-cosine-processes")  # 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What a measurement consists of, on a machine with so many `cores`, and PyTorch or not."""
+    """The parts of a measurement on a machine with so many `cores`, with or without PyTorch."""
 
     settings: Settings
     cores: int
@@ -40,14 +40,14 @@ class Plan:
         return [Entry(name, lanes, phase=phase) for phase in PHASES]
 
     def processes(self, entry: Entry) -> int:
-        """How many an entry has."""
+        """Number of an entry's processes."""
         return self.cores if entry.name in PER_CORE and not self.on_gpu else 1
 
     def tasks(self, entry: Entry) -> tuple[str, list[dict[str, Any]]]:
         """The module that an entry's processes run, and the first message to each.
 
         Raises:
-            WorkerError: it cannot be measured here.
+            WorkerError: the entry cannot be measured here.
         """
         task: dict[str, Any] = {"variant": entry.name, "lanes": entry.lanes, "settings": self.settings.plain()}
         if entry.name not in PYTORCH:

@@ -1,4 +1,4 @@
-"""What parent and worker say to each other: JSON lines on the worker's stdin and stdout. Imports nothing heavy.
+"""Messages between parent and worker: JSON lines on the worker's stdin and stdout. Imports nothing heavy.
 
 Parent: one task when the worker starts, then `{"measure": SECONDS}` as often as it likes; at the end of its stdin the
 worker ends.
@@ -58,7 +58,7 @@ class Meter:
         self._asked, self._began = time.perf_counter(), None
 
     def tick(self, evaluations: float, lane_iterations: float) -> bool:
-        """Take note of both counts since the start; whether the measurement is complete."""
+        """Take note of both counts since the start; True once the measurement is complete."""
         now = time.perf_counter()
         if self._began is None:
             if now >= self._asked + self._warm:

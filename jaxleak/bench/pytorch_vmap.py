@@ -77,7 +77,7 @@ class LBFGS:
         return stuck
 
     def forget(self, lanes: Tensor) -> None:
-        """These start afresh."""
+        """Let these restarts begin afresh."""
         # Zeroed as well as left out: 0 times what is not finite is not 0.
         self.s[:, lanes] = self.y[:, lanes] = self.rho[:, lanes] = 0
         self.direction[lanes] = self.step_size[lanes] = self.gradient[lanes] = self.age[lanes] = 0
@@ -114,7 +114,7 @@ class Adam:
         return torch.zeros_like(self.age, dtype=torch.bool)
 
     def forget(self, lanes: Tensor) -> None:
-        """These start afresh."""
+        """Let these restarts begin afresh."""
         self.mean[lanes] = self.square[lanes] = self.age[lanes] = 0
 
 
@@ -181,7 +181,7 @@ def work(task: dict[str, Any], link: Link) -> None:
 
 
 def fastest(batch: Callable[[int], Batch], counts: Sequence[int]) -> int:
-    """Of `counts`, how many restarts at once evaluate most per second."""
+    """The number of restarts at once, out of `counts`, that evaluates most per second."""
     rates = {}
     for lanes in counts:
         restarts = batch(lanes)

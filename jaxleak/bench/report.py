@@ -1,4 +1,4 @@
-"""From what was measured to numbers: medians and spreads, ratios, shares of what the machine can do, tables."""
+"""Results of a measurement: medians and spreads, ratios, shares of what the machine can do, tables."""
 
 import statistics
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ FIELDS = (
 
 
 def report(bench: "Bench") -> dict[str, Any]:
-    """Everything a measurement found out, as JSON has it."""
+    """All results of a measurement, as JSON has them."""
     settings, machine = bench.settings, {"cores": bench.cores, **machine_rates(bench.machine)}
     chosen = {entry.name: entry for entry in bench.variants}
     variants = []
@@ -77,7 +77,7 @@ def row(entry: Entry, machine: dict[str, Any], rounds: Sequence[dict[str, Any]])
     rate = statistics.median(rates)
     peak = max(measured["peak_bytes"] for measured in rounds)
     compiled = ready.get("memory_per_lane")
-    found = {
+    columns = {
         "evaluations_per_second": rate,
         "spread": [min(rates), max(rates)],
         "rounds": rates,
@@ -91,16 +91,16 @@ def row(entry: Entry, machine: dict[str, Any], rounds: Sequence[dict[str, Any]])
         "peak_bytes": peak,
         **({} if entry.name in COSINE else shares(rate, machine)),  # the work that is known is DLG's
     }
-    return {"name": entry.name, **blank(), **found, **({"failed": entry.failed} if entry.failed else {})}
+    return {"name": entry.name, **blank(), **columns, **({"failed": entry.failed} if entry.failed else {})}
 
 
 def _looked_at(entry: Entry) -> dict[str, Any]:
-    """What is left of a variant without a round: its first look, if it was interrupted after that."""
+    """Columns of a variant without a round: its first look if it was interrupted after that, else its failure."""
     if entry.failed or not entry.trial:
         return {"failed": entry.failed or "interrupted"}
     rate = entry.trial[-1]["evaluations_per_second"]
-    told = {"evaluations_per_second": rate, "lanes": entry.ready["lanes"]}
-    return {**told, "failed": "interrupted before its first round; the number is its first look's"}
+    look = {"evaluations_per_second": rate, "lanes": entry.ready["lanes"]}
+    return {**look, "failed": "interrupted before its first round; the number is its first look's"}
 
 
 def shares(rate: float, machine: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def shares(rate: float, machine: dict[str, Any]) -> dict[str, Any]:
     work = machine["evaluation"]
     if work is None:
         return {}
-    found: dict[str, Any] = {"flops_per_second": rate * work["flops"], "bytes_per_second": rate * work["bytes"]}
+    figures: dict[str, Any] = {"flops_per_second": rate * work["flops"], "bytes_per_second": rate * work["bytes"]}
     if machine["flops_per_second"]:
-        found["share_of_matrix_product"] = found["flops_per_second"] / machine["flops_per_second"]
-        found["share_of_copy"] = found["bytes_per_second"] / machine["bytes_per_second"]
-    return found
+        figures["share_of_matrix_product"] = figures["flops_per_second"] / machine["flops_per_second"]
+        figures["share_of_copy"] = figures["bytes_per_second"] / machine["bytes_per_second"]
+    return figures
 
 
 def ratios_of(variants: Sequence[dict[str, Any]]) -> tuple[dict[str, dict[str, float]], dict[str, Any]]:
@@ -139,15 +139,15 @@ def profile(phases: Sequence[Entry], variants: Sequence[dict[str, Any]]) -> dict
 
     `engine` is the variant itself, per useful evaluation: finished lanes, refills and the host included.
     """
-    found: dict[str, dict[str, float]] = {}
+    microseconds: dict[str, dict[str, float]] = {}
     for entry in phases:
         if entry.rounds:
             rate = statistics.median(measured["lane_iterations_per_second"] for measured in entry.rounds)
-            found.setdefault(entry.name, {})[entry.phase] = 1e6 * entry.ready["devices"] / rate
+            microseconds.setdefault(entry.name, {})[entry.phase] = 1e6 * entry.ready["devices"] / rate
             if entry.phase == PHASES[-1]:
                 whole = next(variant for variant in variants if variant["name"] == entry.name)
-                found[entry.name]["engine"] = 1e6 * entry.ready["devices"] / whole["evaluations_per_second"]
-    for times in found.values():
+                microseconds[entry.name]["engine"] = 1e6 * entry.ready["devices"] / whole["evaluations_per_second"]
+    for times in microseconds.values():
         if set(PHASES) <= times.keys():
             times["bookkeeping"] = times["step"] - times["objective-and-gradient"] - times["solver"]
-    return found
+    return microseconds

@@ -52,12 +52,12 @@ class Bench:
 
     @property
     def settings(self) -> Settings:
-        """What is measured."""
+        """Settings of the measurement."""
         return self._plan.settings
 
     @property
     def variants(self) -> list[Entry]:
-        """One for each variant that was started, with the best number of lanes so far."""
+        """One entry for each variant that was started, with the best number of lanes so far."""
         return [self._chosen[name] for name in self.settings.only if name in self._chosen]
 
     @property
@@ -68,12 +68,12 @@ class Bench:
 
     @property
     def has_torch(self) -> bool:
-        """Whether PyTorch can be imported, without importing it."""
+        """True if PyTorch can be imported; it is not imported."""
         return importlib.util.find_spec("torch") is not None
 
     @property
     def device(self) -> str:
-        """What computes, for people."""
+        """Name of the device that computes, for people."""
         ready = self.machine.ready
         if ready.get("platform") == "cpu":
             return f"{self.cores} CPU cores ({platform.machine()})"
@@ -118,7 +118,7 @@ class Bench:
 
     @property
     def _seconds(self) -> float:
-        """All measuring together."""
+        """Seconds of all measuring together."""
         return self.settings.seconds * (1.5 if self.settings.profile else 1.0)
 
     def _prepare_machine(self) -> None:

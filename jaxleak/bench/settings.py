@@ -1,4 +1,4 @@
-"""What is measured, and for how long."""
+"""Settings of a measurement: the variants, their model, and the time."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -82,5 +82,5 @@ class Settings:
         return SOLVERS[self.model]
 
     def plain(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """The settings as JSON has them."""
         return {**asdict(self), "only": list(self.only), "lanes": list(self.lanes), "solver": self.solver}

@@ -85,7 +85,7 @@ def jobs(settings: dict[str, Any], number: int = 0) -> Job:
 
 
 class Loop(NamedTuple):
-    """How one start moves, as one writes it without an engine.
+    """The loop of one start, as one writes it without an engine.
 
     Attributes:
         init: the state at a flat candidate.

@@ -112,7 +112,7 @@ class Team:
             self.ready["lanes"] = sum(answer["lanes"] for answer in answers)
 
     def measure(self, seconds: float) -> dict[str, Any]:
-        """What they did in about `seconds`, summed.
+        """Measure for about `seconds`; rates and memory are summed over the workers.
 
         Raises:
             WorkerError: one of them failed.
@@ -137,7 +137,7 @@ class Team:
 
 @dataclass(eq=False)
 class Entry:
-    """One variant with one lane count (or one phase of the profile), and what was found out about it.
+    """One variant with one lane count (or one phase of the profile), and its measurements.
 
     Attributes:
         name: of the variant.
@@ -159,7 +159,7 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Name of the entry, for people."""
         asked = f", {self.lanes} lanes" if self.lanes is not None else ""
         return f"{self.name}{asked}" + (f", {self.phase}" if self.phase else "")
 

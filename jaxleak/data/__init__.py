@@ -5,7 +5,7 @@ dataset.py   `Dataset`: pictures by their index; draws of images and batches
 prepared.py  what tensorflow-datasets has prepared
 pictures.py  the photographs in `photos/`, a folder, an `.npz` file
 decode.py    a picture's pixels
-paths.py     where files lie: folders, and object stores
+paths.py     paths of files in folders and object stores
 """
 
 from jaxleak.data.dataset import BATCH_LABELS, DATASETS, Dataset

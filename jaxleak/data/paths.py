@@ -1,4 +1,4 @@
-"""Where a run directory lies: on a file system, or in an object store (`s3://BUCKET/PATH`).
+"""Paths of run directories: on a file system, or in an object store (`s3://BUCKET/PATH`).
 
 Paths in object stores are fsspec's, by universal_pathlib, and are used as `pathlib.Path` is. What differs stands here.
 An object is there whole or not at all once it is written; there is no rename and no lock.
@@ -25,10 +25,10 @@ def place(path: str | Path) -> Path:
     Raises:
         InputError: a URL of a kind that is not known, or whose library is not installed.
     """
-    found = _URL.fullmatch(str(path))
-    if not is_local(path) or not found:
+    match = _URL.fullmatch(str(path))
+    if not is_local(path) or not match:
         return Path(path) if isinstance(path, str) else path
-    kind, rest = found.groups()
+    kind, rest = match.groups()
     if kind == "file":
         return Path(f"/{rest}")
     try:
@@ -42,33 +42,33 @@ def place(path: str | Path) -> Path:
 
 
 def is_local(path: Any) -> bool:
-    """Whether it lies on a file system."""
+    """True for a path on a file system."""
     return isinstance(path, str | Path)
 
 
 def reachable(path: str | Path) -> Path:
-    """`place`, of which an object store has been asked whether it answers, for this bucket and with these credentials.
+    """The directory of `place`; an object store has answered for this bucket with these credentials.
 
     Raises:
-        InputError: it does not.
+        InputError: the store does not answer.
     """
-    found = place(path)
-    if is_local(found):
-        return found
+    directory = place(path)
+    if is_local(directory):
+        return directory
     try:
-        remote: Any = found
+        remote: Any = directory
         bucket = remote.path.partition("/")[0]
         if bucket and remote.protocol != "memory" and not remote.fs.exists(bucket):
             raise InputError(
-                f"`{found}`: there is no bucket {bucket!r} that these credentials may read. Make it, or check them."
+                f"`{directory}`: there is no bucket {bucket!r} that these credentials may read. Make it, or check them."
             )
-        found.exists()
+        directory.exists()
     except InputError:
         raise
     except Exception as error:  # each store's library has its own
-        told = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise InputError(f"`{found}` cannot be reached ({told}). Check address and credentials.") from error
-    return found
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise InputError(f"`{directory}` cannot be reached ({reason}). Check address and credentials.") from error
+    return directory
 
 
 def sync_directory(path: Path) -> None:

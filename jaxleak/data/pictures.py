@@ -39,14 +39,14 @@ def load_folder(name: str, folder: Path, split: str | None, image_size: int | No
         if stray:
             raise InputError(f"`dataset` {name!r} has class folders and, beside them, {stray[0].name!r}; move it.")
         class_names = [entry.name for entry in class_folders]
-        found = [(file, label) for label, entry in enumerate(class_folders) for file in _visible(entry)]
+        labelled = [(file, label) for label, entry in enumerate(class_folders) for file in _visible(entry)]
     else:
         class_names = [entry.name for entry in entries]
-        found = [(file, label) for label, file in enumerate(entries)]
-    if not found:
+        labelled = [(file, label) for label, file in enumerate(entries)]
+    if not labelled:
         raise InputError(f"`dataset` {name!r} holds no pictures; put pictures, or one sub-folder per class, in it.")
-    files = [file for file, _ in found]
-    labels = np.asarray([label for _, label in found])
+    files = [file for file, _ in labelled]
+    labels = np.asarray([label for _, label in labelled])
     for file in files:
         open_picture(file).close()  # reads the header only
     size = image_size or FOLDER_SIZE

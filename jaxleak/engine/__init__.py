@@ -8,8 +8,8 @@ rounding of the vectorised arithmetic.
 
     programs.py  the program mapped over lanes, traced once, compiled for a device
     lanes.py     the lanes of one device, and the thread that works them
-    choice.py    how many lanes: to begin with, and by trying
-    memory.py    how many bytes a lane takes, and how many are free
+    choice.py    the number of lanes: a first guess, then a search
+    memory.py    bytes that a lane takes, and bytes that are free
     engine.py    the run: threads, queue, counters, what to do when memory runs out
 """
 

@@ -1,4 +1,4 @@
-"""How many lanes: to begin with, and by trying others on the work itself."""
+"""Chooses the number of lanes: a first guess, then a search on the work itself."""
 
 import math
 from typing import Any
@@ -15,9 +15,9 @@ GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves 
 def first_lanes(device: Any, trials: float = math.inf) -> int:
     """Lanes of a device that is to run so many trials.
 
-    A CPU device is a core. Measured, LeNet with history 100 on two cores, one network per trial: whole step 6,300
-    evaluations/s with 1 lane a core, 6,800 to 7,200 with 2 to 8, 6,000 with 16, 5,200 with 32. A lane costs the same
-    whether its trial runs or has ended, so a few trials get fewer lanes. On other devices 256, which was not measured.
+    A CPU device is a core. Its rate is highest, and nearly flat, from 2 to 8 lanes (experiments/NOTES.md): it gets 4.
+    A lane costs the same whether its trial runs or has ended, so a few trials get fewer lanes. On other devices 256,
+    which was not measured.
     """
     if device.platform != "cpu":
         return 256
@@ -30,8 +30,8 @@ class LaneSearch:
     Before others take the place of the best, the best is measured once more: loads come and go.
 
     Attributes:
-        lanes: what is being measured.
-        settled: whether the search is over.
+        lanes: the lanes per device that are being measured.
+        settled: True once the search is over.
     """
 
     def __init__(self, lanes: int, devices: int, limit: int):
@@ -56,7 +56,7 @@ class LaneSearch:
 
     @property
     def measured(self) -> bool:
-        """Whether the present number of lanes has its rate."""
+        """True once the present number of lanes has its rate."""
         return not self.settled and self._seconds >= PROBE_SECONDS * self._devices
 
     def advise(self) -> int:
@@ -68,6 +68,7 @@ class LaneSearch:
                 self._rival = rival
                 return self._best
             self._best = rival
+        # A hill climb: with a single peak nothing but the neighbours of the best can be better.
         near = [self._best * 2, self._best // 2]
         untried = [lanes for lanes in near if 1 <= lanes <= self._limit and lanes not in self._rates]
         self.settled = not untried or len(self._rates) > PROBES
@@ -78,6 +79,6 @@ class LaneSearch:
         self.settled = True
 
     def moved(self, lanes: int) -> None:
-        """From now on `lanes` per device are measured."""
+        """Measure `lanes` per device from now on."""
         self.lanes = lanes
         self._restart()

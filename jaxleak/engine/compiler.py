@@ -9,25 +9,25 @@ import functools
 import jax
 
 Options = dict[str, bool | int]
-# The fusion emitters compile LeNet's chunk in 2.2 s instead of 1.6 s and run no faster.
+# With the fusion emitters programs compile longer and run no faster (experiments/NOTES.md).
 WITHOUT_EMITTERS: Options = {"xla_cpu_use_fusion_emitters": False}
 
 
 def chunk_options() -> Options:
-    """For a program that runs for long."""
+    """Options for a program that runs for long."""
     return _taken(WITHOUT_EMITTERS)
 
 
 def once_options() -> Options:
-    """For a program that runs once a trial, where compiling counts.
+    """Options for a program that runs once a trial, where compiling counts.
 
-    LeNet with weights drawn per trial compiles in 0.9 s instead of 4.1 s, and runs as fast.
+    At a low level of optimisation it compiles several times faster, and runs as fast (experiments/NOTES.md).
     """
     return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 1})
 
 
 def quick_options() -> Options:
-    """For a program whose results are wanted once, whatever its speed, as in tests."""
+    """Options for a program whose results are wanted once, whatever its speed, as in tests."""
     return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 0})
 
 

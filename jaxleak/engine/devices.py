@@ -1,4 +1,4 @@
-"""How jax is told to use every core."""
+"""Makes jax use every core of a CPU."""
 
 import contextlib
 import os
@@ -14,12 +14,12 @@ PLUGINS = "jax_plugins"  # where jax looks for other backends: entry points of t
 def use_all_cores(cores: int | None = None) -> None:
     """Make every CPU core, or so many, a device of its own, and start jax; call it before jax does anything.
 
-    Measured on two cores, LeNet's objective and gradient: 2,700 evaluations/s on two one-core devices, 1,300 to 1,400
-    on one two-core device. Without effect where jax already runs.
+    One-core devices evaluate about twice as fast together as one device with two cores (experiments/NOTES.md). Without
+    effect where jax already runs.
 
     XLA's devices share a pool of threads, by default one per core, and hand their work to it. One thread beside their
-    own is enough: the whole step took 319 and 326 us with it, 340 and 354 us with two. Where jax may find an
-    accelerator the pool stays as it is, since it compiles for that too.
+    own is enough, and faster than two. Where jax may find an accelerator the pool stays as it is, since it compiles for
+    that too.
     """
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -21,7 +21,7 @@ from jaxleak.errors import InputError, check_positive
 
 @dataclass
 class EngineStats:
-    """What the engine did, over all its runs, and how well the lanes were used."""
+    """Counters and times of an engine over all its runs, and how well the lanes were used."""
 
     lanes: int = 0
     devices: int = 0
@@ -101,7 +101,7 @@ class Engine:
             _Run(self, queue, on_finished, on_chunk).work()
 
     def compile_ahead(self, jobs: Any) -> None:
-        """Compile what `run` of these jobs begins with, so that it need not: in another thread, beside other work.
+        """Compile what `run` of these jobs begins with; call it in another thread, beside other work.
 
         Nothing is compiled where the memory may not hold the lanes: `run` decides then.
         """
@@ -190,7 +190,7 @@ class _Run:
                 programs = self._engine.compile(self._traced, self._devices, lanes)
                 fitting = max(1, self._room // programs[0].bytes_per_lane)
                 if lanes <= fitting:
-                    crew = [Lanes(one, self._queue, self._engine.chunk) for one in programs]
+                    crew = [Lanes(compiled, self._queue, self._engine.chunk) for compiled in programs]
                     break
                 lanes = fitting
             except Exception as error:
@@ -215,8 +215,8 @@ class _Run:
     def _restart(self, crew: list[Lanes], lanes: int) -> list[Lanes]:
         if self._search is not None:
             self._search.settle()
-        for one in crew:
-            self._queue.put_back(one.release())
+        for member in crew:
+            self._queue.put_back(member.release())
         crew.clear()  # and with it the arrays
         self._entered -= self._stats.trials_running
         self._stats.trials_waiting, self._stats.trials_running = self._queue.total - self._entered, 0
@@ -230,7 +230,7 @@ class _Run:
         count = crew[0].count
         try:
             programs = coming.result()
-            crew = [one.moved(other) for one, other in zip(crew, programs, strict=True)]
+            crew = [member.moved(other) for member, other in zip(crew, programs, strict=True)]
         except Exception as error:
             _fewer(2, error)  # raises it, unless it says that memory ran out
             return self._restart(crew, count)
@@ -239,7 +239,7 @@ class _Run:
         return crew
 
     def _exchange_is_due(self, report: Report) -> bool:
-        """Count the report for the search; whether programs for other lanes lie ready."""
+        """Count the report for the search; True once programs for other lanes are ready."""
         search = self._search
         if self._coming is not None:
             return self._coming.done()
@@ -257,7 +257,7 @@ class _Run:
         return False
 
     def _seconds_left(self) -> float:
-        """If the trials to come take as long as those so far, a running one half; 0 while too few are done to say."""
+        """Seconds to go if trials take as long as those so far, a running one half; 0 while too few are done to say."""
         waiting, running = self._stats.trials_waiting, self._stats.trials_running
         done, seconds = self._queue.total - waiting - running, self._stats.seconds - self._seconds_before
         return seconds * (waiting + running / 2) / (done + running / 2) if done >= running else 0.0
@@ -267,25 +267,25 @@ class _Run:
     def _phase(self, crew: list[Lanes]) -> Exception | None:
         """Let every device work until no trial is left, other lanes are due, or one fails: then its error."""
         reports, stop = queues.SimpleQueue(), threading.Event()
-        threads = [threading.Thread(target=one.work, args=(reports.put, stop), daemon=True) for one in crew]
+        threads = [threading.Thread(target=member.work, args=(reports.put, stop), daemon=True) for member in crew]
         began, before = time.perf_counter(), self._stats.seconds
         error, working = None, len(crew)
         for thread in threads:
             thread.start()
         try:
             while working:
-                one, report = reports.get()
+                member, report = reports.get()
                 self._stats.seconds = before + time.perf_counter() - began
                 working -= report.ended
                 error = error or report.error
                 self._take(report, len(crew))
-                one.read()
+                member.read()
                 if error is not None or self._exchange_is_due(report):
                     stop.set()
         finally:
             stop.set()
-            for one, thread in zip(crew, threads, strict=True):
-                one.read()
+            for member, thread in zip(crew, threads, strict=True):
+                member.read()
                 thread.join()
         return error
 
@@ -306,10 +306,10 @@ class _Run:
 
 
 def homes_of(devices: list[Any]) -> list[Any]:
-    """Where each device's program and arrays live.
+    """The device on which each device's program and arrays live.
 
-    CPU devices share their memory, and a compiled program may run in several threads at once. Measured on two cores
-    with LeNet: 2,400 lane-steps/s either way, and half the compilation of a program for each.
+    CPU devices share their memory, and a compiled program may run in several threads at once. One program for all is as
+    fast as one for each, and is compiled once (experiments/NOTES.md).
     """
     return [devices[0]] * len(devices) if devices[0].platform == "cpu" else devices
 

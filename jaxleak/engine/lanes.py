@@ -29,7 +29,7 @@ class Finished(NamedTuple):
 
 @dataclass
 class Report:
-    """What a device has done since its last report."""
+    """Counts and times of a device since its last report, and the trials that it finished."""
 
     finished: Finished | None = None
     entered: int = 0
@@ -54,11 +54,11 @@ class JobQueue:
 
     @property
     def open(self) -> bool:
-        """Whether more may come."""
+        """True while jobs may be added."""
         return self._open
 
     def extend(self, jobs: Any) -> None:
-        """Jobs behind those that are there."""
+        """Add jobs behind those that are there."""
         with self._changed:
             if not self._open:
                 raise ValueError("the queue is closed")
@@ -68,13 +68,13 @@ class JobQueue:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Nothing more comes."""
+        """Say that no more jobs come."""
         with self._changed:
             self._open = False
             self._changed.notify_all()
 
     def wait(self, seconds: float) -> bool:
-        """Until there is a job, nothing more comes, or so long; False where nothing more comes and none is there."""
+        """Wait for a job, for `close`, or for so many seconds; False where the queue is closed and empty."""
         with self._changed:
             self._changed.wait_for(lambda: self._waiting or not self._open, seconds)
             return self._open or bool(self._waiting)
@@ -88,7 +88,7 @@ class JobQueue:
             return np.array([self._waiting.popleft() for _ in range(min(count, len(self._waiting)))], int)
 
     def put_back(self, positions: np.ndarray) -> None:
-        """These jobs are next again."""
+        """Put these jobs first in the queue again."""
         with self._changed:
             self._waiting.extendleft(int(position) for position in reversed(positions))
 
@@ -134,12 +134,12 @@ class Lanes:
 
     @property
     def count(self) -> int:
-        """How many lanes."""
+        """Number of lanes."""
         return self._programs.lanes
 
     @property
     def bytes_each(self) -> int:
-        """What one takes while it computes."""
+        """Bytes that a lane takes while it computes."""
         return self._programs.bytes_per_lane
 
     def work(self, post: Callable[[tuple["Lanes", Report]], None], stop: threading.Event) -> None:
@@ -176,21 +176,21 @@ class Lanes:
         post((self, report))
 
     def read(self) -> None:
-        """A report was dealt with."""
+        """Say that a report was dealt with."""
         self._ahead.release()
 
     def moved(self, programs: Programs) -> "Lanes":
         """The same trials in other lanes; those for which there is none run as lanes become free."""
         other = Lanes(programs, self._queue, self._chunk)
         held = np.flatnonzero(self._owner >= 0)
-        own = _Parked(self._problem, self._state, held, self._owner[held], self._entered[held])
-        other._parked = [one for one in (*self._parked, own) if one.lanes.size]
+        present = _Parked(self._problem, self._state, held, self._owner[held], self._entered[held])
+        other._parked = [parked for parked in (*self._parked, present) if parked.lanes.size]
         other._limit = max(1, self._limit // GROWTH)
         return other
 
     def release(self) -> np.ndarray:
         """Positions in the queue of the trials that had begun."""
-        return np.concatenate([self._owner[self._owner >= 0], *(one.owner for one in self._parked)])
+        return np.concatenate([self._owner[self._owner >= 0], *(parked.owner for parked in self._parked)])
 
     # --- what the device computes; the clock of the host stands still meanwhile ---
 
@@ -254,6 +254,7 @@ class Lanes:
         self._running, steps = np.array(running), int(steps)
         report.steps_useful, report.steps_total = int(useful), steps * self._programs.lanes
         if steps:
+            # The first chunks are short, and their time says little of a step: the limit grows by degrees.
             fitting = CHUNK_SECONDS * steps / (self._idle_since - began)
             self._limit = int(max(1, min(fitting, GROWTH * self._limit, 1 << 30)))
 
@@ -264,6 +265,7 @@ class Lanes:
 
     def _blocks(self, lanes: np.ndarray, spare: int):
         """`lanes` in blocks, each with its index array of constant length, filled up with `spare`."""
+        # Arrays of one length: another length would be another program to compile.
         size = self._programs.block
         for start in range(0, lanes.size, size):
             block = lanes[start : start + size]

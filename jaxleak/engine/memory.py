@@ -1,4 +1,4 @@
-"""How many bytes are free, and how many an array or a tree of arrays takes."""
+"""Bytes that are free, and bytes that an array or a tree of arrays takes."""
 
 import os
 from pathlib import Path
@@ -32,7 +32,7 @@ def _free_on(device: Any) -> int:
 
 
 def available_bytes() -> int:
-    """What the operating system could still give this process, the limits of its control groups included."""
+    """Bytes that the operating system could still give this process, within the limits of its control groups."""
     free = [_meminfo(), *_cgroups()]
     known = [amount for amount in free if amount is not None]
     return max(0, min(known)) if known else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -50,8 +50,8 @@ def _cgroups() -> list[int | None]:
     """Limit less use, of version 2 (every group from the process's own upwards) and of version 1."""
     groups = [CGROUP]
     try:
-        own = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-        here = CGROUP / own.lstrip("/")
+        group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
+        here = CGROUP / group.lstrip("/")
         groups += [here, *(parent for parent in here.parents if CGROUP in parent.parents)]
     except (OSError, StopIteration):
         pass

@@ -30,7 +30,7 @@ class Program(Protocol):
     def key(self) -> Hashable | None: ...
 
     def prepare(self, shared: Any, job: Any) -> Any:
-        """What stays the same while the trial runs."""
+        """The problem: all that stays the same while the trial runs."""
         ...
 
     def init(self, shared: Any, problem: Any, job: Any) -> Any:
@@ -42,11 +42,11 @@ class Program(Protocol):
         ...
 
     def running(self, state: Any) -> Any:
-        """Whether the trial has more to do (bool scalar)."""
+        """True while the trial has more to do (bool scalar)."""
         ...
 
     def outcome(self, problem: Any, state: Any) -> Any:
-        """What a finished trial leaves: small arrays."""
+        """The outcome of a finished trial: small arrays."""
         ...
 
 
@@ -82,6 +82,7 @@ class Traced:
             steps, _, running, _ = carry
             return (steps < limit) & (jnp.sum(running) > enough)
 
+        # Lanes whose trial has ended are stepped as well: leaving them out would need programs of other sizes.
         def body(carry):
             steps, useful, running, state = carry
             state = jax.vmap(self._step, (None, 0, 0))(shared, problem, state)
@@ -144,7 +145,7 @@ class Programs:
             )
 
     def wait(self) -> None:
-        """Until all is compiled."""
+        """Wait until all is compiled."""
         self.refill, self.blank = self._refill.result(), self._blank.result()
         self.outcome, self.chunk = self._outcome.result(), self._chunk.result()
         needs = [self.lanes * tree_bytes(self._traced.trial_type)]  # a backend may not say more
@@ -156,7 +157,7 @@ class Programs:
         del self._refill, self._blank, self._outcome, self._chunk
 
     def on(self, shared: Any) -> "Programs":
-        """The same, for these shared arrays."""
+        """The same programs for these shared arrays."""
         programs = copy.copy(self)
         programs.shared = shared
         return programs

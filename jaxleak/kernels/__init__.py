@@ -1,6 +1,6 @@
 """Products that are fast under `vmap`, with kernels of our own on a CPU.
 
-Each function here works on every platform; what calls a kernel says what stands in for it.
+Each function works on every platform; a module that calls a kernel names what stands in for it elsewhere.
 
 conv      convolution, by kernels or as slices and matrix products (`patches`)
 dense     the product of a dense layer

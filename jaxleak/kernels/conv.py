@@ -57,6 +57,7 @@ def fast_conv(
         _, height, width, channels = spread.shape
         kh, kw, _, o = kernel.shape
         geometry = Geometry(height, width, channels, (kh, kw), o, tuple(window_strides), pads)
+        # The kernels keep their arguments' type and know no sharding: `patch_conv` takes the rest.
         own_type = preferred_element_type in (None, inputs.dtype) and out_sharding is None
         if own_type and usable(inputs, kernel) and geometry.fits(str(inputs.dtype)):
             return native_conv(spread, kernel, geometry)
@@ -88,7 +89,7 @@ def patch_conv(
     preferred_element_type=None,
     out_sharding=None,
 ) -> Float[Array, "b oh ow o"]:
-    """The same by patches and matrix products, on any platform.
+    """The same convolution by patches and matrix products, on any platform.
 
     What is not a convolution of floating-point images in NHWC (`serves`), and what leaves no pixel, is handed to
     `lax.conv_general_dilated`. Arguments as for `fast_conv`.
@@ -98,6 +99,7 @@ def patch_conv(
         kh, kw, *_ = kernel.shape
         window = _reach((kh, kw), rhs_dilation)
         padded = (size + sum(pair) for size, pair in zip(_reach(inputs.shape[1:3], lhs_dilation), pads, strict=True))
+        # A window larger than the image has no patches; lax gives the empty result.
         if all(size >= needed for size, needed in zip(padded, window, strict=True)):
             spread = _spread(inputs, lhs_dilation, pads)
             patches = extract_patches(spread, (kh, kw), tuple(window_strides), _pair(rhs_dilation))
@@ -118,7 +120,7 @@ def patch_conv(
 
 
 def serves(inputs: Array, kernel: Array, dimension_numbers=None) -> bool:
-    """Whether it is a convolution of floating-point images [b, h, w, c] with a kernel [kh, kw, i, o]."""
+    """True for a convolution of floating-point images [b, h, w, c] with a kernel [kh, kw, i, o]."""
     if inputs.ndim != 4 or kernel.ndim != 4 or not jnp.issubdtype(inputs.dtype, jnp.floating):
         return False
     layout = lax.conv_dimension_numbers(inputs.shape, kernel.shape, dimension_numbers or NHWC)

@@ -10,7 +10,7 @@ from jax import lax
 from jaxleak.kernels.llvm import usable
 from jaxleak.kernels.llvm.bilinear import Geometry, native_conv
 
-BLOCK = 32
+BLOCK = 32  # inputs whose products are summed before the blocks are
 
 
 def blocked_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_element_type=None):

@@ -2,7 +2,7 @@
 
 A dense layer's weight gradient is the outer product of its inputs and its outputs' gradients. Matching needs the
 distance of that product from the shared gradient and the distance's derivatives: `Outer` and `outer_distance` give them
-without building the product (LeNet's head: 307 kB for each trial, read and written several times per evaluation).
+without building the product, which would be read and written several times per evaluation.
 """
 
 from typing import Any, NamedTuple
@@ -27,17 +27,17 @@ class Outer(NamedTuple):
 
 
 def is_outer(leaf: Any) -> bool:
-    """Whether a part of a tree is an `Outer`: its leaf, for `jax.tree`'s `is_leaf`."""
+    """True for an `Outer`; as `is_leaf` it makes `jax.tree` take an `Outer` as one leaf."""
     return isinstance(leaf, Outer)
 
 
 def times(tree: PyTree, factor: Float[Array, ""]) -> PyTree:
     """Every tensor times a number."""
 
-    def one(leaf):
+    def scaled(leaf):  # of a product only one factor
         return leaf._replace(right=factor * leaf.right) if isinstance(leaf, Outer) else factor * leaf
 
-    return jax.tree.map(one, tree, is_leaf=is_outer)
+    return jax.tree.map(scaled, tree, is_leaf=is_outer)
 
 
 @jax.custom_jvp
@@ -69,6 +69,7 @@ def _distance_and_slopes(left, right, target):
     return tuple((_kernel if usable(left, right, target) and call.fits else _by_residual)(left, right, target))
 
 
+# The kernel has no derivatives: for second ones the product is built after all.
 @_distance_and_slopes.defjvp
 def _(primals, tangents):
     return jax.jvp(_by_residual, primals, tangents)

@@ -1,7 +1,6 @@
 """Products and norms of the vectors that a solver works with; on a CPU by kernels of our own.
 
-Measured in LeNet's whole step, 4 lanes on a core, with XLA's sums: 304 us with a shared network, 341 us with one per
-trial; with the sums of `pair` and `products`: 297 and 310 us.
+A kernel takes several sums in one reading, so that the whole step is faster than with XLA's (experiments/NOTES.md).
 """
 
 from typing import NamedTuple
@@ -15,7 +14,7 @@ from jaxleak.kernels.llvm.primitive import lane_primitive
 
 
 class Pair(NamedTuple):
-    """What one step teaches a quasi-Newton method, and the sizes its tests ask for."""
+    """Change of the gradient over one step, inner products with it, and the norms that a solver's tests need."""
 
     y: Float[Array, "n"]  # change of the gradient
     ys: Float[Array, ""]
@@ -27,7 +26,7 @@ class Pair(NamedTuple):
 
 
 def pair(gradient: Float[Array, "n"], previous: Float[Array, "n"], s: Float[Array, "n"]) -> Pair:
-    """After the step `s` from where the gradient was `previous` to where it is `gradient`."""
+    """The `Pair` of the step `s`, over which the gradient goes from `previous` to `gradient`."""
     return Pair(*(_pair_kernel if usable(gradient, previous, s) else _pair)(gradient, previous, s))
 
 

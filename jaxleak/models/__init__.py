@@ -86,9 +86,9 @@ def build_model(name: str, num_classes: int, /, **fields) -> nn.Module:
     build = MODELS[check_choice("model", name, MODELS)]
     check_positive("num_classes", num_classes, integer=True)
     model = build(num_classes=num_classes)
-    own = set(type(model).__dataclass_fields__) - {"num_classes", "parent", "name"}
+    known = set(type(model).__dataclass_fields__) - {"num_classes", "parent", "name"}
     for field in fields:
-        check_choice("field", field, own)
+        check_choice("field", field, known)
     checked = {field: _checked(field, value, getattr(model, field)) for field, value in fields.items()}
     return model.clone(**checked)
 

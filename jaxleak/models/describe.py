@@ -21,12 +21,12 @@ def description(value: Any) -> str:
         return f"{_name(type(value))}({', '.join(f'{name}={description(getattr(value, name))}' for name in fields)})"
     if isinstance(value, functools.partial):
         parts = [description(value.func), *map(description, value.args)]
-        parts += [f"{name}={description(one)}" for name, one in value.keywords.items()]
+        parts += [f"{name}={description(part)}" for name, part in value.keywords.items()]
         return f"partial({', '.join(parts)})"
     if isinstance(value, tuple | list):
         return f"({', '.join(map(description, value))})"
     if isinstance(value, dict):
-        return f"{{{', '.join(f'{name}: {description(one)}' for name, one in value.items())}}}"
+        return f"{{{', '.join(f'{name}: {description(part)}' for name, part in value.items())}}}"
     if callable(value) and getattr(value, "__qualname__", None):
         return _name(value)
     return re.sub(r" at 0x[0-9a-f]+", "", repr(value))
@@ -54,5 +54,5 @@ def _name(value: Any) -> str:
 
 
 def _digest(code: CodeType) -> str:
-    constants = [_digest(one) if isinstance(one, CodeType) else repr(one) for one in code.co_consts]
+    constants = [_digest(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
     return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]

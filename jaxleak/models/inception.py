@@ -189,7 +189,7 @@ class Inception3(nn.Module):
     Attributes:
         num_classes: outputs of the head.
         width: multiplies the channels of every convolution; 1 is the published network.
-        aux: whether the network has the auxiliary head. Its logits are computed in train mode only, and only where
+        aux: the network has the auxiliary head. Its logits are computed in train mode only, and only where
             they are asked for: `logits, state = model.apply(variables, x, mutable=["aux"])`, then
             `state["aux"]["logits"]` is a tuple that holds them [b, k]. torchvision trains on the loss of the logits
             plus 0.4 times that of these.
@@ -245,7 +245,7 @@ class Inception3(nn.Module):
         return classify(jnp.mean(x, axis=(1, 2)), self.num_classes, self.weight_init, kernel_init=kernel_init)
 
     def _unit(self, deviation: float) -> Callable:
-        """What makes a `Unit`; `deviation` is that of its weights under "torch"."""
+        """A constructor of `Unit`; `deviation` is that of its weights under "torch"."""
         return partial(
             Unit,
             conv=convolution(self.weight_init, nn.initializers.normal(deviation)),

@@ -11,7 +11,7 @@ from jaxleak.models.weight_init import dlg_uniform, layer_inits
 
 
 def convolution(weight_init: str, torch_kernel: Callable) -> Callable:
-    """What makes a convolution without bias, given channels, kernel size, padding and name.
+    """A constructor of convolutions without bias, called with channels, kernel size, padding and name.
 
     Args:
         weight_init: one of `weight_init.NORMED_WEIGHT_INITS`.

@@ -57,7 +57,7 @@ class BatchNorm(nn.Module):
 
 
 def normalisation(norm: str, train: bool, groups: int, weight_init: str, epsilon: float = EPSILON) -> Callable:
-    """What makes a norm, given its name in the network.
+    """A constructor of norms, called with the name in the network.
 
     Args:
         norm: "batch" or "group" (GroupNorm of each image).

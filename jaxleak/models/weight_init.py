@@ -1,4 +1,4 @@
-"""From which distributions weights are drawn."""
+"""Distributions from which weights are drawn."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,7 +28,7 @@ def torch_uniform(fan_in: int):
 
 
 def layer_inits(weight_init: str, fan_in: int, **torchs: Callable) -> dict[str, Any]:
-    """What draws the kernel and the bias of a layer whose units have `fan_in` inputs.
+    """Initialisers of the kernel and the bias of a layer whose units have `fan_in` inputs.
 
     Args:
         weight_init: one of `NORMED_WEIGHT_INITS`.
@@ -42,5 +42,5 @@ def layer_inits(weight_init: str, fan_in: int, **torchs: Callable) -> dict[str, 
 
 
 def norm_inits(weight_init: str) -> dict[str, Any]:
-    """What draws the scale and the bias of a norm; empty for ones and zeros."""
+    """Initialisers of the scale and the bias of a norm; empty for ones and zeros."""
     return {"scale_init": dlg_uniform, "bias_init": dlg_uniform} if weight_init == "uniform" else {}

@@ -43,7 +43,7 @@ class WithStatistics:
         self.model, self.batch_stats = model, batch_stats
 
     def path_in_params(self, path: tuple[str, ...]) -> tuple[str, ...]:
-        """Where `params` has what the model has at `path`: see `own.AdaptedModel`."""
+        """Path in `params` of what the model has at `path`: see `own.AdaptedModel`."""
         renamed = getattr(self.model, "path_in_params", None)
         return renamed(path) if renamed else path
 
@@ -111,7 +111,7 @@ def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[in
         InputError: a tensor is missing, extra, not finite, or of another shape than the model's parameters.
     """
     expected = _expected(model, image_shape)
-    needed = {name: one for name, one in expected.items() if one.path[0] == "params"}
+    needed = {name: tensor for name, tensor in expected.items() if tensor.path[0] == "params"}
     _check_fit("update", model, state, image_shape, needed, expected | _known(model, state, image_shape, needed))
     _check_finite("update", state, needed)
     return _collections(model, state, image_shape, needed)["params"]
@@ -152,8 +152,8 @@ def _torch_name(model, path: tuple[str, ...]) -> str:
 def _flattened(model, image_shape: tuple[int, int, int]) -> Readers:
     """The kernels that read a flattened image or map of features, and that one's height, width and channels."""
     if hasattr(model, "flattened"):
-        told = model.flattened(image_shape)
-        layers = told if isinstance(told, dict) else dict([told])
+        flattened = model.flattened(image_shape)
+        layers = flattened if isinstance(flattened, dict) else dict([flattened])
     elif hasattr(model, "head_input_shape"):
         layers = {"head": model.head_input_shape(image_shape)}
     else:
@@ -162,7 +162,7 @@ def _flattened(model, image_shape: tuple[int, int, int]) -> Readers:
 
 
 def check_layout(model, image_shape: tuple[int, int, int]) -> None:
-    """Whether files in torch's layout mean the same to the model.
+    """Raise unless files in torch's layout mean the same to the model.
 
     Raises:
         InputError: a model of one's own, with a layer for which that cannot be told.
@@ -235,7 +235,7 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
 
 
 def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -> Variables:
-    """What `model.apply` needs, from a safetensors file in torch's names and layout: see `variables_from_torch`.
+    """Collections for `model.apply` from a safetensors file in torch's names and layout: see `variables_from_torch`.
 
     Raises:
         InputError: no such file, not a safetensors file, or tensors that do not fit the model; or `check_layout`.

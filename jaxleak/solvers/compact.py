@@ -98,8 +98,8 @@ def advance(
     On a CPU a kernel does it, lane by lane and in place, at little more than the cost of reading the pairs.
     """
     step = _kernel if usable(s, y, gradient) else _append_and_direct
-    *new, found = step(*history, s, y, gradient, accept, jnp.asarray(gamma, s.dtype))
-    return History(*new), found
+    *new, newton = step(*history, s, y, gradient, accept, jnp.asarray(gamma, s.dtype))
+    return History(*new), newton
 
 
 def _append_and_direct(pairs, sy, yy, start, count, s, y, gradient, accept, gamma):

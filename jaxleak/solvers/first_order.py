@@ -76,7 +76,7 @@ class Adam(Solver):
 
     @property
     def _optimizer(self) -> optax.GradientTransformation:
-        """What comes before the learning rate, so that the state depends on no schedule."""
+        """Adam and weight decay without the learning rate, so that the state depends on no schedule."""
         return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(self.weight_decay))
 
     def init(self, fun: ValueAndGradient, x: Float[Array, "n"]) -> AdamState:

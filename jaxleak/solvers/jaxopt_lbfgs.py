@@ -57,7 +57,7 @@ class JaxoptLBFGS(Solver):
             fun,
             value_and_grad=True,
             history_size=self.history,
-            stepsize=self.lr if fixed else 0.0,
+            stepsize=self.lr if fixed else 0.0,  # 0 asks for the line search
             linesearch="zoom" if fixed else self.line_search,
             implicit_diff=False,
             jit=True,

@@ -1,4 +1,4 @@
-"""What every solver is: plain data with `init` and `step`, for one trial and without a lane axis."""
+"""The protocol of solvers: plain data with `init` and `step`, for one trial and without a lane axis."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -12,17 +12,17 @@ ValueAndGradient = Callable[[Float[Array, "n"]], tuple[Float[Array, ""], Float[A
 
 
 class Info(NamedTuple):
-    """What one step found out."""
+    """Result of one step."""
 
     x: Float[Array, "n"]  # the candidate that was evaluated
     value: Float[Array, ""]  # the objective there
-    boundary: Bool[Array, ""]  # whether `x` is the candidate at the end of an iteration
+    boundary: Bool[Array, ""]  # True where `x` is the candidate at the end of an iteration
     evaluations: Int[Array, ""]  # objective evaluations this step cost
     stalled: Bool[Array, ""]  # no later step will move
 
 
 class Context(NamedTuple):
-    """What a step is told about the run that it belongs to.
+    """The run that a step belongs to, as far as a solver may depend on it.
 
     Attributes:
         horizon: iterations of the whole run, for solvers with a schedule.

@@ -100,7 +100,7 @@ class TorchLBFGS(Solver):
 
         # 2. A new pair, scale and direction.
         first = state.total_inner == 0
-        accept = ~ends & ~first & (pair.ys > 1e-10)
+        accept = ~ends & ~first & (pair.ys > 1e-10)  # torch's bound, in absolute terms
         gamma = jnp.where(accept, pair.ys / jnp.where(accept, pair.yy, 1), state.gamma)
         history, new_direction = advance(state.history, s, pair.y, gradient, accept, gamma)
 

@@ -12,7 +12,7 @@ ITEMSIZE = {"float32": 4, "float64": 8}
 
 
 def usable(*arrays) -> bool:
-    """Whether the kernels take these arrays: all float32 or all float64, and not switched off."""
+    """True if the kernels take these arrays (all float32 or all float64) and are not switched off."""
     types = {str(array.dtype) for array in arrays}
     return len(types) == 1 and types <= ITEMSIZE.keys() and os.environ.get("JAXLEAK_NATIVE") != "0"
 

@@ -1,4 +1,4 @@
-"""Whether this process can run the kernels on a CPU; asked when the first one is compiled, before it can crash.
+"""Finds out if this process can run the kernels on a CPU, when the first one is compiled and before it can crash.
 
 Kernels read XLA's structures by their offsets (`emit.py`). jaxlib carries the header that declares these structures,
 so a jaxlib with others is recognised by it.
@@ -26,7 +26,7 @@ EXTENSION = "struct_size type next;"
 
 
 def available() -> bool:
-    """Whether kernels can run; where not, a warning says once why."""
+    """True where kernels can run. Elsewhere one warning gives the reason."""
     problem = _problem()
     if problem is not None:
         _warn(problem)
@@ -67,17 +67,19 @@ def compile_nothing() -> None:
 
 
 def misfit(header: str) -> str | None:
-    """What in XLA's `c_api.h` is not as the kernels expect; None if they can be called."""
+    """The first difference between XLA's `c_api.h` and what the kernels expect; None if they can be called."""
     version = tuple(int(word) for word in re.findall(r"#define XLA_FFI_API_M(?:AJOR|INOR) (\d+)", header))
-    told = ".".join(str(number) for number in version)
+    shown = ".".join(str(number) for number in version)
     if len(version) != 2 or version[0] != OLDEST[0] or version < OLDEST:
-        return f"they need version 0.{OLDEST[1]} of XLA's interface or a later 0.x; jaxlib has {told or 'another one'}."
+        return (
+            f"they need version 0.{OLDEST[1]} of XLA's interface or a later 0.x; jaxlib has {shown or 'another one'}."
+        )
     extension = re.search(r"XLA_FFI_(\w+) extension_base;", header)
     wanted = {**FIELDS, **({extension[1]: EXTENSION} if extension else {})}
     for name, fields in wanted.items():
         body = re.search(rf"struct XLA_FFI_{name} {{(.*?)\n}}", header, re.DOTALL)
-        found = re.findall(r"(\w+);", re.sub(r"//.*", "", body[1])) if body else []
+        declared = re.findall(r"(\w+);", re.sub(r"//.*", "", body[1])) if body else []
         whole, expected = fields.endswith(";"), fields.rstrip(";").split()
-        if (found if whole else found[: len(expected)]) != expected:
-            return f"jaxlib's structure XLA_FFI_{name} (version {told}) is not laid out as they expect."
+        if (declared if whole else declared[: len(expected)]) != expected:
+            return f"jaxlib's structure XLA_FFI_{name} (version {shown}) is not laid out as they expect."
     return None

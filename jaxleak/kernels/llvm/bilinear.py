@@ -1,7 +1,7 @@
 """The three products of a convolution as JAX primitives: any derivative, any nesting of `vmap`, any platform.
 
 On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`). Images of a few
-channels are flat vectors here: XLA took 18 us to add two arrays [4, 32, 32, 3], and 2.5 us where they were flat.
+channels are flat vectors here, since XLA is slow where the last axis is short (experiments/NOTES.md).
 """
 
 import jax
@@ -44,11 +44,12 @@ def _primitive(build, result, reference) -> Primitive:
         left, right = arguments
         size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
         if build is not convolution.weight and axes[1] is None:
-            # Lanes that share the weights are further images of the same group.
+            # Lanes that share the weights are further images of the same group. (`weight` would sum over them.)
             groups = right.shape[0]
             left = jnp.moveaxis(left, axes[0], 1)
             out = primitive.bind(left.reshape(groups, -1, *left.shape[3:]), right, geometry=geometry)
             return out.reshape(groups, size, -1, *out.shape[2:]), 1
+        # Otherwise each lane is a group with weights of its own.
         left, right = (
             jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
             for a, axis in zip(arguments, axes, strict=True)

@@ -70,11 +70,11 @@ class Geometry(NamedTuple):
 
     @property
     def covers(self) -> bool:
-        """Whether the window is the whole image: a dense layer."""
+        """True if the window is the whole image, as in a dense layer."""
         return self.window == (self.height, self.width) == self.padded
 
     def fits(self, dtype: str) -> bool:
-        """Whether the kernels' scratch memory does."""
+        """True if there is an output, nothing is cropped, and the kernels' scratch memory fits a thread's stack."""
         plausible = min(self.out) > 0 and all(p >= 0 for pair in self.padding for p in pair)
         return (
             plausible and (math.prod(self.padded) * self.channels + self.kernel_size) * ITEMSIZE[dtype] <= STACK_LIMIT
@@ -82,7 +82,7 @@ class Geometry(NamedTuple):
 
 
 class Call(NamedTuple):
-    """What a kernel is specialised to."""
+    """Sizes and types that one compiled kernel serves."""
 
     geometry: Geometry
     groups: int
@@ -144,6 +144,7 @@ def forward(name: str, call: Call) -> str:
 
     def positions(source, kernel, target, r):
         def block(first, count):
+            # Each output vector of each position has two sums in registers: the block's and the total.
             together = max(1, k.registers // (2 * count))
             for some in (outputs[i : i + together] for i in range(0, len(outputs), together)):
                 sums = [[k.variable() for _ in some] for _ in range(count)]
@@ -172,6 +173,7 @@ def forward(name: str, call: Call) -> str:
                     for (o, real), variable in zip(some, sums[q], strict=True):
                         k.store(k.get(variable), k.at(target, place), o, real)
 
+        # Neighbouring positions share the weights that are loaded.
         _blocks(k, ow, min(8, k.registers // 2), block)
 
     with k.loop(call.groups) as group:
@@ -193,6 +195,7 @@ def weight(name: str, call: Call) -> str:
     planes = _Planes(k, call)
     planes.clear()
     outputs = k.cover(g.outputs)
+    # Entries of the window that are summed side by side: a divisor of the run leaves no shorter rest.
     rows = next((n for n in (12, 15, 10, 9, 8) if g.run % n == 0 and n <= k.registers), min(8, k.registers))
 
     def entries(source, gradient, kernel, i):
@@ -215,7 +218,7 @@ def weight(name: str, call: Call) -> str:
                     place = k.at(kernel, k.multiply(k.add(k.multiply(i, g.run), first, t), g.outputs))
                     for (o, real), variable in zip(some, sums[t], strict=True):
                         value = k.get(variable)
-                        if call.images > 1:
+                        if call.images > 1:  # add to the images before
                             value = k.b.fadd(value, k.load(place, o, real))
                         k.store(value, place, o, real)
 
@@ -275,7 +278,7 @@ def input(name: str, call: Call) -> str:
             image = k.add(k.multiply(group, call.images), n)
             gradient, result = k.at(d, k.multiply(image, g.out_size)), k.at(x, k.multiply(image, planes.size))
             target = result if planes.pad is None else planes.pad
-            k.clear(target, planes.padded_size)
+            k.clear(target, planes.padded_size)  # windows overlap, so each is added
             with k.loop(oh) as r:
 
                 def block(first, count, r=r, gradient=gradient, target=target):
@@ -293,6 +296,7 @@ def _dense_input(name: str, call: Call) -> str:
     k, g = new_kernel(name, call.dtype), call.geometry
     d, w, x = k.buffers(2, 1)
     inputs, outputs = g.height * g.run, k.cover(g.outputs)
+    # A part of the outputs stays in registers for all rows; the parts' sums meet in the result.
     many = min(len(outputs), k.registers)
     parts = [outputs[i : i + many] for i in range(0, len(outputs), many)]
 

@@ -48,6 +48,7 @@ class Kernel:
         self.vector = ir.VectorType(self.real, self.width)
         self.module = ir.Module(name)
         self.function = ir.Function(self.module, ir.FunctionType(POINTER, [POINTER]), name)
+        # LLVM turns stack slots into registers if they are in the entry block, so all of them go there.
         self._allocas = ir.IRBuilder(self.function.append_basic_block("entry"))
         self._body = self.function.append_basic_block("body")
         self.b = ir.IRBuilder(self._body)
@@ -213,12 +214,13 @@ class Kernel:
     def splat(self, scalar):
         """The vector of which every element is `scalar`."""
         nothing = ir.Constant(self.vector, ir.Undefined)
-        one = self.b.insert_element(nothing, scalar, ir.Constant(I32, 0))
-        return self.b.shuffle_vector(one, nothing, ir.Constant(ir.VectorType(I32, self.width), [0] * self.width))
+        first = self.b.insert_element(nothing, scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(first, nothing, ir.Constant(ir.VectorType(I32, self.width), [0] * self.width))
 
     def total(self, vector):
         """The sum of the elements, by halves."""
         function = self._declare(f"llvm.vector.reduce.fadd.{self._suffix}", self.real, [self.real, self.vector])
+        # -0.0 changes no sum, 0.0 would change -0.0; "reassoc" allows halves instead of one element after the other.
         return self.b.call(function, [ir.Constant(self.real, -0.0), vector], fastmath=("reassoc",))
 
     def absolute(self, vector):
@@ -263,7 +265,7 @@ class Kernel:
 
 
 class Level(NamedTuple):
-    """How far LLVM optimises."""
+    """Optimisation levels of LLVM."""
 
     passes: int  # of the IR; 0: none
     code: int
@@ -275,7 +277,7 @@ QUICK_COMPILE = Level(passes=0, code=1)  # a third of the time for LeNet's kerne
 
 
 def level() -> Level:
-    """What jax's own switch asks for."""
+    """The level for kernels, by jax's own switch `jax_disable_most_optimizations`."""
     return QUICK_COMPILE if jax.config.read("jax_disable_most_optimizations") else FAST_KERNELS
 
 
@@ -299,6 +301,7 @@ def _machine(code: int):
 
 def _vector_unit() -> tuple[int, int]:
     """Bits of a vector register, and how many of them may hold accumulators."""
+    # Of 32, 16 and 32 registers; the others hold factors.
     features = _features()
     if features.get("avx512f"):
         return 512, 24

@@ -1,8 +1,8 @@
 """The compact form of L-BFGS on a CPU, one lane after the other: new pair, Gram matrices, direction.
 
-The history of a lane (2.5 MB for LeNet and 100 pairs) is read twice per step, first for the products with the gradient
-and the new y, then, backwards, for the direction, so that the second pass begins with what the first read last. The
-arithmetic is that of `jaxleak.solvers.compact`, where formulas and source stand.
+The history of a lane is read twice per step: first for the products with the gradient and the new y, then, backwards,
+for the direction. So the second pass begins with what the first read last and the cache still holds. The arithmetic is
+that of `jaxleak.solvers.compact`, where formulas and source stand.
 """
 
 from typing import TYPE_CHECKING, NamedTuple
@@ -16,7 +16,7 @@ ROWS = 4  # pairs read side by side
 
 
 class Call(NamedTuple):
-    """What the kernel is specialised to."""
+    """Sizes and types that one compiled kernel serves."""
 
     lanes: int
     pairs: int  # m
@@ -25,7 +25,7 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, pairs) -> "Call":
-        """From the shape of the pairs [l, 2, m, n]."""
+        """The call for pairs [l, 2, m, n]."""
         lanes, _, m, n = pairs.shape
         return cls(lanes, m, n, str(pairs.dtype))
 
@@ -67,7 +67,7 @@ class _Lane:
         self.room = room
 
     def slot(self, first, age):
-        """Where the pair of this age lies."""
+        """The slot of the pair of this age."""
         k = self.k
         slot = k.add(first, age)
         wraps = k.b.icmp_signed(">=", slot, k.integer(self.m))
@@ -84,7 +84,7 @@ class _Lane:
         moved = k.b.srem(k.add(first, 1), k.integer(m))
         k.put_word(k.b.select(full, moved, first), start)
         k.put_word(k.b.select(full, held, k.add(held, 1)), count)
-        with k.when(full):
+        with k.when(full):  # the Gram matrices are by age: all their entries move up
             for gram in (sy, yy):
                 with k.loop(m - 1) as i:
                     row = k.at(gram, k.multiply(i, m))
@@ -132,6 +132,7 @@ class _Lane:
     def solve(self, sy, yy, first, held, gamma) -> None:
         """The two triangular systems; leaves the coefficients by slot."""
         k, m = self.k, self.m
+        # `_dot` runs over all m entries: those not solved yet, and those beyond `held`, must be zero.
         for vector in (self.u, self.inner):
             k.clear(vector, self.room)
         # 1. R u = S^T g, from the newest.

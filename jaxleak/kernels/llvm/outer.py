@@ -13,7 +13,7 @@ ROWS = 32  # rows summed before their sum is added to the total: shorter sums ro
 
 
 class Call(NamedTuple):
-    """What the kernel is specialised to."""
+    """Sizes and types that one compiled kernel serves."""
 
     lanes: int
     images: int  # b
@@ -23,13 +23,13 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, left, right) -> "Call":
-        """From the shapes of left [l, b, i] and right [l, b, k]."""
+        """The call for left [l, b, i] and right [l, b, k]."""
         lanes, images, inputs = left.shape
         return cls(lanes, images, inputs, right.shape[2], str(left.dtype))
 
     @property
     def fits(self) -> bool:
-        """Whether the kernel takes these sizes: its loops over outputs are unrolled."""
+        """True if the kernel takes these sizes: its loops over outputs are unrolled, its sums lie on the stack."""
         return self.outputs <= 2048 and (self.images + 2) * (self.outputs + 32) * ITEMSIZE[self.dtype] <= STACK_LIMIT
 
 
@@ -43,6 +43,7 @@ def outer_distance(name: str, call: Call) -> str:
 
     def one_row(left_row, right_, target_row, dleft_row):
         """`left_row` and `dleft_row` point to the first image's element; images are `rows` apart."""
+        # One row of the residual serves the value and both slopes, so the matrix is read once.
         vectors = [k.variable(k.b.fneg(k.load(target_row, o, real))) for o, real in k.cover(outputs)]
         with k.loop(b) as n:
             scale = k.splat(k.scalar(left_row, k.multiply(n, rows)))

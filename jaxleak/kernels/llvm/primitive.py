@@ -13,25 +13,25 @@ from jaxleak.kernels.llvm.available import available
 
 
 def lane_primitive(
-    one: Callable[..., tuple], build: Callable[[str, Any], str], call: Callable[..., Any], in_place: int = 0
+    function: Callable[..., tuple], build: Callable[[str, Any], str], call: Callable[..., Any], in_place: int = 0
 ) -> Callable[..., list]:
-    """`one` as a primitive.
+    """`function` as a JAX primitive over lanes.
 
     Args:
-        one: the function of one lane's arrays, in `jax.numpy`; returns a tuple of arrays.
+        function: of one lane's arrays, in `jax.numpy`; returns a tuple of arrays.
         build: the kernel over all lanes (see `emit.target`); its arguments and results have the lanes as leading axis.
-        call: from the arguments' abstract values with that axis, what the kernel is specialised to.
+        call: makes the sizes and types that the kernel serves from the arguments' abstract values with that axis.
         in_place: how many of the first results take the memory of the arguments at the same places.
 
     Returns:
-        A function with the arguments of `one`, to be mapped with `vmap`; not differentiable.
+        A function with the arguments of `function`, to be mapped with `vmap`; not differentiable.
     """
     primitive = Primitive(build.__name__)
     primitive.multiple_results = True
 
     def abstract(*arguments):
         types = (jax.ShapeDtypeStruct(a.shape, a.dtype) for a in arguments)
-        return [ShapedArray(out.shape, out.dtype) for out in jax.eval_shape(jax.vmap(one), *types)]
+        return [ShapedArray(out.shape, out.dtype) for out in jax.eval_shape(jax.vmap(function), *types)]
 
     def batch(arguments, axes):
         size = next(a.shape[axis] for a, axis in zip(arguments, axes, strict=True) if axis is not None)
@@ -39,10 +39,11 @@ def lane_primitive(
             jnp.broadcast_to(a, (size, *a.shape)) if axis is None else jnp.moveaxis(a, axis, 0)
             for a, axis in zip(arguments, axes, strict=True)
         ]
+        # `vmap` within `vmap`: both axes become the lanes of one call.
         results = primitive.bind(*(a.reshape(-1, *a.shape[2:]) for a in lanes))
         return [out.reshape(size, -1, *out.shape[1:]) for out in results], [0] * len(results)
 
-    reference = mlir.lower_fun(jax.vmap(one), multiple_results=True)
+    reference = mlir.lower_fun(jax.vmap(function), multiple_results=True)
 
     def lower(ctx, *arguments):
         if not available():

@@ -7,11 +7,11 @@ from jaxleak.kernels.llvm import new_kernel
 if TYPE_CHECKING:
     from jaxleak.kernels.llvm.emit import Kernel
 
-TOGETHER = 2  # vectors whose sums run side by side
+TOGETHER = 2  # vectors whose sums run side by side, so that an addition need not wait for the one before
 
 
 class Call(NamedTuple):
-    """What a kernel is specialised to."""
+    """Sizes and types that one compiled kernel serves."""
 
     lanes: int
     size: int  # n
@@ -19,7 +19,7 @@ class Call(NamedTuple):
 
     @classmethod
     def of(cls, vectors) -> "Call":
-        """From the shape [l, n]."""
+        """The call for vectors [l, n]."""
         lanes, size = vectors.shape
         return cls(lanes, size, str(vectors.dtype))
 
@@ -35,8 +35,8 @@ def products(name: str, call: Call) -> str:
 
         def some(index, real, row):
             left, right = k.load(first, index, real), k.load(second, index, real)
-            for total, (one, other) in zip(totals[row], [(left, left), (left, right), (right, right)], strict=True):
-                k.accumulate(total, one, other)
+            for total, (factor, other) in zip(totals[row], [(left, left), (left, right), (right, right)], strict=True):
+                k.accumulate(total, factor, other)
 
         k.along(n, some, TOGETHER)
         _put_totals(k, totals, outs, lane)
@@ -81,8 +81,8 @@ def pair(name: str, call: Call) -> str:
             slope, step = k.load(g, index, real), k.load(s, index, real)
             difference = k.b.fsub(slope, k.load(p, index, real))
             k.store(difference, y, index, real)
-            for total, one, other in ((ys, difference, step), (yy, difference, difference), (ss, step, step)):
-                k.accumulate(total, one, other)
+            for total, factor, other in ((ys, difference, step), (yy, difference, difference), (ss, step, step)):
+                k.accumulate(total, factor, other)
             size = k.absolute(slope)
             k.b.store(k.b.fadd(k.get(gg), size), gg)
             k.raise_to(largest, size)

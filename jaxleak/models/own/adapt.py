@@ -1,4 +1,4 @@
-"""How a model of one's own is called, and what it is adapted to."""
+"""Adapts a model of one's own, and finds the arguments that it is called with."""
 
 import inspect
 import warnings
@@ -69,10 +69,10 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
 
 
 def module_name(model: Any) -> str:
-    """What rows and tables call a model: its class, or the function that makes it."""
+    """The model's name in rows and tables: its class, or the function that makes it."""
     module = model.module if isinstance(model, AdaptedModel) else model
-    own = getattr(module, "__name__", None)
-    return (own if isinstance(own, str) else type(module).__name__).lower()
+    function_name = getattr(module, "__name__", None)
+    return (function_name if isinstance(function_name, str) else type(module).__name__).lower()
 
 
 def _linen_like(model) -> Any:
@@ -102,7 +102,7 @@ def _state(module, image_shape, arguments) -> Mapping[str, PyTree]:
 
 
 def _arguments(module, image_shape, given: dict[str, Any], classes: int | str) -> dict[str, Any]:
-    """With which arguments the model gives logits, of so many classes or of any number "k".
+    """The arguments with which the model gives logits, of so many classes or of any number "k".
 
     Raises:
         InputError: with none of those that are tried.

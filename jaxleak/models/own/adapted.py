@@ -64,7 +64,7 @@ class AdaptedModel:
         return unflatten_dict({self._own_path(path): leaf for path, leaf in flatten_dict(params).items()})
 
     def path_in_params(self, path: Path) -> Path:
-        """Where the tree with "head" has what the model has at `path`; another "head" becomes "head_"."""
+        """Path in the tree with "head" of what the model has at `path`; another "head" becomes "head_"."""
         if self.head and path[: len(self.head)] == self.head:
             return ("head", *path[len(self.head) :])
         return (f"{path[0]}_", *path[1:]) if path and self._named_head(path[0]) else path
@@ -75,7 +75,7 @@ class AdaptedModel:
         return (path[0][:-1], *path[1:]) if self._named_head(path[0][:-1]) else path
 
     def _named_head(self, name: str) -> bool:
-        """Whether it is "head", "head_" and so on, and taken from its owner."""
+        """True for "head", "head_" and so on, where another layer is presented as "head"."""
         return bool(self.head) and self.head != ("head",) and name.rstrip("_") == "head"
 
     def flattened(self, image_shape: tuple[int, int, int]) -> dict[str, tuple[int, int, int] | None]:
@@ -90,13 +90,13 @@ class AdaptedModel:
             return {"head": self.module.head_input_shape(image_shape)}
         image, variables = self._variables(image_shape)
         params = variables.pop("params")
-        found = flattened_readers(
+        readers = flattened_readers(
             lambda params, x, others: self._stock({**self.state, **others, "params": params}, x),
             params,
             image,
             variables,
         )
-        return {"/".join(self.path_in_params(path[:-1])): shape for path, shape in found.items()}
+        return {"/".join(self.path_in_params(path[:-1])): shape for path, shape in readers.items()}
 
     def unlike_torch(self, image_shape: tuple[int, int, int]) -> list[str]:
         """The layers whose kernels are in no order of torch's, or in one that cannot be told."""

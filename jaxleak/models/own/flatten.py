@@ -1,4 +1,4 @@
-"""Which dense layers of a traced model read a flattened map of features, and in which order.
+"""Finds the dense layers of a traced model that read a flattened map of features, and the order of their inputs.
 
 torch's maps are NCHW, Linen's NHWC: a layer that reads a flattened one has its inputs in another order there.
 """
@@ -43,7 +43,7 @@ Kind = Parameter | Map | Flat | None
 def flattened_readers(
     function: Callable, params: PyTree, x: jax.ShapeDtypeStruct, *others: PyTree
 ) -> dict[Path, Shape | None]:
-    """Of each tensor whose inputs come in another order than torch's: height, width and channels of what it reads.
+    """Tensors whose inputs come in another order than torch's, with height, width and channels of what each reads.
 
     Args:
         function: of `params`, images in NHWC and the `others`, without layers of jaxleak.
@@ -57,14 +57,14 @@ def flattened_readers(
     """
     paths = [tuple(step.key for step in path) for path, _ in jax.tree.leaves_with_path(params)]
     kinds: list[Kind] = [Parameter(path) for path in paths]
-    found: dict[Path, Shape | None] = {}
+    readers: dict[Path, Shape | None] = {}
     kinds += [Map(NHWC), *(None for _ in jax.tree.leaves(others))]
-    _follow(jax.make_jaxpr(function)(params, x, *others).jaxpr, kinds, found)
-    return found
+    _follow(jax.make_jaxpr(function)(params, x, *others).jaxpr, kinds, readers)
+    return readers
 
 
-def _follow(jaxpr: Jaxpr, kinds: list[Kind], found: dict[Path, Shape | None]) -> list[Kind]:
-    """What the outputs are, where the inputs are of these kinds."""
+def _follow(jaxpr: Jaxpr, kinds: list[Kind], readers: dict[Path, Shape | None]) -> list[Kind]:
+    """Kinds of the outputs, given those of the inputs."""
     known: dict[Any, Kind] = dict(zip(jaxpr.invars, kinds, strict=True))
 
     def kind(atom) -> Kind:
@@ -74,16 +74,16 @@ def _follow(jaxpr: Jaxpr, kinds: list[Kind], found: dict[Path, Shape | None]) ->
         inputs = [kind(atom) for atom in equation.invars]
         inner = _inner(equation)
         if inner is not None:
-            outputs = _follow(inner, inputs, found)
+            outputs = _follow(inner, inputs, readers)
         else:
             shapes: Any = [out.aval for out in equation.outvars]
-            outputs = [_output(equation, inputs, one.shape, found) for one in shapes]
+            outputs = [_output(equation, inputs, aval.shape, readers) for aval in shapes]
         known.update(zip(equation.outvars, outputs, strict=True))
     return [kind(atom) for atom in jaxpr.outvars]
 
 
 def _inner(equation) -> Jaxpr | None:
-    """What an equation calls once with its own arguments, such as a function under `jit`."""
+    """The function that an equation calls once with its own arguments, such as one under `jit`."""
     parts = [value.jaxpr if isinstance(value, ClosedJaxpr) else value for value in equation.params.values()]
     inner = [part for part in parts if isinstance(part, Jaxpr)]
     if len(inner) != 1:
@@ -93,19 +93,19 @@ def _inner(equation) -> Jaxpr | None:
     return inner[0] if taken == given and len(inner[0].outvars) == len(equation.outvars) else None
 
 
-def _output(equation, inputs: list[Kind], shape: tuple[int, ...], found: dict[Path, Shape | None]) -> Kind:
-    """What an output of this shape is."""
+def _output(equation, inputs: list[Kind], shape: tuple[int, ...], readers: dict[Path, Shape | None]) -> Kind:
+    """Kind of an output of this shape."""
     name, shapes = equation.primitive.name, [atom.aval.shape for atom in equation.invars]
-    flat = [(one, size) for one, size in zip(inputs, shapes, strict=True) if isinstance(one, Flat)]
+    flat = [(kind, size) for kind, size in zip(inputs, shapes, strict=True) if isinstance(kind, Flat)]
     if name == "conv_general_dilated":
         batch, feature, *spatial = equation.params["dimension_numbers"].out_spec
         place = {batch: 0, feature: 3, **{axis: 1 + i for i, axis in enumerate(spatial)}}
         return Map(tuple(place[axis] for axis in range(len(shape)))) if len(shape) == 4 else None
     if flat:
-        return _of_flat(equation, inputs, shapes, flat, shape, found)
+        return _of_flat(equation, inputs, shapes, flat, shape, readers)
     if len(inputs) == 1 and isinstance(inputs[0], Parameter):
         return inputs[0]
-    maps = [one for one in inputs if isinstance(one, Map)]
+    maps = [kind for kind in inputs if isinstance(kind, Map)]
     if name == "reshape" and len(shapes[0]) == 4 and not isinstance(inputs[0], Parameter):
         return _reshaped(maps[0] if maps else Map(NHWC), shapes[0], shape)
     if name == "transpose" and len(shape) == 4:
@@ -114,30 +114,30 @@ def _output(equation, inputs: list[Kind], shape: tuple[int, ...], found: dict[Pa
     return maps[0] if maps and len(shape) == 4 else None
 
 
-def _reshaped(one: Map, before: tuple[int, ...], after: tuple[int, ...]) -> Kind:
+def _reshaped(source: Map, before: tuple[int, ...], after: tuple[int, ...]) -> Kind:
     """A map in another shape; one pixel has one order only."""
-    size = dict(zip(one.axes, before, strict=True))
+    size = dict(zip(source.axes, before, strict=True))
     if size[1] * size[2] == 1 or before[0] != after[0]:
         return None
-    return Flat(before, one.axes) if one.axes[0] == 0 else Flat()
+    return Flat(before, source.axes) if source.axes[0] == 0 else Flat()
 
 
-def _of_flat(equation, inputs, shapes, flat, shape, found: dict[Path, Shape | None]) -> Kind:
-    """What is computed of flattened maps; the tensors that it meets are noted."""
+def _of_flat(equation, inputs, shapes, flat, shape, readers: dict[Path, Shape | None]) -> Kind:
+    """Kind of what is computed of flattened maps; tensors that they meet are noted in `readers`."""
     name, (first, size) = equation.primitive.name, flat[0]
-    mixed = any(one != first for one, _ in flat)
-    for one, dims in zip(inputs, shapes, strict=True):
-        if isinstance(one, Parameter) and len(size) == 2 and math.prod(dims) > 1:
+    mixed = any(kind != first for kind, _ in flat)
+    for operand, dims in zip(inputs, shapes, strict=True):
+        if isinstance(operand, Parameter) and len(size) == 2 and math.prod(dims) > 1:
             kernel = len(dims) == 2 and dims[0] == size[1]
             if not kernel or mixed or not first.dims:
-                found[one.path] = None
+                readers[operand.path] = None
             elif first.axes != NCHW:
                 axes = dict(zip(first.axes, first.dims, strict=True))
                 shape_read = (axes[1], axes[2], axes[3]) if first.axes == NHWC else None
-                found[one.path] = shape_read if found.get(one.path, shape_read) == shape_read else None
+                readers[operand.path] = shape_read if readers.get(operand.path, shape_read) == shape_read else None
             if kernel:
                 return None
-    met = any(isinstance(one, Parameter) for one in inputs)
+    met = any(isinstance(kind, Parameter) for kind in inputs)
     if name in REDUCTIONS or (met and (shape != size or (name == "dot_general" and len(size) > 2))):
         return None
     if mixed or not first.dims:

@@ -68,8 +68,8 @@ def slow_layers(model, image_shape: tuple[int, int, int]) -> list[str]:
     """
     x = image_of(image_shape)
     variables = jax.eval_shape(lambda: model.init(jax.random.key(0), jnp.zeros(x.shape, x.dtype)))
-    found = slow_convolutions(lambda variables, x: model.apply(variables, x), variables, x)
-    return list(dict.fromkeys(found))
+    convolutions = slow_convolutions(lambda variables, x: model.apply(variables, x), variables, x)
+    return list(dict.fromkeys(convolutions))
 
 
 def find_head(model, image_shape: tuple[int, int, int], params: PyTree) -> Path:
@@ -102,7 +102,7 @@ def find_head(model, image_shape: tuple[int, int, int], params: PyTree) -> Path:
 
 
 def gives_logits(model, image_shape: tuple[int, int, int]) -> bool:
-    """Whether the logits are the outputs of the last dense layer, but for a number added to all of an image.
+    """True if the logits are the outputs of the last dense layer, but for a number added to all of an image.
 
     Args:
         model: any module with `init` and `apply`; it is run only where the trace does not tell.
@@ -132,13 +132,13 @@ def gives_logits(model, image_shape: tuple[int, int, int]) -> bool:
         logits, outputs = jax.jit(lambda *args: forward(*args))(key, jax.random.uniform(key, (1, *image_shape)))
     except jax.errors.UnexpectedTracerError:  # a layer inside a function that is traced on its own
         return True
-    logits, outputs = (np.asarray(one, np.float64) for one in (logits, outputs))
-    logits, outputs = (one - one.mean(axis=-1, keepdims=True) for one in (logits, outputs))
+    logits, outputs = (np.asarray(array, np.float64) for array in (logits, outputs))
+    logits, outputs = (array - array.mean(axis=-1, keepdims=True) for array in (logits, outputs))
     return bool(np.allclose(logits, outputs, rtol=1e-3, atol=1e-3 * np.abs(outputs).max()))
 
 
 def needs_nothing(module, image_shape: tuple[int, int, int], params: PyTree) -> bool:
-    """Whether the model needs neither other variables nor other arguments nor faster layers."""
+    """True if the model needs neither other variables nor other arguments nor faster layers."""
     slow: list[Path] = []
 
     def note(call, args, kwargs, context):

@@ -34,8 +34,8 @@ def from_nnx(model: Any) -> "NNXModel":
         try:
             module = model(rngs=nnx.Rngs(0))
         except Exception as error:  # whatever the function raises
-            told = f"{type(error).__name__}: {error}"
-            raise InputError(f"`model` must make an NNX module from `rngs` alone; it raised {told}") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(f"`model` must make an NNX module from `rngs` alone; it raised {reason}") from error
     if not isinstance(module, nnx.Module):
         raise InputError(
             f"`model` must be a module of Flax Linen or NNX, or a function of `rngs` that makes an NNX module; "
@@ -90,7 +90,9 @@ class NNXModel:
         """Its transposed convolutions whose kernels are not laid out as torch's."""
         layers = ((path, layer) for path, layer in nnx.iter_graph(self.module))
         kind = nnx.ConvTranspose
-        return ["/".join(map(str, path)) for path, one in layers if isinstance(one, kind) and not one.transpose_kernel]
+        return [
+            "/".join(map(str, path)) for path, layer in layers if isinstance(layer, kind) and not layer.transpose_kernel
+        ]
 
     def _with(self, variables: Mapping[str, PyTree]) -> Any:
         states = [self._state(name, variables.get(name, {})) for name in COLLECTIONS]
@@ -125,7 +127,7 @@ def _split(module: nnx.Module) -> tuple[Any, Any, dict[str, Any]]:
 
 
 def _paths(state: Any) -> list[tuple[str, ...]]:
-    """Where each leaf is, by the names of attributes."""
+    """Path of each leaf, by the names of attributes."""
     paths = (path for path, _ in jax.tree.leaves_with_path(state))
     return [tuple(str(step.key) for step in path if isinstance(step, jax.tree_util.DictKey)) for path in paths]
 
