@@ -285,6 +285,8 @@ def test_lost_trials_are_failures(data, tmp_path):
         session.flush()
     html = html_of(tmp_path / "run")
     assert "2 of 2 trials were lost, and count as failed" in html
+    assert "Lost: the trial&#39;s workers failed too often to finish it." in html
+    assert "Stalled:" not in html
     assert "0/2" in html
 
 

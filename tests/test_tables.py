@@ -73,6 +73,7 @@ def test_summary_line_holds_every_number(width):
     expected = ["dlg", "68/100", "0.68 [0.58, 0.76]", ITERATIONS_TEXT, "1,500", "0.68", "1.00, 1.00"]
     assert line_of(text, "dlg") == expected
     assert "Success over all images: lenet, cifar100" in text
+    assert all(word in text for word in ("eval. (evaluations)", "selected: share", "oracle: share"))
     assert "partial" not in text
 
 
@@ -142,6 +143,13 @@ def test_status_table_counts_every_status():
     heads = " ".join(text.split())
     assert all(part in heads for status in STATUSES for part in status.split("-"))
     assert "partial: 10 of 11 trials" in text
+    for meaning in (
+        "stalled: no later step",
+        "wrong-image: the objective",
+        "lost: the trial's",
+        "matched: the objective",
+    ):
+        assert meaning in text
     judged = [row for row in rows if row["status"] != "matched"]
     assert "matched" not in shown(status_table([make_summary(judged)]), 80)
 

@@ -34,7 +34,7 @@ BAD_INPUT = 2
 
 
 def build_sweep(command: RunCommand):
-    """Everything `jaxleak run` needs, checked before any long work."""
+    """The sweep that the flags of `jaxleak run` describe, checked before any long work."""
     from jaxleak.data import BATCH_LABELS, load_dataset
     from jaxleak.models import MODELS, build_model
     from jaxleak.results.store.run import Run
@@ -116,7 +116,7 @@ def run(command: RunCommand) -> int:
 
 
 def _prepare(command: Command) -> None:
-    """Precision and devices, before anything is computed."""
+    """Set precision and devices before anything is computed."""
     import jax
 
     from jaxleak.engine.devices import use_all_cores
@@ -126,7 +126,7 @@ def _prepare(command: Command) -> None:
 
 
 def _cluster(command: RunCommand) -> Any:
-    """Where the trials run; None is here."""
+    """The Ray cluster that runs the trials; None if this process runs them."""
     check_choice("on", command.on, ("here", "ray"))
     given = {name: getattr(command, name) for name in ("workers", "gpus_per_worker", "cpus_per_worker")}
     if command.on == "here":
@@ -143,14 +143,14 @@ def _cluster(command: RunCommand) -> Any:
 
 
 def _swept(sweep: Any, command: Command, shard: Shard = ALL, on: Any = None) -> Any:
-    """The result in the run directory; Ctrl-C ends the program there."""
+    """Run the sweep into its run directory; Ctrl-C ends the program."""
     from jaxleak.runs.run import run_sweep
 
     try:
         return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=on)
     except KeyboardInterrupt:
-        told = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
-        print(told, file=sys.stderr)
+        message = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
+        print(message, file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
@@ -178,11 +178,11 @@ def attack(command: AttackCommand) -> int:
     if command.stop_objective is None:
         attacks = with_fitting_stops(attacks, victim)
     result = _swept(sweep_of(victim, attacks, command), command)
-    told, kept = write_report(result, command.out)
-    _console().print(evidence_table(told))
-    for one in told:
-        for text in one["missing"]:
-            print(f"{one['attack']}: {text}")
+    reports, kept = write_report(result, command.out)
+    _console().print(evidence_table(reports))
+    for entry in reports:
+        for text in entry["missing"]:
+            print(f"{entry['attack']}: {text}")
     files = ["report.json"]
     if kept:
         draw(kept, victim.images if victim.knows_truth else None, command.out / "best.png")

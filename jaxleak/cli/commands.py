@@ -1,4 +1,4 @@
-"""The commands, as dataclasses that tyro reads; of `run` and `attack` each base class is a group of flags."""
+"""The commands as dataclasses that tyro reads. Each base class of `run` and `attack` is a group of flags."""
 
 from dataclasses import dataclass
 from typing import Annotated, Literal

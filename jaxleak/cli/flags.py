@@ -1,4 +1,4 @@
-"""What the flags of `jaxleak run` and `jaxleak attack` describe: attacks, criteria, client and sweep."""
+"""Builds attacks, criteria, client and sweep from the flags of `jaxleak run` and `jaxleak attack`."""
 
 from dataclasses import replace
 from typing import Any
@@ -21,8 +21,8 @@ ATTACK_FIELDS = {
 }  # fmt: skip
 
 
-def build_solver(command: Command, name: str, own: Any = None):
-    """The solver of that name that the flags describe; what they leave open is `own`'s, if that is of its kind."""
+def build_solver(command: Command, name: str, preset: Any = None):
+    """The named solver with the flags' settings; Adam takes settings not given from `preset`, if that is Adam too."""
     from jaxleak.solvers import LBFGS, SOLVERS, Adam, JaxoptLBFGS, NoSolver, OptaxLBFGS, TorchLBFGS
 
     kind: Any = SOLVERS[check_choice("solver", name, SOLVERS)]
@@ -39,7 +39,7 @@ def build_solver(command: Command, name: str, own: Any = None):
         return kind(history=command.history)
     rate: dict[str, Any] = {} if command.lr is None else {"lr": command.lr}
     if kind is Adam:
-        return replace(own if isinstance(own, Adam) else Adam(), **rate, **given)
+        return replace(preset if isinstance(preset, Adam) else Adam(), **rate, **given)
     if kind is JaxoptLBFGS:
         return JaxoptLBFGS(history=command.history, line_search=command.line_search, **rate)
     return TorchLBFGS(history=command.history, **rate)
@@ -65,15 +65,15 @@ def build_attacks(command: Command):
     if command.stop_objective is not None:
         changes["stop_objective"] = command.stop_objective
     attacks = []
-    for preset, own in [named_attack(name) for name in command.attack]:
-        solver = own or command.solver or solver_name(preset.solver)
+    for preset, named_solver in [named_attack(name) for name in command.attack]:
+        solver = named_solver or command.solver or solver_name(preset.solver)
         built = with_solver(preset, build_solver(command, solver, preset.solver), command.iterations)
         attacks.append(replace(built, **changes, name="+".join([preset.name, *_variations(command)])))
     return tuple(attacks)
 
 
 def _variations(command: Command) -> list[str]:
-    """What tells the run's attacks from the presets, for their names."""
+    """The changed settings as words, which are appended to the names of the attacks."""
     words = []
     for flag in (*ATTACK_FIELDS.values(), *ADAM_FLAGS):
         value = getattr(command, flag)
@@ -123,7 +123,7 @@ def _plain(text: str) -> Any:
 
 
 def build_criteria(command: Command):
-    """What counts as success."""
+    """The success criteria that the flags describe."""
     from jaxleak.results.verdict import Criteria
 
     return Criteria(

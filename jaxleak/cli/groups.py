@@ -12,7 +12,7 @@ from jaxleak.errors import InputError
 
 
 def optional(metavar: str) -> Any:
-    """For a flag that may be left out, with the meaning that its text gives; tyro alone shows `{None}|STR`."""
+    """Metavar of an optional flag whose text explains its default; tyro alone shows `{None}|STR`."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
@@ -281,7 +281,7 @@ class OutputFlags(PictureFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceFlags:
-    """What it is computed on."""
+    """Number of lanes, and precision."""
 
     lanes: int | Literal["auto"] = "auto"
     """Trials at once, over all devices."""
@@ -291,7 +291,7 @@ class DeviceFlags:
 
 @dataclass(frozen=True, kw_only=True)
 class MachineFlags(DeviceFlags):
-    """What it is computed on, and by how many processes."""
+    """Number of lanes, precision, and the processes that share the run."""
 
     shard: Name = None
     """This process's part of a run that several write to the same --out, as in 0/8 to 7/8 of a Slurm array; the figures

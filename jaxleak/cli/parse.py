@@ -1,4 +1,4 @@
-"""From words to a command, by tyro; flags are shown in groups, each with its text on one line."""
+"""Parses the command line with tyro; `--help` shows flags in groups, each with its text on one line."""
 
 import ast
 import functools
@@ -44,7 +44,7 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
         args=arguments,
         config=(tyro.conf.FlagCreatePairsOff,),
     )
-    name = next(name for name, one in shown.items() if isinstance(parsed, one))
+    name = next(name for name, kind in shown.items() if isinstance(parsed, kind))
     values = vars(parsed)
     if kinds[name] in GROUPS:
         values = {flag: value for group in values.values() for flag, value in vars(group).items()}
@@ -52,7 +52,7 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
 
 
 def _shown(kind: type) -> type:
-    """What tyro is given in place of a command: its groups, each a dataclass with the flags' texts."""
+    """The dataclass that tyro parses in place of a command: one field for each group, itself a dataclass."""
     if kind not in GROUPS:
         return _with_texts(kind)
     parts = [(name, tyro.conf.OmitArgPrefixes[_with_texts(group)]) for name, group in GROUPS[kind].items()]
@@ -62,19 +62,19 @@ def _shown(kind: type) -> type:
 def _with_texts(kind: type) -> type:
     """The dataclass with its flags' texts as arguments: tyro alone keeps the line breaks of the source."""
     texts, parts = flag_texts(kind), []
-    for one in fields(kind):
-        shown: dict[str, Any] = {"help": texts[one.name]}
-        if one.type in METAVARS:
-            shown["metavar"] = METAVARS[one.type]
-        if one.default == () or isinstance(one.default, bool):  # nothing, or what the flag's absence says
+    for flag in fields(kind):
+        shown: dict[str, Any] = {"help": texts[flag.name]}
+        if flag.type in METAVARS:
+            shown["metavar"] = METAVARS[flag.type]
+        if flag.default == () or isinstance(flag.default, bool):  # nothing, or what the flag's absence says
             shown["help_behavior_hint"] = ""
-        default = field() if one.default is MISSING else field(default=one.default)
-        parts.append((one.name, Annotated[one.type, tyro.conf.arg(**shown)], default))
+        default = field() if flag.default is MISSING else field(default=flag.default)
+        parts.append((flag.name, Annotated[flag.type, tyro.conf.arg(**shown)], default))
     return make_dataclass(kind.__name__, parts, namespace={"__doc__": kind.__doc__}, kw_only=True)
 
 
 def flag_texts(kind: type) -> dict[str, str]:
-    """What `--help` says of each flag of a command or group, on one line: the string below its field."""
+    """The help text of each flag of a command or group, on one line: the string below its field."""
     texts = {}
     for base in reversed(kind.__mro__):
         texts |= _texts().get(base.__name__, {})
@@ -84,14 +84,14 @@ def flag_texts(kind: type) -> dict[str, str]:
 @functools.cache
 def _texts() -> dict[str, dict[str, str]]:
     """The string below each field, by class and field, as the sources have them."""
-    found = {}
+    texts = {}
     for module in (groups, commands):
         for kind in ast.parse(inspect.getsource(module)).body:
             if isinstance(kind, ast.ClassDef):
                 pairs = zip(kind.body, kind.body[1:], strict=False)
-                found[kind.name] = {
-                    ast.unparse(one.target): " ".join(ast.literal_eval(below.value).split())
-                    for one, below in pairs
-                    if isinstance(one, ast.AnnAssign) and isinstance(below, ast.Expr)
+                texts[kind.name] = {
+                    ast.unparse(flag.target): " ".join(ast.literal_eval(below.value).split())
+                    for flag, below in pairs
+                    if isinstance(flag, ast.AnnAssign) and isinstance(below, ast.Expr)
                 }
-    return found
+    return texts

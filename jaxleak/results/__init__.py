@@ -1,4 +1,4 @@
-"""What trials came to: verdicts, numbers, tables, and the run directory that keeps them.
+"""Results of trials: verdicts, numbers, tables, and the run directory that keeps them.
 
 verdict.py    success, or how a trial failed
 metrics.py    distances between images, and labels that are right

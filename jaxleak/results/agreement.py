@@ -1,4 +1,4 @@
-"""What restarts say about images nobody can compare with the truth: which fit the update, and whether they agree."""
+"""Evidence from restarts where the true images are unknown: which fit the update, and whether they agree."""
 
 import io
 from pathlib import Path
@@ -44,10 +44,10 @@ def restarts(result: Result, attack: str) -> Restarts:
     images = [of_trial[row["trial"]] for row in rows]
     if not images:
         return Restarts(attack, rows, np.zeros((0, batch, 1, 1, 1)), np.zeros((0, batch)), [], total)
-    order = [match(one, images[0]) for one in images]
-    images = [one[places] for one, places in zip(images, order, strict=True)]
-    distances = [relative_error(np.asarray(one), np.asarray(images[0])) for one in images]
-    labels = [one[places].tolist() for one, places in zip(_labels(result, rows, batch), order, strict=True)]
+    order = [match(candidate, images[0]) for candidate in images]
+    images = [candidate[places] for candidate, places in zip(images, order, strict=True)]
+    distances = [relative_error(np.asarray(candidate), np.asarray(images[0])) for candidate in images]
+    labels = [array[places].tolist() for array, places in zip(_labels(result, rows, batch), order, strict=True)]
     return Restarts(attack, rows, np.stack(images), np.stack(distances), labels, total)
 
 
@@ -64,31 +64,31 @@ def _labels(result: Result, rows: list[Row], batch: int) -> list[np.ndarray]:
 
 
 def fits(row: Row) -> bool:
-    """Whether a restart explains the update but for `EXPLAINS` of its squared norm, or of 1 - cosine."""
+    """True if less than `EXPLAINS` of the update's squared norm is left over, or 1 - cosine is below `EXPLAINS`."""
     return row["relative_objective"] < EXPLAINS
 
 
-def report(found: Restarts) -> dict[str, Any]:
-    """What the restarts of one attack come to, as plain data."""
-    labels = found.labels
-    fitting = np.array([fits(row) for row in found.rows], bool)
-    same = np.all(found.distances < AGREES, axis=1) & fitting
-    slots = np.sum((found.distances < AGREES) & fitting[:, None], axis=0)
-    best = found.rows[0] if found.rows else None
+def report(group: Restarts) -> dict[str, Any]:
+    """Counts and best values of the restarts of one attack, as plain data."""
+    labels = group.labels
+    fitting = np.array([fits(row) for row in group.rows], bool)
+    same = np.all(group.distances < AGREES, axis=1) & fitting
+    slots = np.sum((group.distances < AGREES) & fitting[:, None], axis=0)
+    best = group.rows[0] if group.rows else None
     return {
-        "attack": found.attack,
-        "restarts": found.total,
-        "finite": len(found.rows),
+        "attack": group.attack,
+        "restarts": group.total,
+        "finite": len(group.rows),
         "fit": int(fitting.sum()),
         "agree": int(same.sum()),
         "agree_by_image": slots.tolist(),
         "labels": labels[0] if labels else None,
-        "same_labels": sum(sorted(one) == sorted(labels[0]) for one in labels) if labels else 0,
+        "same_labels": sum(sorted(restart_labels) == sorted(labels[0]) for restart_labels in labels) if labels else 0,
         "trial": best and best["trial"],
         "objective": best and best["objective"],
         "relative_objective": best and _known(best["relative_objective"]),
         "psnr": best and _known(best["psnr"]),
-        "missing": _missing(found, fitting, slots),
+        "missing": _missing(group, fitting, slots),
     }
 
 
@@ -96,12 +96,12 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[str]:
-    """What could not be recovered, in sentences."""
-    if not found.rows:
+def _missing(group: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[str]:
+    """Sentences about what could not be recovered."""
+    if not group.rows:
         return ["every restart ended with an objective that is not a number"]
     if not fitting.any():
-        left = found.rows[0]["relative_objective"]
+        left = group.rows[0]["relative_objective"]
         return [
             f"no restart explains the update: the best leaves {left:.2g} of it (squared); "
             "model, weights, normalisation or client steps may be others than the client's"
@@ -115,22 +115,22 @@ def _missing(found: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[st
 
 
 def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], list[tuple]]:
-    """`report.json` and `best.npz` in the run directory; returns what the first one holds, and what `draw` takes.
+    """Write `report.json` and `best.npz` into the run directory; returns the reports and the argument `kept` of `draw`.
 
-    `best.npz` has, of the best restarts of each attack, `images` [n, b, h, w, c] cut to [0, 1], `objective` [n],
+    `best.npz` holds the best restarts of each attack: `images` [n, b, h, w, c] cut to [0, 1], `objective` [n],
     `labels` [n, b], `trial` [n] and `attack` [n].
     """
-    told, kept = [], []
+    reports, kept = [], []
     for attack in dict.fromkeys(row["attack"] for row in result.rows):
-        found = restarts(result, attack)
-        told.append(report(found))
+        group = restarts(result, attack)
+        reports.append(report(group))
         kept += [
-            (attack, row["trial"], row["objective"], one, np.clip(images, 0, 1), distance)
-            for row, one, images, distance in zip(
-                found.rows[:KEPT], found.labels[:KEPT], found.images[:KEPT], found.distances[:KEPT], strict=True
+            (attack, row["trial"], row["objective"], restart_labels, np.clip(images, 0, 1), distance)
+            for row, restart_labels, images, distance in zip(
+                group.rows[:KEPT], group.labels[:KEPT], group.images[:KEPT], group.distances[:KEPT], strict=True
             )
         ]
-    write_atomically(folder / "report.json", json_bytes({"attacks": told}))
+    write_atomically(folder / "report.json", json_bytes({"attacks": reports}))
     if kept:
         names, trials, objectives, labels, images, _ = zip(*kept, strict=True)
         arrays = {
@@ -141,14 +141,14 @@ def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], li
             "attack": np.array(names),
         }
         write_atomically(folder / "best.npz", npz_bytes(arrays))
-    return told, kept
+    return reports, kept
 
 
 def draw(kept: list[tuple], truth: Float[np.ndarray, "b h w c"] | None, path: Path) -> None:
     """A line of pictures for each attack: the truth where it is known, the best restart, and the others."""
     from matplotlib.figure import Figure
 
-    attacks = list(dict.fromkeys(one[0] for one in kept))
+    attacks = list(dict.fromkeys(entry[0] for entry in kept))
     first = [] if truth is None else [("truth", mosaic(truth))]
     lines = [
         first

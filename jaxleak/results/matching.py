@@ -1,4 +1,4 @@
-"""Which dummy is which private image: slots matched to the truth, and batches as one picture."""
+"""Matching dummies to private images, and drawing a batch as one picture."""
 
 import math
 from typing import Any, NamedTuple
@@ -41,7 +41,7 @@ def ordered(dummies: Float[np.ndarray, "n ... d h w c"], slots: Int[np.ndarray, 
 
 
 class BatchMetrics(NamedTuple):
-    """How close the candidates of n trials are, p = min(d, b) of whose images are matched."""
+    """Distances between the candidates of n trials and the truth; p = min(d, b) images of each trial are matched."""
 
     slots: Int[np.ndarray, "n b"]  # see `match`
     trials: dict[str, np.ndarray]  # one number per trial: means, but the largest of the errors and `max_abs`
@@ -51,9 +51,11 @@ class BatchMetrics(NamedTuple):
 def batch_metrics(candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.ndarray, "n b h w c"]) -> BatchMetrics:
     """Slots and metrics of whole trials."""
     slots, matched, places = _matched(candidates, truths)
-    each = {name: one.reshape(len(slots), -1) for name, one in image_metrics(matched, places).items()}
+    each = {name: values.reshape(len(slots), -1) for name, values in image_metrics(matched, places).items()}
     worst = ("relative_error", "affine_error", "max_abs")
-    whole = {name: np.max(one, axis=1) if name in worst else np.mean(one, axis=1) for name, one in each.items()}
+    whole = {
+        name: np.max(values, axis=1) if name in worst else np.mean(values, axis=1) for name, values in each.items()
+    }
     return BatchMetrics(slots, whole, each["relative_error"])
 
 
@@ -66,7 +68,7 @@ def worst_errors(
 
 
 def _matched(candidates, truths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Slots, and the matched images of all trials with what they stand for."""
+    """Slots, and the matched images of all trials with their true images."""
     slots = np.stack([match(*pair) for pair in zip(candidates, truths, strict=True)])
     trials, places = np.nonzero(slots >= 0)
     return slots, candidates[trials, slots[trials, places]], truths[trials, places]

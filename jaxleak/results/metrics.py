@@ -1,4 +1,4 @@
-"""How close a candidate is to the true image: NHWC images in [0, 1], one number per image of the batch.
+"""Distances between a candidate and the true image: NHWC images in [0, 1], one number per image of the batch.
 
 A candidate need not lie in [0, 1], nor be finite: a diverged trial is measured like any other, without
 warnings. Where a pixel is NaN every metric is NaN. Where a pixel is infinite (and none NaN), `mse`,
@@ -75,7 +75,7 @@ def relative_error(x: Images, truth: Images) -> PerImage:
 
 
 def affine_error(x: Images, truth: Images) -> PerImage:
-    """What is wrong but for contrast and brightness: `|a (x - mean) - (x* - mean)| / |x* - mean|`, means by channel.
+    """Error without contrast and brightness: `|a (x - mean) - (x* - mean)| / |x* - mean|`, means by channel.
 
     The contrast `a`, one number of 0 or above, is that of least squares; the brightness of each channel is taken from
     the truth. 0 is the same picture, 1 nothing in common (or its negative). BatchNorm in train mode on one image takes
@@ -178,7 +178,7 @@ def _ssim_in_blocks(x: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def labels_right(found: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """How many labels are right, in whatever order: the size of the common part of two multisets.
+    """Number of labels that are right in any order: the size of the common part of two multisets.
 
     Args:
         found, true: [..., n].

@@ -1,4 +1,4 @@
-"""What a sweep left."""
+"""The result of a sweep."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from jaxleak.results.store.run import Run
 
 @dataclass(eq=False)
 class Result:
-    """What a sweep left: rows, rates and pictures. The run directory holds the same.
+    """The result of a sweep: rows, rates and pictures. The run directory holds the same.
 
     Attributes:
         run: the run directory, open for reading.

@@ -19,7 +19,7 @@ RELATIVE = 1e-2  # of an objective met: above it, most of the update is not expl
 
 
 def current_summary(run: Run) -> dict[str, Any]:
-    """What `summary.json` would hold, with `shards` and `warnings`; the run need not be complete."""
+    """The content of `summary.json`, with `shards` and `warnings`; the run need not be complete."""
     settings, rows = run.settings, run.rows()
     criteria = Criteria(**settings["criteria"])
     try:
@@ -32,28 +32,28 @@ def current_summary(run: Run) -> dict[str, Any]:
     summary = summarise(rows, criteria, expected=expected, engine=engine, settings_hash=run.settings_hash)
     # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
     known = written.get("warnings") if finished == len(rows) else None
-    found = warnings_after(rows, criteria) if known is None else known
-    return {**summary, "shards": run.shards(expected), "warnings": found}
+    warnings = warnings_after(rows, criteria) if known is None else known
+    return {**summary, "shards": run.shards(expected), "warnings": warnings}
 
 
 def warnings_after(rows: Sequence[Row], criteria: Criteria) -> list[str]:
     """Warnings where the rows may mislead, one line each."""
-    found = []
+    texts = []
     for attack in dict.fromkeys(row["attack"] for row in rows):
-        own = [row for row in rows if row["attack"] == attack]
-        if any(row["status"] == "matched" for row in own) or all(row["label"] < 0 for row in own):
-            found.append(f"{attack}: the private images are not known, so nothing counts as solved; see report.json.")
-        zero = sum(row["update_norm2"] == 0 for row in own)
+        trials = [row for row in rows if row["attack"] == attack]
+        if any(row["status"] == "matched" for row in trials) or all(row["label"] < 0 for row in trials):
+            texts.append(f"{attack}: the private images are not known, so nothing counts as solved; see report.json.")
+        zero = sum(row["update_norm2"] == 0 for row in trials)
         if zero:
-            found.append(f"{attack}: the update is zero in {zero} of {len(own)} trials; there is nothing to match.")
-        small = [row for row in own if row["objective"] < criteria.objective and row["objective_kind"] == "l2"]
+            texts.append(f"{attack}: the update is zero in {zero} of {len(trials)} trials; there is nothing to match.")
+        small = [row for row in trials if row["objective"] < criteria.objective and row["objective_kind"] == "l2"]
         unexplained = sum(row["relative_objective"] > RELATIVE for row in small if row["update_norm2"] > 0)
         if unexplained:
-            found.append(
-                f"{attack}: {unexplained} of {len(own)} trials met the objective with more than {RELATIVE:.0%} of the "
-                "update unexplained: it is small, and so is its distance from anything. Look at relative_objective."
+            texts.append(
+                f"{attack}: {unexplained} of {len(trials)} trials met the objective with more than {RELATIVE:.0%} of "
+                "the update unexplained: it is small, and so is its distance from anything. Look at relative_objective."
             )
-    return found
+    return texts
 
 
 def expected_trials(settings: dict[str, Any]) -> int:
@@ -82,16 +82,16 @@ def summarise(
         engine: the engine's counters, `ENGINE_KEYS`; those not given become null.
 
     Returns:
-        What `summary.json` holds; a number that is not finite becomes None.
+        The content of `summary.json`; a number that is not finite becomes None.
     """
     expected = len(rows) if expected is None else expected
     groups = []
     for (attack, model, dataset), members in _by(rows, "attack", "model", "dataset"):
         base = {"attack": attack, "model": model, "dataset": dataset}
-        images = [(image, own) for (image,), own in sorted(_by(members, "image"), key=lambda group: group[0])]
-        of_images = [_restarts(own) for _, own in images]
-        for (image, own), restarts in zip(images, of_images, strict=True):
-            groups.append(base | {"image": image} | _rates(own, criteria) | restarts)
+        images = [(image, of_image) for (image,), of_image in sorted(_by(members, "image"), key=lambda group: group[0])]
+        of_images = [_restarts(of_image) for _, of_image in images]
+        for (image, of_image), restarts in zip(images, of_images, strict=True):
+            groups.append(base | {"image": image} | _rates(of_image, criteria) | restarts)
         groups.append(base | {"image": None} | _rates(members, criteria) | _over_images(of_images))
     summary = {
         "groups": groups,
@@ -140,7 +140,7 @@ def _present(rows: list[Row], column: str) -> list[float]:
 
 
 def _restarts(rows: list[Row]) -> dict[str, Any]:
-    """What an attacker gets from the restarts of one image."""
+    """The selected and the oracle restart of one image, and the chance that one of k restarts succeeds."""
     n, successes = len(rows), sum(bool(row["success"]) for row in rows)
     powers = itertools.takewhile(lambda k: k <= n, (2**i for i in itertools.count()))
     return {

@@ -23,10 +23,16 @@ COLUMNS: dict[str, Callable[[Group], str]] = {
     "label\nright": lambda group: f"{group['label_accuracy']:.2f}" if group.get("labels_known", True) else NOTHING,
     "selected,\noracle": lambda group: _judged(group, _restarts),
 }
-NOTE = (
-    "Iterations and evaluations are those to the objective threshold, over solved trials. Selected, oracle: "
-    "share of images whose restart with the lowest objective, with the lowest MSE, solved."
-)
+NOTE = """iterations, eval. (evaluations): those to the objective threshold, over solved trials
+selected: share of images whose restart with the lowest objective solved
+oracle: share of images whose restart with the lowest MSE solved"""
+# Statuses whose names alone do not say what happened.
+MEANINGS = {
+    "wrong-image": "the objective is small, but the image is wrong",
+    "matched": "the objective is small, and no true image is known",
+    "stalled": "no later step of the solver would move",
+    "lost": "the trial's workers failed too often to finish it",
+}
 
 
 def rate_text(group: Group) -> str:
@@ -41,8 +47,8 @@ def partial_text(summary: Summary) -> str:
         return ""
     done = sum(group["trials"] for group in _overall(summary))
     missing = (summary.get("shards") or {}).get("missing", [])
-    told = ", ".join(f"{one['shard']} ({one['done']} of {one['trials']} trials)" for one in missing)
-    return f"partial: {done} of {summary['trials_expected']} trials" + (f"; shards missing: {told}" if told else "")
+    listed = ", ".join(f"{shard['shard']} ({shard['done']} of {shard['trials']} trials)" for shard in missing)
+    return f"partial: {done} of {summary['trials_expected']} trials" + (f"; shards missing: {listed}" if listed else "")
 
 
 def _judged(group: Group, text: Callable[[Group], str]) -> str:
@@ -59,7 +65,7 @@ def _pair(*values: float | None) -> str:
 
 
 def _restarts(group: Group) -> str:
-    """Of one image, whether the restart solved; of all, the share of images where it did."""
+    """The selected and the oracle restart: yes or no for one image, the share of solved images for all."""
     return ", ".join(_restart(group[choice]) for choice in ("selected", "oracle"))
 
 
@@ -94,7 +100,7 @@ def _name_columns(summaries: Sequence[Summary], names: Sequence[str] | None) -> 
 
 
 def _short(name: str) -> str:
-    """Of a path, its last part."""
+    """The last part of a path; another name as it is."""
     return Path(name).name or name
 
 
@@ -164,7 +170,7 @@ def summary_table(
 
 
 def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = None) -> "Table":
-    """How the trials of one or several runs ended: the count of each status; see `summary_table`."""
+    """Number of trials with each status, for one or several runs; see `summary_table`."""
     columns = _name_columns(summaries, names)
     groups = [group for summary in summaries for group in _overall(summary)]
     there = {status for group in groups for status, count in group["status"].items() if count}
@@ -179,28 +185,29 @@ def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = Non
         for group in _overall(summary)
     ]
     headings = [status.replace("-", "-\n") for status in shown]
-    return _fill(_table("How trials ended", summaries, names), list(columns), [*headings, "trials"], lines)
+    note = "\n".join(f"{status}: {MEANINGS[status]}" for status in shown if status in MEANINGS)
+    return _fill(_table("How trials ended", summaries, names, note), list(columns), [*headings, "trials"], lines)
 
 
-def evidence_table(told: Sequence[dict[str, Any]]) -> "Table":
-    """What each attack found in an update: `agreement.report` of each, a line each."""
+def evidence_table(reports: Sequence[dict[str, Any]]) -> "Table":
+    """One line for each attack on an update, from its `agreement.report`."""
     from rich import box
     from rich.table import Table
 
     table = Table(title="What the update gives away", title_justify="left", box=box.SIMPLE_HEAD)
     rows = [
         [
-            one["attack"],
-            NOTHING if one["labels"] is None else " ".join(map(str, one["labels"])),
-            f"{one['fit']}/{one['restarts']}",
-            f"{one['agree']}/{one['restarts']}",
-            NOTHING if one["objective"] is None else f"{one['objective']:.2e}",
-            NOTHING if one["relative_objective"] is None else f"{one['relative_objective']:.1e}",
-            *([] if one["psnr"] is None else [f"{one['psnr']:.1f}"]),
+            report["attack"],
+            NOTHING if report["labels"] is None else " ".join(map(str, report["labels"])),
+            f"{report['fit']}/{report['restarts']}",
+            f"{report['agree']}/{report['restarts']}",
+            NOTHING if report["objective"] is None else f"{report['objective']:.2e}",
+            NOTHING if report["relative_objective"] is None else f"{report['relative_objective']:.1e}",
+            *([] if report["psnr"] is None else [f"{report['psnr']:.1f}"]),
         ]
-        for one in told
+        for report in reports
     ]
-    judged = ["PSNR\n[dB]"] if any(one["psnr"] is not None for one in told) else []
+    judged = ["PSNR\n[dB]"] if any(report["psnr"] is not None for report in reports) else []
     numbers = ["explain\nthe update", "agree with\nthe best", "objective", "relative", *judged]
     return _fill(
         table, ["attack", "labels"], numbers, [row + [NOTHING] * (2 + len(numbers) - len(row)) for row in rows]

@@ -11,7 +11,7 @@ STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled",
 
 @dataclass(frozen=True, kw_only=True)
 class Criteria:
-    """What counts as success, stored with every run.
+    """Success criteria, stored with every run.
 
     Attributes:
         objective: a trial must end with its objective below this.
@@ -44,7 +44,7 @@ class Criteria:
         object.__setattr__(self, "mse_thresholds", tuple(self.mse_thresholds))  # a list, when read from JSON
 
     def threshold(self, objective: str) -> float:
-        """What an attack's objective must be below, by its kind, a key of `objectives.OBJECTIVES`."""
+        """Limit below which an attack's objective must end; `objective` is a key of `objectives.OBJECTIVES`."""
         return self.cosine if objective == "cosine" else self.objective
 
 

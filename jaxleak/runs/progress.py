@@ -1,4 +1,4 @@
-"""What a run says while it computes: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live line on a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -36,7 +36,7 @@ class Progress:
         self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
 
     def say(self, line: str) -> None:
-        """A line of its own."""
+        """Write a line of its own."""
         if self._terminal:
             print("\r\x1b[K", end="", file=sys.stderr)
         self._write(line)

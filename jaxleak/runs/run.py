@@ -53,7 +53,7 @@ def attack(
         InputError: a setting is wrong, or `out` holds a run with other settings.
     """
     several = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
-    sweep = Sweep(victim=victim, attacks=tuple(get_attack(one) for one in several), seeds=seeds, **settings)
+    sweep = Sweep(victim=victim, attacks=tuple(get_attack(preset) for preset in several), seeds=seeds, **settings)
     return run_sweep(sweep, out, lanes=lanes, quiet=quiet)
 
 

@@ -116,8 +116,8 @@ class Session:
             if jobs.trial.size:
                 todo.append(_Todo(self.sweep, attack, jobs, lanes))
         try:
-            for one, following in itertools.zip_longest(todo, todo[1:]):
-                self._run_attack(one, following)
+            for current, following in itertools.zip_longest(todo, todo[1:]):
+                self._run_attack(current, following)
         finally:
             summary = self.end(self._engine_summary())
         return summary
@@ -128,11 +128,11 @@ class Session:
         self.run.write_summary(summary)
         return summary
 
-    def _run_attack(self, one: "_Todo", following: "_Todo | None") -> None:
+    def _run_attack(self, current: "_Todo", following: "_Todo | None") -> None:
         """Run what is left of one attack; what follows is compiled meanwhile."""
-        attack = one.attack
-        self.progress.say(f"{attack.name}: compiling for {len(one.jobs.trial)} trials")
-        engine = one.take_engine()
+        attack = current.attack
+        self.progress.say(f"{attack.name}: compiling for {len(current.jobs.trial)} trials")
+        engine = current.take_engine()
         self.engines.append(engine)
 
         def tell() -> None:
@@ -141,7 +141,7 @@ class Session:
                 following.compile_ahead()
 
         try:
-            engine.run(one.jobs, lambda finished: self.take(attack, finished), tell)
+            engine.run(current.jobs, lambda finished: self.take(attack, finished), tell)
         finally:
             engine.forget()
             self.flush()
@@ -158,7 +158,7 @@ class Session:
         self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
 
     def lose(self, attack: Attack, trials: Sequence[int], reason: str) -> None:
-        """Rows for trials that nobody could end."""
+        """Record trials as lost, which no worker could finish."""
         jobs, count = self.sweep.jobs_of(np.asarray(trials)), len(trials)
         victim, dummies = self.sweep.victim, attack.dummies or self.sweep.victim.batch
         shape = (dummies, *victim.images.shape[1:])
@@ -306,23 +306,23 @@ class Session:
             engine=engine or _stored_engine(self.run.path),
             settings_hash=self.run.settings_hash,
         )
-        found = warnings_before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
+        warnings = warnings_before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
         training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
-        return {**summary, "shards": run.shards(sweep.total), "warnings": found, **training}
+        return {**summary, "shards": run.shards(sweep.total), "warnings": warnings, **training}
 
     def _engine_summary(self) -> dict[str, float] | None:
-        """Of this session; one that had nothing to do keeps what the last one wrote."""
+        """The engine's counters; None if the session had nothing to do, which keeps those of the last one."""
         if not self.engines:
             return None
         stats = [engine.stats for engine in self.engines]
-        seconds, total = sum(one.seconds for one in stats), sum(one.steps_total for one in stats)
+        seconds, total = sum(stat.seconds for stat in stats), sum(stat.steps_total for stat in stats)
         return {
             "evaluations": self.progress.evaluations,
             "seconds": seconds,
             "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
-            "utilisation": sum(one.steps_useful for one in stats) / total if total else 0.0,
-            "compile_seconds": sum(one.compile_seconds for one in stats),
-            "host_share": sum(one.host_seconds for one in stats) / seconds if seconds else 0.0,
+            "utilisation": sum(stat.steps_useful for stat in stats) / total if total else 0.0,
+            "compile_seconds": sum(stat.compile_seconds for stat in stats),
+            "host_share": sum(stat.host_seconds for stat in stats) / seconds if seconds else 0.0,
         }
 
 
@@ -336,12 +336,12 @@ def _stored_engine(path: Path) -> dict[str, float] | None:
 
 
 def _alike(judged: Judged) -> tuple[str, str, str]:
-    """What trials share that are written as one part."""
+    """Group key: trials with the same attack, machine and failure reason go into one file."""
     return judged.attack.name, str(judged.made), judged.reason or ""
 
 
 def _stacked(parts: list[Finished]) -> Finished:
-    """Trials that ended one after the other."""
+    """Trials that ended one after the other, joined."""
     return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
 
 

@@ -1,4 +1,4 @@
-"""A sweep: attacks x images x seeds on one victim. What is to be run, not where."""
+"""A sweep: attacks x images x seeds on one victim. It says nothing about where they run."""
 
 import hashlib
 from collections.abc import Mapping
@@ -23,16 +23,16 @@ MOST_TRIALS = 10_000_000  # of one sweep: its queue lies in memory
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Sweep:
-    """What is to be run; nothing here depends on lanes, devices or where the results go.
+    """Attacks, victim and settings of a sweep; lanes, devices and the run directory are not part of it.
 
     Attributes:
         victim: who is attacked.
         attacks: with which attacks.
         seeds: restarts per update and attack; trial seeds 0..seeds-1.
-        start_seed: from which starts are drawn. A start depends on it, the image's index and the trial seed only.
-        criteria: what counts as success.
+        start_seed: seed from which starts are drawn. A start depends on it, the image's index and the trial seed only.
+        criteria: success criteria.
         snapshots: iterations at which candidates are kept for pictures.
-        snapshot_seeds: of the trials with so many first seeds; None: of all. What is stored of the others is black.
+        snapshot_seeds: number of first seeds whose trials have snapshots; None: all. Those of the others are black.
         starts: given starts (see `Trial`), instead of drawn ones.
     """
 
@@ -88,10 +88,10 @@ class Sweep:
         )
 
     def check(self) -> None:
-        """Trace what trials begin with, where only that shows that an attack fits the victim.
+        """Trace the start of trials, for attacks that need it to show whether they fit the victim.
 
         Raises:
-            InputError: one does not.
+            InputError: an attack does not fit.
         """
         for attack in self.attacks:
             if attack.needs_check or self.victim.batch > 1:

@@ -1,4 +1,4 @@
-"""Who is attacked: what is private, how the client computes what it shares, and what protects it.
+"""The threat model: private data, the client's computation of its update, and defences.
 
 victim.py         private data, network and client of one sweep
 from_dataset.py   ... made of a data set's images

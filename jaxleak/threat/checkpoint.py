@@ -14,7 +14,7 @@ FILE = "trained-{}.safetensors"
 
 
 def training_id(settings: dict[str, Any], steps: int) -> str:
-    """What identifies a training run: the victim before it, and how many steps."""
+    """Identity of a training run: a hash of the victim's settings before it and the number of steps."""
     text = json.dumps([settings, steps], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
@@ -41,28 +41,28 @@ def write_checkpoint(
         return
     for number, network in enumerate(networks):
         path = folder / FILE.format(number)
-        told = {"id": training["id"], "loss": training["loss"][number], "accuracy": training["accuracy"][number]}
+        metadata = {"id": training["id"], "loss": training["loss"][number], "accuracy": training["accuracy"][number]}
         tensors = to_torch(model, network["params"], shape, network.get("batch_stats"))
-        write_atomically(path, save(tensors, {"training": json.dumps(told)}))
+        write_atomically(path, save(tensors, {"training": json.dumps(metadata)}))
 
 
 def read_checkpoint(
     folder: Path, model: Any, count: int, identity: str, shape: tuple[int, int, int]
 ) -> tuple[list[Any], dict[str, Any]] | None:
-    """The networks of `write_checkpoint` and their training, or None where this training's are not all there."""
+    """The networks of `write_checkpoint` and their training; None if any network of this training is missing."""
     from safetensors import SafetensorError, safe_open
 
     networks, training = [], {"id": identity, "loss": [], "accuracy": []}
     for number in range(count):
         try:
             with local_copy(folder / FILE.format(number)) as copy, safe_open(copy, "np") as file:
-                told = json.loads(file.metadata()["training"])
+                metadata = json.loads(file.metadata()["training"])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         except (OSError, SafetensorError, KeyError, TypeError, ValueError):
             return None
-        if told["id"] != identity:
+        if metadata["id"] != identity:
             return None
         networks.append(variables_from_torch(model, tensors, shape))
-        training["loss"].append(told["loss"])
-        training["accuracy"].append(told["accuracy"])
+        training["loss"].append(metadata["loss"])
+        training["accuracy"].append(metadata["accuracy"])
     return networks, training

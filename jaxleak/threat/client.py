@@ -1,4 +1,4 @@
-"""What a client computes before it shares: one gradient, or steps of its own training."""
+"""The client's computation: one gradient, or steps of local training."""
 
 from dataclasses import dataclass, fields
 from typing import Any
@@ -22,7 +22,7 @@ SEVERAL = "images of an update"
 
 @dataclass(frozen=True, kw_only=True)
 class Client:
-    """How the private images become an update. The attacker knows all of it, and does the same to its candidate.
+    """The client's computation of an update. The attacker knows all of it and repeats it on its candidate.
 
     Attributes:
         steps: local steps, after which the client shares by how much its weights fell, w_0 - w_K (FedAvg); 0 shares
@@ -32,8 +32,8 @@ class Client:
         lr: its learning rate.
         batch: images per local step, taken in turn; None: all of the client's.
         loss: what it minimises.
-        clients: among how many clients the images of an update are divided; what is shared is the mean of their
-            updates, as an aggregator passes it on.
+        clients: number of clients among which the images of an update are divided; the attacker sees the mean of
+            their updates, as an aggregator passes it on.
 
     Source: McMahan et al. 2017 (FedAvg), algorithm 1.
     """
@@ -62,11 +62,11 @@ class Client:
 
     @property
     def trains(self) -> bool:
-        """Whether it shares a difference of weights."""
+        """True if the client shares a difference of weights."""
         return self.steps > 0 or self.epochs > 0
 
     def check(self, images: int) -> None:
-        """Raise unless updates of so many images can be divided as asked.
+        """Raise unless an update's images can be divided among clients and local steps.
 
         Raises:
             InputError: they cannot.
@@ -75,28 +75,28 @@ class Client:
             raise InputError(
                 f"`clients` must divide the {SEVERAL}, {images}; got {self.clients}. Change --batch or --clients."
             )
-        own = images // self.clients
-        if self.batch is not None and own % self.batch:
-            raise InputError(f"`client_batch` must divide a client's images, {own}; got {self.batch}.")
+        per_client = images // self.clients
+        if self.batch is not None and per_client % self.batch:
+            raise InputError(f"`client_batch` must divide a client's images, {per_client}; got {self.batch}.")
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data; the loss only where it is not cross-entropy, which older runs do not name."""
         named = {} if self.loss == CROSS_ENTROPY else {"loss": self.loss.name}
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "loss"} | named
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "loss"} | named
 
     def total_steps(self, images: int) -> int:
         """Local steps of one client, where an update holds so many images."""
-        own = images // self.clients
-        return self.steps or self.epochs * (own // (self.batch or own))
+        per_client = images // self.clients
+        return self.steps or self.epochs * (per_client // (self.batch or per_client))
 
 
 def client_update(
     client: Client, model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]
 ) -> PyTree:
-    """What the client, or the mean of several, shares for these images: differentiable with respect to them.
+    """The update of the client, or the mean over several clients; differentiable with respect to the images.
 
     Args:
-        client: how.
+        client: the computation.
         model: a Linen module; called as `model.apply({"params": params}, x)`.
         params: the weights it begins with, which the attacker knows.
         x: all images of the update, client by client.

@@ -1,4 +1,4 @@
-"""What a client does to its update before it shares it: update -> update."""
+"""Defences: changes of the update before it is shared, update -> update."""
 
 import math
 from abc import ABC, abstractmethod
@@ -16,7 +16,7 @@ from jaxleak.errors import InputError, check_choice, check_not_negative
 
 @dataclass(frozen=True, kw_only=True)
 class Defence(ABC):
-    """What all defences have; the fields of each are its strengths, in the order in which its text names them.
+    """Base of all defences; the fields of each are its strengths, in the order in which its text names them.
 
     Attributes:
         random: it draws noise.
@@ -347,7 +347,7 @@ def _number(text: str, field: Field, strength: str) -> float:
 
 
 def defence_form(name: str) -> str:
-    """How a defence's text is written: "dp-sgd:CLIP:NOISE", "int8[:BITS]"."""
+    """The form of a defence's text: "dp-sgd:CLIP:NOISE", "int8[:BITS]"."""
     parts = (f":{field.name.upper()}" for field in fields(DEFENCES[name]))
     given = (field.default is MISSING for field in fields(DEFENCES[name]))
     return name + "".join(part if must else f"[{part}]" for part, must in zip(parts, given, strict=True))
@@ -388,7 +388,7 @@ def defend(defences: tuple[Defence, ...], update: PyTree, key: Key[Array, ""]) -
 
 
 def sparse_mask(defences: tuple[Defence, ...], update: PyTree) -> PyTree:
-    """Which entries of the defended update are not zero, for an attacker who sees that it was pruned.
+    """Mask of the nonzero entries of the defended update, for an attacker who sees that it was pruned.
 
     Args:
         defences: what the client did.
@@ -424,7 +424,7 @@ def _with_noise(update: PyTree, key: Key[Array, ""], draw: Callable[..., Array],
 
 
 def _pruned(update: PyTree, share: float) -> PyTree:
-    """Without the round(share n) smallest of its n entries."""
+    """The update with the round(share n) smallest of its n entries set to zero."""
     size = sum(leaf.size for leaf in jax.tree.leaves(update))
     return _largest(update, size - round(share * size))
 

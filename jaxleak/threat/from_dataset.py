@@ -1,4 +1,4 @@
-"""Victims whose private images come from a data set, their networks trained where that is asked for."""
+"""Victims whose private images come from a data set; their networks are trained if asked for."""
 
 import warnings
 from collections.abc import Mapping
@@ -129,14 +129,14 @@ def _trained(victim: Victim, data: Dataset, steps: int, checkpoint: Path | None)
     networks, training = stored or _train(victim, data, steps)
     params = networks[0]["params"]
     if victim.network == "per-image":
-        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(one["params"] for one in networks))
+        params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(network["params"] for network in networks))
     done: dict[str, Any] = {"params": params, "batch_stats": networks[0].get("batch_stats", victim.batch_stats)}
     training = {**training, "id": identity}
     return replace(victim, **done, trained_steps=steps, training=training, weights_name="trained")
 
 
 def _train(victim: Victim, data: Dataset, steps: int) -> tuple[list[dict[str, PyTree]], dict[str, list]]:
-    """Each network trained, without the victim's defences: they are for the update."""
+    """Train each network without the victim's defences, which apply to the update only."""
     plain = replace(victim, defences=(), client=Client(loss=victim.client.loss), batch=1)
     root, firsts = jax.random.key(victim.network_seed), victim.indices[:: victim.batch]
     h, w, c = victim.images.shape[1:]

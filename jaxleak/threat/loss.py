@@ -1,4 +1,4 @@
-"""What a client's training minimises, and its gradient."""
+"""The loss of a client's training, and its gradient."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field

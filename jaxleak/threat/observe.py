@@ -25,7 +25,7 @@ class Moments(NamedTuple):
 
 
 class Observed(NamedTuple):
-    """What one forward and backward pass shows."""
+    """Results of one forward and backward pass."""
 
     gradient: PyTree  # of the loss; the kernels of dense layers as `Outer`
     logits: Float[Array, "b k"]
@@ -41,7 +41,7 @@ def observe(
     *,
     statistics: bool = False,
 ) -> Observed:
-    """What a client with these images would share, and what else the same pass gives.
+    """The gradient that a client with these images would share, with logits and statistics of the same pass.
 
     All of it can be differentiated with respect to `x` and `target`.
 
@@ -105,7 +105,7 @@ def _after(act: Callable, *kinds: type[nn.Module]) -> Callable:
 
 
 def _path(model, module: nn.Module) -> tuple[str, ...]:
-    """Where `params` has a layer's parameters: by its path, unless the model is one that `models.own` has renamed."""
+    """Path of a layer's parameters in `params`: the layer's own, unless `models.own` has renamed the model's layers."""
     renamed = getattr(model, "path_in_params", None)
     return renamed(module.path) if renamed else module.path
 

@@ -1,4 +1,4 @@
-"""The user's own update: what a client shared, from a file, as a victim whose images need not be known."""
+"""The user's own update, read from a file, as a victim whose images need not be known."""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -58,7 +58,7 @@ def load_update(
     name, build = model_builder(model)
     given = dict(fields or {})
     small = build(2, **given)
-    tensors, shared = (_with_head(small, image_shape, one) for one in (tensors, shared))
+    tensors, shared = (_with_head(small, image_shape, stored) for stored in (tensors, shared))
     classes = _classes(small, tensors)
     module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
     check_layout(module, image_shape)
@@ -96,10 +96,11 @@ def _with_head(model: Any, image_shape, tensors: dict[str, np.ndarray]) -> dict[
         return tensors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # said when the model is built with its classes
-        own = ".".join(getattr(adapt_model(model, image_shape), "head", ()))
-    start = f"{own}."
+        head_in_file = ".".join(getattr(adapt_model(model, image_shape), "head", ()))
+    start = f"{head_in_file}."
     return {
-        f"{head}.{name[len(start) :]}" if own and name.startswith(start) else name: tensors[name] for name in tensors
+        f"{head}.{name[len(start) :]}" if head_in_file and name.startswith(start) else name: tensors[name]
+        for name in tensors
     }
 
 
@@ -131,8 +132,8 @@ def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b
             f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
             f"{'x'.join(map(str, data.image_shape))}. Change --batch, --image-shape or the file."
         )
-    pixels, own = data.images(sorted(data.index.tolist()))
-    return pixels, own.tolist() if labels is None else _given(labels, batch)
+    pixels, stored_labels = data.images(sorted(data.index.tolist()))
+    return pixels, stored_labels.tolist() if labels is None else _given(labels, batch)
 
 
 def _given(labels: Sequence[int], batch: int) -> list[int]:

@@ -23,7 +23,7 @@ HELD_OUT = 1000  # images, at most, on which accuracy is measured where there is
 
 
 class Trainee(Protocol):
-    """What of a `Victim` its training needs."""
+    """The part of `Victim` that its training uses."""
 
     @property
     def indices(self) -> list[int]:
@@ -37,7 +37,7 @@ class Trainee(Protocol):
 
     @property
     def train_lr(self) -> float:
-        """Its learning rate."""
+        """Learning rate of the optimiser."""
         ...
 
     @property
@@ -47,15 +47,15 @@ class Trainee(Protocol):
 
     @property
     def learns_statistics(self) -> bool:
-        """Whether it has BatchNorm in evaluation mode."""
+        """True if the model has BatchNorm in evaluation mode."""
         ...
 
     def in_training(self) -> "Trainee":
-        """The same with BatchNorm in train mode."""
+        """This victim with BatchNorm in train mode."""
         ...
 
     def in_evaluation(self, batch_stats: PyTree) -> "Trainee":
-        """The same with these running statistics."""
+        """This victim with these running statistics."""
         ...
 
     def logits(self, params: PyTree, x: Any) -> Any:
@@ -67,11 +67,11 @@ class Trainee(Protocol):
         ...
 
     def target(self, labels: Any) -> Any:
-        """What the loss compares outputs with."""
+        """Targets of the loss."""
         ...
 
     def loss(self, params: PyTree, x: Any, target: Any) -> Any:
-        """The client's."""
+        """The client's loss."""
         ...
 
     def share(self, params: PyTree, x: Any, target: Any, key: Any) -> PyTree:
@@ -149,11 +149,11 @@ def train_network(
         drawn = jax.random.fold_in(key, number)
         params, state, loss = step(params, state, pixels[place], labels[place], drawn)
         losses.append(loss)
-    told = np.array(losses, float)
-    if not np.isfinite(told).all():
-        first = int(np.argmin(np.isfinite(told)))
+    loss_values = np.array(losses, float)
+    if not np.isfinite(loss_values).all():
+        first = int(np.argmin(np.isfinite(loss_values)))
         raise InputError(
-            f"`train_lr` {victim.train_lr:g} makes the loss {told[first]} at step {first + 1} of training; "
+            f"`train_lr` {victim.train_lr:g} makes the loss {loss_values[first]} at step {first + 1} of training; "
             "use a smaller one."
         )
     test = data if held_out is None else held_out
@@ -162,15 +162,15 @@ def train_network(
     if victim.learns_statistics:
         statistics = running_statistics(learner, params, data, mine[: STATISTICS_BATCHES * batch].tolist(), batch)
         victim = victim.in_evaluation(statistics)
-    return Trained(params, told, accuracy(victim, params, test, tested.tolist()), statistics)
+    return Trained(params, loss_values, accuracy(victim, params, test, tested.tolist()), statistics)
 
 
 def running_statistics(
     victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int], batch: int = BATCH
 ) -> PyTree:
-    """What BatchNorm layers have in the collection `batch_stats`: mean and variance of their inputs.
+    """The collection `batch_stats` of BatchNorm layers: mean and variance of their inputs.
 
-    Of batches of `batch` of these images, averaged over the batches. The victim's BatchNorm is in train mode.
+    They are those of batches of `batch` images, averaged over the batches. The victim's BatchNorm is in train mode.
 
     Differs: an average over batches with the same weights and of biased variances; torch's running ones decay while the
     weights change.
@@ -186,7 +186,9 @@ def running_statistics(
         pixels, labels = data.images(list(indices[start : start + batch]))
         parts.append(moments(params, jnp.asarray(pixels, float), labels))
     means = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *parts)
-    return unflatten_dict({tuple(name.split("/")): {"mean": one.mean, "var": one.var} for name, one in means.items()})
+    return unflatten_dict(
+        {tuple(name.split("/")): {"mean": averaged.mean, "var": averaged.var} for name, averaged in means.items()}
+    )
 
 
 def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int]) -> float:

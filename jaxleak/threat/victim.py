@@ -42,23 +42,23 @@ ARGUMENTS = (
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Victim:
-    """What is attacked: updates of one or several images each, from one or many networks.
+    """The attacked updates, of one or several images each, from one or many networks.
 
     Attributes:
         model: a Linen module whose last dense layer is named "head".
-        model_name, dataset, split: what rows and tables call them.
+        model_name, dataset, split: names in rows and tables.
         indices: index of each image in its data set [i].
         images: [i, h, w, c], in [0, 1].
         labels: [i], in 0..k-1.
         num_classes: k, the outputs of the head.
         network: "shared" (one network), "per-image" (one per update) or "per-trial" (a fresh one for each trial).
-        network_seed: from which networks are drawn.
+        network_seed: seed from which networks are drawn.
         params: given weights: one set ("shared") or stacked over updates ("per-image"); None draws them.
-        weights_name: where given weights came from.
+        weights_name: source of given weights.
         batch: images per update: the first `batch` images make the first update, and so on. The attacker knows it.
-        client: what is computed from them: a gradient, or local steps.
-        defences: what is done to the update before it is shared, in this order.
-        defence_seed: from which their noise is drawn.
+        client: computation of the update: a gradient, or local steps.
+        defences: defences applied to the update before it is shared, in this order.
+        defence_seed: seed from which their noise is drawn.
         defence_draw: "per-victim": every restart meets the same noise; "per-trial": noise of its own, which makes the
             best of several restarts better than an attacker's.
         normalisation: mean and standard deviation of each channel that the network's input is brought to; None: pixels.
@@ -69,12 +69,12 @@ class Victim:
         training: its losses, where it is done already: `{"loss": [n, steps], "accuracy": [n], "id": ...}`.
         batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
             None: those of a new network, 0 and 1.
-        knows_statistics: whether the attacker has `batch_stats`, or works with 0 and 1.
-        update: what the client shared, where that is given and not computed: of one victim, with given `params`. Images
-            that are not known are NaN, labels -1.
+        knows_statistics: True if the attacker has `batch_stats`; else it works with 0 and 1.
+        update: the shared update where it is given and not computed: of one victim, with given `params`. Images that
+            are not known are NaN, labels -1.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
-        modality: what kind of data `images` are, one of `attacks.candidate.CANDIDATES`.
+        modality: kind of data in `images`, one of `attacks.candidate.CANDIDATES`.
         class_names: one per class, where the data set has some; they decide nothing.
     """
 
@@ -161,12 +161,12 @@ class Victim:
 
     @property
     def updates(self) -> int:
-        """How many updates are attacked."""
+        """Number of attacked updates."""
         return len(self.indices) // self.batch
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of one private image, or whatever else the data are."""
+        """Shape of one private image, or of one item of other data."""
         return tuple(self.images.shape[1:])
 
     def batches(self, array: Any) -> Any:
@@ -179,10 +179,10 @@ class Victim:
 
     @functools.cached_property
     def key(self) -> Hashable | None:
-        """What a trial's program depends on besides its arguments; None where no fields say it all.
+        """All that a trial's program depends on besides its arguments; None if the fields do not determine it.
 
-        That is so of models, losses and defences that were written elsewhere, and of running statistics, which are
-        constants of the program.
+        They do not for models, losses and defences written elsewhere, nor for running statistics, which are constants
+        of the program.
         """
         ours = all(type(defence) in DEFENCES.values() for defence in self.defences)
         if (
@@ -191,7 +191,11 @@ class Victim:
             or not (ours and is_plain(self.model))
         ):
             return None
-        return tuple((one.name, getattr(self, one.name)) for one in fields(self) if one.name not in ARGUMENTS)
+        return tuple(
+            (attribute.name, getattr(self, attribute.name))
+            for attribute in fields(self)
+            if attribute.name not in ARGUMENTS
+        )
 
     def write_checkpoint(self, folder: Path) -> None:
         """Keep the networks that were trained for this victim in a run directory, if there are any."""
@@ -208,12 +212,12 @@ class Victim:
 
     @functools.cached_property
     def knows_truth(self) -> bool:
-        """Whether the private images are at hand, to measure against."""
+        """True if the private images are known, so that candidates can be compared with them."""
         return not np.isnan(self.images).any()
 
     @property
     def knows_labels(self) -> bool:
-        """Whether their labels are."""
+        """True if all labels are known."""
         return bool(np.all(np.asarray(self.labels) >= 0))
 
     @functools.cached_property
@@ -223,15 +227,15 @@ class Victim:
 
     @property
     def learns_statistics(self) -> bool:
-        """Whether it has BatchNorm in evaluation mode, whose running statistics come from training."""
+        """True if the model has BatchNorm in evaluation mode, whose running statistics come from training."""
         return getattr(self.model, "norm", None) == "batch" and not getattr(self.model, "train", True)
 
     def in_training(self) -> "Victim":
-        """The same with BatchNorm in train mode."""
+        """This victim with BatchNorm in train mode."""
         return replace(self, model=self.model.clone(train=True), batch_stats=None)
 
     def in_evaluation(self, batch_stats: PyTree) -> "Victim":
-        """The same with these running statistics."""
+        """This victim with these running statistics."""
         return replace(self, batch_stats=batch_stats)
 
     @property
@@ -259,11 +263,11 @@ class Victim:
         return x * std + mean
 
     def target(self, labels: Any, dtype: Any = float) -> Float[Array, "b k"]:
-        """What the loss compares outputs with, for images of these labels."""
+        """Targets of the loss for images with these labels."""
         return self.client.loss.target(labels, self.num_classes, dtype)
 
     def loss(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> Float[Array, ""]:
-        """The client's, at inputs `x`, in the network's units."""
+        """The client's loss at inputs `x`, in the network's units."""
         return self.client.loss.value(self.logits(params, x), target)
 
     def logits(self, params: PyTree, x: Float[Array, "b h w c"]) -> Float[Array, "b k"]:
@@ -285,7 +289,7 @@ class Victim:
             params: the network's weights.
             x: the private images in the network's units.
             target: their labels, one-hot.
-            key: from which defences draw.
+            key: key from which defences draw.
         """
         if self._clips_examples:
             model = self.client_model
@@ -298,20 +302,20 @@ class Victim:
         return defend(self.defences, client_update(self.client, self.client_model, params, x, target), key)
 
     def settings(self) -> dict[str, Any]:
-        """What identifies the victim, as plain data: another victim has other settings."""
-        own: dict[str, Any] = {}
+        """Settings that identify the victim, as plain data: another victim has other settings."""
+        extra: dict[str, Any] = {}
         fields = description(self.model)
         if self.model_name not in MODELS or fields != description(build_model(self.model_name, self.num_classes)):
-            own["model_fields"] = fields
+            extra["model_fields"] = fields
         if isinstance(self.model, AdaptedModel):
-            own["model_program"] = f"sha256:{self.model.program(tuple(self.images.shape[1:]))}"
+            extra["model_program"] = f"sha256:{self.model.program(tuple(self.images.shape[1:]))}"
         if self.dataset not in DATASETS:
-            own["labels"] = [int(label) for label in self.labels]
+            extra["labels"] = [int(label) for label in self.labels]
         if self.batch_stats is not None:
-            own["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
-            own["knows_statistics"] = self.knows_statistics
+            extra["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
+            extra["knows_statistics"] = self.knows_statistics
         if self.update is not None:
-            own["update"] = f"sha256:{_digest(self.update)}"
+            extra["update"] = f"sha256:{_digest(self.update)}"
         return {
             "model": self.model_name,
             "dataset": self.dataset,
@@ -332,7 +336,7 @@ class Victim:
             "trained_on": self.trained_on,
             "train_optimizer": self.train_optimizer,
             "train_lr": self.train_lr,
-            **own,
+            **extra,
         }
 
 

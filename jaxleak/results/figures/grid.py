@@ -65,11 +65,11 @@ def choose_trials(
     if absent or not chosen:
         shown = ", ".join(map(str, known[:8])) + (", …" if len(known) > 8 else "")
         raise InputError(f"`images` must be images with a finished trial ({shown}); got {absent or chosen}.")
-    own = {(image, key): [] for image in chosen for key in keys}
+    groups = {(image, key): [] for image in chosen for key in keys}
     for row in rows:
         if row["image"] in chosen:
-            own[row["image"], task_key(row)].append(row)
-    return [Block(image, key, _ranked(members)) for (image, key), members in own.items() if members]
+            groups[row["image"], task_key(row)].append(row)
+    return [Block(image, key, _ranked(members)) for (image, key), members in groups.items() if members]
 
 
 def _ranked(rows: list[Row]) -> list[tuple[str, Row]]:

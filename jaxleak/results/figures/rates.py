@@ -57,12 +57,12 @@ def _draw_rates(
     images = sorted({group["image"] for group in of_task})
     for number, total in enumerate(overall):
         colour, marker = looks[total["attack"]]
-        own = [group for group in of_task if group["attack"] == total["attack"]]
-        x = [images.index(group["image"]) + _dodge(number, len(overall)) for group in own]
+        of_attack = [group for group in of_task if group["attack"] == total["attack"]]
+        x = [images.index(group["image"]) + _dodge(number, len(overall)) for group in of_attack]
         label = f"{literal_text(total['attack'])}, all: {rate_text(total['success_rate'], total['ci95'])}"
         axes.axhline(total["success_rate"], color=colour, lw=0.8, ls=(0, (4, 2)), zorder=1)
         axes.axhspan(*total["ci95"], color=colour, alpha=0.15, lw=0, zorder=0)
-        _draw_intervals(axes, x, own, colour, marker, label)
+        _draw_intervals(axes, x, of_attack, colour, marker, label)
     axes.set_xticks(range(len(images)), [str(image) for image in images])
     crowded = len(images) * max(len(str(image)) for image in images) > 14 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
     axes.tick_params(axis="x", rotation=90 if crowded else 0)

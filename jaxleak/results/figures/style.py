@@ -1,4 +1,4 @@
-"""What all figures share: sizes, colours, type, and how they are written."""
+"""Sizes, colours, type and file format of all figures."""
 
 import io
 import math
@@ -98,7 +98,7 @@ def task_key(item: dict[str, Any]) -> Key:
 
 
 def task_names(keys: Iterable[Key]) -> dict[Key, str]:
-    """What tells the keys apart: the attack, and the model and the data set where there are several."""
+    """A name for each key: the attack, with the model and the data set where there are several."""
     keys = list(dict.fromkeys(keys))
     several = [True, *(len({key[part] for key in keys}) > 1 for part in (1, 2))]
     return {
@@ -112,7 +112,7 @@ def literal_text(text: str) -> str:
 
 
 def figure_title(model: str, dataset: str, summary: Summary) -> str:
-    """What a panel shows, and how much of the run it rests on if that is not all."""
+    """Title of a panel: model and data set, with the number of trials if the run is partial."""
     title = f"{literal_text(model)}, {literal_text(dataset)}"
     if summary["complete"]:
         return title

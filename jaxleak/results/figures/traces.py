@@ -88,15 +88,15 @@ def convergence(
     with style_context():
         width = COLUMN_INCHES if across == 1 else PAGE_INCHES[0]
         figure, axes = make_panels(2 * down * across, width, 0.5 + 2.7 * down, columns=across, share_x=True)
-        for number, (key, own) in enumerate(groups.items()):
+        for number, (key, members) in enumerate(groups.items()):
             block, column = divmod(number, across)
             objective, mse = axes[2 * block, column], axes[2 * block + 1, column]
-            order = [place[row["trial"]] for row in sorted(own, key=lambda row: row["trial"])]
-            solved = np.array([row["success"] for row in sorted(own, key=lambda row: row["trial"])], bool)
+            order = [place[row["trial"]] for row in sorted(members, key=lambda row: row["trial"])]
+            solved = np.array([row["success"] for row in sorted(members, key=lambda row: row["trial"])], bool)
             _draw_traces(objective, arrays["objective_trace"][order], solved)
             _draw_traces(mse, arrays["mse_trace"][order], solved)
             objective.axhline(threshold, color="black", lw=0.7, ls=(0, (4, 2)), label="threshold")
-            objective.set_title(f"{names[key]}: {solved.sum()} of {len(own)} solved")
+            objective.set_title(f"{names[key]}: {solved.sum()} of {len(members)} solved")
         _share_limits(axes[0::2], threshold)
         _share_limits(axes[1::2])
         for column in range(len(groups) - across * (down - 1), across):
@@ -106,7 +106,7 @@ def convergence(
         for row, panels in enumerate(axes):
             panels[0].set_ylabel("MSE" if row % 2 else "objective")
         figure.supxlabel("iteration (trials that ended keep their last value)", size=7)
-        most = max(sum(not row["success"] for row in own) for own in groups.values())
+        most = max(sum(not row["success"] for row in members) for members in groups.values())
         failed = "failed, one line each" if most <= FAILED_LINES else f"failed, {FAILED_LINES} of them at most"
         _legend_of_traces(figure, failed, np.format_float_scientific(threshold, trim="-", exp_digits=1))
         return save_figure(figure, path)

@@ -1,4 +1,4 @@
-"""Which trials a page shows: all in its tables, most in its curves, some with pictures. What is left out is said."""
+"""Chooses a page's trials: all for the tables, most for the curves, some for pictures. The page lists omissions."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -29,7 +29,7 @@ class Image(NamedTuple):
 
 @dataclass
 class Shown:
-    """What a page shows.
+    """The trials and images that a page shows.
 
     Attributes:
         images: every image that was attacked.
@@ -76,18 +76,18 @@ def choose(sources: Sequence[Source], series: Sequence[Series], trials: int) -> 
 
 
 def _images(sources: Sequence[Source]) -> tuple[list[Image], list[dict[int, int]]]:
-    found: dict[Image, int] = {}
+    images: dict[Image, int] = {}
     places = []
     for source in sources:
         dataset = source.run.settings["victim"]["dataset"]
         digests = {}
         if source.truth is not None:
             indices, pixels = source.truth["image"], source.truth["pixels"]
-            digests = {int(index): digest(one) for index, one in zip(indices, pixels, strict=True)}
+            digests = {int(index): digest(picture) for index, picture in zip(indices, pixels, strict=True)}
         attacked = list(digests) or list(dict.fromkeys(row["image"] for row in source.rows))
         keys = {index: Image(dataset, index, digests.get(index, "")) for index in attacked}
-        places.append({index: found.setdefault(key, len(found)) for index, key in keys.items()})
-    return list(found), places
+        places.append({index: images.setdefault(key, len(images)) for index, key in keys.items()})
+    return list(images), places
 
 
 def _fair(sources: Sequence[Source]) -> list[list[Row]]:
@@ -113,12 +113,12 @@ def _waves(
     Within a wave the first image of every series comes before the second of any.
     """
     waves: dict[tuple[int, str, int], list[tuple[Trial, Row]]] = {}
-    for place, one in enumerate(series):
-        own = [row for row in shown.rows[one.source] if row["attack"] == one.attack]
-        if not own:
+    for place, one_series in enumerate(series):
+        rows = [row for row in shown.rows[one_series.source] if row["attack"] == one_series.attack]
+        if not rows:
             continue
-        known = {"image": np.array(list(shown.image_of[one.source]))}
-        for order, block in enumerate(choose_trials(own, known, list(dict.fromkeys(row["image"] for row in own)))):
+        known = {"image": np.array(list(shown.image_of[one_series.source]))}
+        for order, block in enumerate(choose_trials(rows, known, list(dict.fromkeys(row["image"] for row in rows)))):
             ranked = dict(block.lines)
             first = next(iter(ranked.values()))
             chosen = {
@@ -126,17 +126,17 @@ def _waves(
                 "median": ranked.get("median", first),
                 "worst": ranked.get("worst", first),
             }
-            image = shown.image_of[one.source][block.image]
+            image = shown.image_of[one_series.source][block.image]
             shown.ranks[place, image] = {rank: row["trial"] for rank, row in chosen.items()}
             for number, (rank, row) in enumerate(chosen.items()):
-                waves.setdefault((number, rank, order), []).append(((one.source, row["trial"]), row))
-            more = [row for row in own if row["image"] == block.image][:trials]
+                waves.setdefault((number, rank, order), []).append(((one_series.source, row["trial"]), row))
+            more = [row for row in rows if row["image"] == block.image][:trials]
             for number, row in enumerate(more):
-                waves.setdefault((4 + number, "more", order), []).append(((one.source, row["trial"]), row))
-        for status in dict.fromkeys(row["status"] for row in own if not row["success"]):
-            example = next(row for row in own if row["status"] == status)
+                waves.setdefault((4 + number, "more", order), []).append(((one_series.source, row["trial"]), row))
+        for status in dict.fromkeys(row["status"] for row in rows if not row["success"]):
+            example = next(row for row in rows if row["status"] == status)
             shown.examples.append((place, example))
-            waves.setdefault((3, status, 0), []).append(((one.source, example["trial"]), example))
+            waves.setdefault((3, status, 0), []).append(((one_series.source, example["trial"]), example))
     return [waves[key] for key in sorted(waves)]
 
 
@@ -151,7 +151,7 @@ def _choose_curves(shown: Shown, waves: Iterable[list[tuple[Trial, Row]]]) -> No
 
 
 def _choose_pictures(sources: Sequence[Source], shown: Shown, waves: list[list[tuple[Trial, Row]]]) -> None:
-    """As many trials as the limit allows."""
+    """Choose pictures of as many trials as the limit allows."""
     spent, refused, chosen = 0, Counter(), {}
     for wave in waves:
         for (number, trial), row in wave:

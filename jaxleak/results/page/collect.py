@@ -1,4 +1,4 @@
-"""What a page is made of: the runs, and the series in them, one for each attack of each run."""
+"""The data of a page: the runs, and their series, one for each attack of each run."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ class Source:
         return int(self.run.settings["victim"].get("batch", 1))
 
     def recorded(self, row: Row) -> bool:
-        """Whether the candidates of a trial were kept at the snapshots."""
+        """True if the candidates of a trial were kept at the snapshots."""
         seeds = self.run.settings.get("snapshot_seeds")
         return bool(self.snapshots) and (seeds is None or row["seed"] < seeds)
 
@@ -73,18 +73,18 @@ def read_runs(paths: Sequence[str | Path]) -> list[Source]:
         raise InputError(f"`runs` must be distinct; {sorted(twice)[0]} is named twice.")
     opened = [_open(path) for path in paths]
     names = _names([str(path) for path in paths])
-    return [_read(run, name, told) for (run, told), name in zip(opened, names, strict=True)]
+    return [_read(run, name, messages) for (run, messages), name in zip(opened, names, strict=True)]
 
 
 def _open(path: str | Path) -> tuple[Run, list[str]]:
-    """A run, and what was warned of while it was opened."""
+    """An open run, and the warnings raised while it was opened."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = Run.open(path)
-    return run, [" ".join(str(one.message).split()) for one in caught]
+    return run, [" ".join(str(warning.message).split()) for warning in caught]
 
 
-def _read(run: Run, name: str, told: list[str]) -> Source:
+def _read(run: Run, name: str, messages: list[str]) -> Source:
     rows = sorted(run.rows(), key=lambda row: row["trial"])
     summary = current_summary(run)
     missing = []
@@ -100,14 +100,14 @@ def _read(run: Run, name: str, told: list[str]) -> Source:
     lost = sum(row["status"] == "lost" for row in rows)
     if lost:
         missing.append(f"{lost} of {len(rows)} trials were lost, and count as failed")
-    return Source(run, name, rows, summary, truth, [*told, *missing, *summary["warnings"]])
+    return Source(run, name, rows, summary, truth, [*messages, *missing, *summary["warnings"]])
 
 
 def _names(paths: list[str]) -> list[str]:
     """The shortest ends of the paths that differ from each other."""
     parts = [[part for part in path.rstrip("/").split("/") if part] or [path] for path in paths]
     for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(own[-length:]) for own in parts]
+        names = ["/".join(pieces[-length:]) for pieces in parts]
         if len(set(names)) == len(names):
             return names
     return paths
@@ -137,27 +137,31 @@ FACETS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 
 def find_series(sources: Sequence[Source]) -> tuple[list[Series], list[str]]:
     """Every attack of every run, with a label that is its own; and the facets in which they differ."""
-    found = [
+    attacks = [
         (number, attack["name"], {name: str(read(source.run.settings, attack)) for name, read in FACETS.items()})
         for number, source in enumerate(sources)
         for attack in source.run.settings["attacks"]
     ]
-    values = [{**own, "run": sources[number].name} for number, _, own in found]
+    values = [{**entry, "run": sources[number].name} for number, _, entry in attacks]
     facets: list[str] = []
     for facet in [*FACETS, "run"]:
-        several = len({own[facet] for own in values}) > 1
+        several = len({entry[facet] for entry in values}) > 1
         if several and not any(_follows(values, facet, kept) and _follows(values, kept, facet) for kept in facets):
             facets.append(facet)
-    told = [facet for facet in facets if facet not in ("attack", "run") and not _follows(values, facet, "attack")]
-    labels = [" · ".join([attack, *(own[f] for f in told)]) for (_, attack, _), own in zip(found, values, strict=True)]
+    named = [facet for facet in facets if facet not in ("attack", "run") and not _follows(values, facet, "attack")]
     labels = [
-        f"{label} · {own['run']}" if labels.count(label) > 1 else label
-        for label, own in zip(labels, values, strict=True)
+        " · ".join([attack, *(entry[f] for f in named)]) for (_, attack, _), entry in zip(attacks, values, strict=True)
     ]
-    series = [Series(n, attack, label, own) for (n, attack, _), own, label in zip(found, values, labels, strict=True)]
+    labels = [
+        f"{label} · {entry['run']}" if labels.count(label) > 1 else label
+        for label, entry in zip(labels, values, strict=True)
+    ]
+    series = [
+        Series(n, attack, label, entry) for (n, attack, _), entry, label in zip(attacks, values, labels, strict=True)
+    ]
     return series, facets
 
 
 def _follows(values: list[dict[str, str]], facet: str, other: str) -> bool:
-    """Whether one facet is known where the other is."""
-    return len({(own[facet], own[other]) for own in values}) == len({own[other] for own in values})
+    """True if the value of one facet determines that of the other."""
+    return len({(entry[facet], entry[other]) for entry in values}) == len({entry[other] for entry in values})

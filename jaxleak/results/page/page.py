@@ -78,8 +78,8 @@ def page(sources: Sequence[Source], trials: int, title: str | None = None) -> st
         sections.labels(sources, series),
         sections.slots(sources, series, shown),
     ]
-    own = "\n".join(_resource(name) for name in SCRIPTS)
-    scripts = [get_plotlyjs().replace("\r", ""), f'"use strict";\n{{\n{own}\n}}\n']
+    code = "\n".join(_resource(name) for name in SCRIPTS)
+    scripts = [get_plotlyjs().replace("\r", ""), f'"use strict";\n{{\n{code}\n}}\n']
     environment = Environment(
         loader=PackageLoader("jaxleak.results.page", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
@@ -108,13 +108,13 @@ def page(sources: Sequence[Source], trials: int, title: str | None = None) -> st
 
 
 def embedded(data: Any) -> str:
-    """JSON that nothing in it can end or open markup with, for a script element."""
+    """JSON for a script element, escaped so that it cannot end or open markup."""
     text = json.dumps(data, separators=(",", ":"), allow_nan=False)  # ASCII only: U+2028 and U+2029 are escaped
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
 def _hash(script: str) -> str:
-    """What the policy knows a script by."""
+    """A script's hash, as the content security policy names it."""
     if "</script" in script.lower():
         raise ValueError("a script may not hold its own end")
     return f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
@@ -125,7 +125,7 @@ def _resource(name: str) -> str:
 
 
 def _title(sources: Sequence[Source], series: Sequence[Series]) -> str:
-    attacks = list(dict.fromkeys(one.attack for one in series))
+    attacks = list(dict.fromkeys(one_series.attack for one_series in series))
     listed = ", ".join(attacks[:4]) + (", …" if len(attacks) > 4 else "")
     models = sorted({source.run.settings["victim"]["model"] for source in sources})
     return f"{listed} on {', '.join(models[:3])}: {plural(len(sources), 'run')}"
@@ -133,25 +133,25 @@ def _title(sources: Sequence[Source], series: Sequence[Series]) -> str:
 
 def _models(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """The threat models, each once with the runs that have it."""
-    found: dict[tuple, list[str]] = {}
+    runs: dict[tuple, list[str]] = {}
     for source in sources:
-        found.setdefault(tuple(threat_model(source.run.settings)), []).append(source.name)
-    return [{"sentences": sentences, "runs": names} for sentences, names in found.items()]
+        runs.setdefault(tuple(threat_model(source.run.settings)), []).append(source.name)
+    return [{"sentences": sentences, "runs": names} for sentences, names in runs.items()]
 
 
 def _warnings(sources: Sequence[Source]) -> list[str]:
-    """Each once, with the runs it is about where there are several."""
-    found: dict[str, list[str]] = {}
+    """The warnings, each once, with the names of its runs where there are several."""
+    runs: dict[str, list[str]] = {}
     for source in sources:
         for text in source.warnings:
-            found.setdefault(text, []).append(source.name)
+            runs.setdefault(text, []).append(source.name)
     if len(sources) == 1:
-        return list(found)
-    return [f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}: {text}" for text, names in found.items()]
+        return list(runs)
+    return [f"{', '.join(names[:6])}{', …' if len(names) > 6 else ''}: {text}" for text, names in runs.items()]
 
 
 def _described(source: Source) -> dict[str, Any]:
-    """What it takes to repeat a run."""
+    """The facts needed to repeat a run."""
     run, engine = source.run, source.summary["engine"]
     environment = {key: value for key, value in run.environment.items() if key not in ("versions", "command")}
     versions = run.environment.get("versions") or {}

@@ -1,4 +1,4 @@
-"""What the page's script works with, as plain data: rows, curves, pictures."""
+"""The data of the page's script: rows, curves and pictures."""
 
 import math
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ MOST_SIMILAR = 4_000  # pictures whose SSIM is computed: about 800 a second on t
 
 
 def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[str], shown: Shown) -> dict[str, Any]:
-    """All of it; `shown.left_out` gains what is left out here."""
+    """The whole payload; `shown.left_out` gains sentences about what is left out here."""
     first = np.cumsum([0, *map(len, shown.rows)])  # rows are numbered over all sources
     position = {
         (number, row["trial"]): int(first[number]) + place
         for number, rows in enumerate(shown.rows)
         for place, row in enumerate(rows)
     }
-    places = {(one.source, one.attack): place for place, one in enumerate(series)}
+    places = {(one_series.source, one_series.attack): place for place, one_series in enumerate(series)}
     traced, pictured = {}, {}
     similar = _similar(sources, shown)
     for number, source in enumerate(sources):
@@ -36,9 +36,10 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
         pictured |= _pictures(source, rows, number, wanted, similar)
     return {
         "colours": COLOURS,
-        "series": [_series(sources[one.source], one, facets) for one in series],
+        "series": [_series(sources[one_series.source], one_series, facets) for one_series in series],
         "facets": [
-            {"name": name, "values": list(dict.fromkeys(one.values[name] for one in series))} for name in facets
+            {"name": name, "values": list(dict.fromkeys(one_series.values[name] for one_series in series))}
+            for name in facets
         ],
         "images": _truths(sources, shown),
         "runs": [
@@ -52,22 +53,22 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
             for number, (source, rows) in enumerate(zip(sources, shown.rows, strict=True))
         ],
         "curves": {position[trial]: pair for trial, pair in traced.items()},
-        "pictures": {position[trial]: one for trial, one in pictured.items()},
+        "pictures": {position[trial]: picture for trial, picture in pictured.items()},
         "ranks": {
-            f"{place},{image}": {rank: position[series[place].source, trial] for rank, trial in own.items()}
-            for (place, image), own in shown.ranks.items()
+            f"{place},{image}": {rank: position[series[place].source, trial] for rank, trial in trials.items()}
+            for (place, image), trials in shown.ranks.items()
         },
         "examples": [position[series[place].source, row["trial"]] for place, row in shown.examples],
     }
 
 
-def _series(source: Source, one: Series, facets: Sequence[str]) -> dict[str, Any]:
+def _series(source: Source, one_series: Series, facets: Sequence[str]) -> dict[str, Any]:
     criteria = Criteria(**source.run.settings["criteria"])
     return {
-        "label": one.label,
-        "values": [one.values[name] for name in facets],
-        "threshold": criteria.threshold(one.values["objective"]),
-        "objective": one.values["objective"],
+        "label": one_series.label,
+        "values": [one_series.values[name] for name in facets],
+        "threshold": criteria.threshold(one_series.values["objective"]),
+        "objective": one_series.values["objective"],
     }
 
 
@@ -82,7 +83,7 @@ def _columns(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _cell(value: Any) -> Any:
-    """In JSON's types; a number that is not finite as JavaScript's name of it."""
+    """A value in JSON's types; a number that is not finite as JavaScript's name of it."""
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value
@@ -99,14 +100,14 @@ def _truths(sources: Sequence[Source], shown: Shown) -> list[dict[str, Any]]:
             continue
         names = class_names(source)
         for place, index in enumerate(source.truth["image"]):
-            told = truths[places[int(index)]]
+            entry = truths[places[int(index)]]
             pixels, label = source.truth["pixels"][place], int(source.truth["label"][place])
-            if "truth" not in told and np.isfinite(pixels).all():
-                told["truth"] = pictures.sprite(pixels[None])
+            if "truth" not in entry and np.isfinite(pixels).all():
+                entry["truth"] = pictures.sprite(pixels[None])
             if label >= 0 and source.batch == 1:
-                told["name"] = names.get(label, f"class {label}")
+                entry["name"] = names.get(label, f"class {label}")
             height, width, _ = pixels.shape
-            told["size"] = [width, height]
+            entry["size"] = [width, height]
     return truths
 
 
@@ -120,10 +121,10 @@ def _curves(source: Source, rows: Sequence[Row], number: int) -> dict[Trial, lis
     if not rows:
         return {}
     arrays = source.run.arrays(["trial", "objective_trace", "mse_trace"], [row["trial"] for row in rows])
-    own = {int(trial): place for place, trial in enumerate(arrays["trial"])}
+    places = {int(trial): place for place, trial in enumerate(arrays["trial"])}
     return {
         (number, row["trial"]): [
-            curves.encoded(arrays[name][own[row["trial"]]], row["iterations"])
+            curves.encoded(arrays[name][places[row["trial"]]], row["iterations"])
             for name in ("objective_trace", "mse_trace")
         ]
         for row in rows
@@ -132,7 +133,7 @@ def _curves(source: Source, rows: Sequence[Row], number: int) -> dict[Trial, lis
 
 def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
     """Trials whose SSIM is computed over the snapshots: those with pictures, and others as time allows."""
-    rows = {(n, row["trial"]): row for n, own in enumerate(shown.rows) for row in own}
+    rows = {(n, row["trial"]): row for n, source_rows in enumerate(shown.rows) for row in source_rows}
     pictured = set(shown.pictures)
     others = [trial for trial in rows if trial in shown.curves and trial not in pictured]
     chosen, spent = set(), 0
@@ -157,30 +158,30 @@ def _pictures(
         return {}
     keys = ["trial", "candidate", *(["snapshots"] if source.snapshots else [])]
     arrays = source.run.arrays(keys, read)
-    own = {int(trial): place for place, trial in enumerate(arrays["trial"])}
-    found: dict[Trial, dict[str, Any]] = {}
+    places = {int(trial): place for place, trial in enumerate(arrays["trial"])}
+    entries: dict[Trial, dict[str, Any]] = {}
     stack, truths = [], []
     for trial in read:
-        row, place = rows[trial], own[trial]
+        row, place = rows[trial], places[trial]
         before = frames_before(source, row)
         frames = arrays["candidate"][place][None].astype(np.float64)
         if before:
             frames = np.concatenate([arrays["snapshots"][place, before] / 255.0, frames])
-        told: dict[str, Any] = {"at": [*(source.snapshots[i] for i in before), row["iterations"]]}
+        entry: dict[str, Any] = {"at": [*(source.snapshots[i] for i in before), row["iterations"]]}
         if trial in wanted:
-            told["src"] = pictures.sprite(frames)
+            entry["src"] = pictures.sprite(frames)
         if (number, trial) in similar:
             stack.append(frames)
             truths.append(np.broadcast_to(_truth(source, row), frames.shape))
-        found[number, trial] = told
+        entries[number, trial] = entry
     if stack:
         values = pictures.similarity(np.concatenate(stack), np.concatenate(truths), source.batch)
         for trial in read:
             if (number, trial) in similar:
-                count = len(found[number, trial]["at"])
-                found[number, trial]["ssim"] = [_cell(round(float(value), 4)) for value in values[:count]]
+                count = len(entries[number, trial]["at"])
+                entries[number, trial]["ssim"] = [_cell(round(float(value), 4)) for value in values[:count]]
                 values = values[count:]
-    return found
+    return entries
 
 
 def _truth(source: Source, row: Row) -> np.ndarray:

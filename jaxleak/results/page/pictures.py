@@ -1,4 +1,4 @@
-"""Pictures as data URIs: of a trial one PNG with its candidates side by side, of a truth one of its own."""
+"""Pictures as data URIs: one PNG per trial with its candidates side by side, and one per true image."""
 
 import base64
 import hashlib
@@ -19,7 +19,7 @@ MOST_SIDE = 192  # pixels of a picture on the page; larger ones are made smaller
 
 
 def digest(pixels: Float[np.ndarray, "h w c"]) -> str:
-    """What tells a picture from others."""
+    """A short hash that identifies a picture."""
     return hashlib.sha256(np.ascontiguousarray(pixels).tobytes()).hexdigest()[:12]
 
 
@@ -44,13 +44,13 @@ def sprite(frames: Float[np.ndarray, "s h w c"]) -> str:
     height, width = frames.shape[1:3]
     levels = np.round(np.clip(np.nan_to_num(frames, nan=0, posinf=0, neginf=0), 0, 1) * 255).astype(np.uint8)
     levels = levels[..., 0] if levels.shape[-1] == 1 else levels[..., :3]
-    pictures = [Image.fromarray(one) for one in levels]
+    pictures = [Image.fromarray(frame) for frame in levels]
     size = shrunk(height, width)
     if size != (height, width):
-        pictures = [one.resize((size[1], size[0]), Image.Resampling.BOX) for one in pictures]
+        pictures = [picture.resize((size[1], size[0]), Image.Resampling.BOX) for picture in pictures]
     whole = Image.new(pictures[0].mode, (size[1] * len(pictures), size[0]))
-    for place, one in enumerate(pictures):
-        whole.paste(one, (place * size[1], 0))
+    for place, picture in enumerate(pictures):
+        whole.paste(picture, (place * size[1], 0))
     buffer = io.BytesIO()
     whole.save(buffer, "png", compress_level=9)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

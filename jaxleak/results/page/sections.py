@@ -12,7 +12,7 @@ from jaxleak.results.page.choose import Shown
 from jaxleak.results.page.collect import Series, Source
 from jaxleak.results.page.payload import class_names
 from jaxleak.results.store.columns import Row
-from jaxleak.results.tables import NOTHING, rate_text
+from jaxleak.results.tables import MEANINGS, NOTHING, rate_text
 from jaxleak.results.verdict import STATUSES
 
 
@@ -67,16 +67,16 @@ class Group(NamedTuple):
 
 
 def _groups(sources: Sequence[Source], series: Sequence[Series], image: bool) -> list[Group]:
-    """Of every series the group over all images, or those of single images."""
-    found = []
-    for place, one in enumerate(series):
-        source = sources[one.source]
-        own = [row for row in source.rows if row["attack"] == one.attack]
+    """The groups of every series: that over all images, or those of single images."""
+    groups = []
+    for place, one_series in enumerate(series):
+        source = sources[one_series.source]
+        rows = [row for row in source.rows if row["attack"] == one_series.attack]
         for group in source.summary["groups"]:
-            if group["attack"] == one.attack and (group["image"] is not None) == image:
-                rows = own if group["image"] is None else [row for row in own if row["image"] == group["image"]]
-                found.append(Group(place, one, source, group, rows))
-    return found
+            if group["attack"] == one_series.attack and (group["image"] is not None) == image:
+                of_image = rows if group["image"] is None else [row for row in rows if row["image"] == group["image"]]
+                groups.append(Group(place, one_series, source, group, of_image))
+    return groups
 
 
 def _median(rows: Sequence[Row], column: str) -> float | None:
@@ -85,28 +85,28 @@ def _median(rows: Sequence[Row], column: str) -> float | None:
 
 
 def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[str]) -> Table:
-    """Of each series: success, iterations, evaluations, seconds, labels."""
+    """Success, iterations, evaluations, seconds and labels of each series."""
     names = [facet for facet in facets if facet != "attack"]
     rows = []
-    for one in _groups(sources, series, image=False):
-        group, engine = one.summary, one.source.summary["engine"]
-        solved = [row for row in one.rows if row["success"]]
+    for entry in _groups(sources, series, image=False):
+        group, engine = entry.summary, entry.source.summary["engine"]
+        solved = [row for row in entry.rows if row["success"]]
         labels = group["label_accuracy"] if group["labels_known"] else None
         restarts = [
             group[choice]["success_rate"] if group["truth_known"] else None for choice in ("selected", "oracle")
         ]
         rows.append(
             [
-                Cell(one.series.attack, one.series.attack),
+                Cell(entry.series.attack, entry.series.attack),
                 *rate(group["successes"], group["trials"], group["truth_known"]),
                 number(group["iterations_median"]),
                 number(group["evaluations_median"]),
                 number(_median(solved, "psnr")),
                 share(labels),
-                *(share(one) for one in restarts),
-                number(_median(one.rows, "seconds"), 3),
+                *(share(value) for value in restarts),
+                number(_median(entry.rows, "seconds"), 3),
                 number(engine["evaluations_per_second"], 4),
-                *(Cell(one.series.values[name], one.series.values[name]) for name in names),
+                *(Cell(entry.series.values[name], entry.series.values[name]) for name in names),
             ]
         )
     headings = ["median iterations", "median evaluations", "median PSNR [dB]", "label right"]
@@ -114,7 +114,7 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
     note = (
         "Rates are over all trials, with 95 % Wilson intervals; failed trials stay in the denominator. Iterations and "
         "evaluations are those to the objective's threshold; they and the PSNR are medians over solved trials. "
-        "Selected, oracle: share of images whose restart with the lowest objective, with the lowest MSE, solved. "
+        "Selected: share of images whose restart with the lowest objective solved; oracle: with the lowest MSE. "
         "Seconds are wall-clock from a trial's start to its end, with other trials running beside it."
     )
     return Table(
@@ -131,21 +131,21 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
 
 
 def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) -> Table:
-    """Of each series and image."""
+    """Success, iterations, evaluations and PSNR of each series and image."""
     rows = []
-    for one in _groups(sources, series, image=True):
-        group = one.summary
+    for entry in _groups(sources, series, image=True):
+        group = entry.summary
         judged, selected, oracle = group["truth_known"], group["selected"], group["oracle"]
-        place = _image(shown, one)
+        place = _image(shown, entry)
         best = oracle and oracle["psnr"]
         rows.append(
             [
-                Cell(str(group["image"]), group["image"], show=f"{one.place},{place},"),
-                Cell(one.series.label, one.series.label),
+                Cell(str(group["image"]), group["image"], show=f"{entry.place},{place},"),
+                Cell(entry.series.label, entry.series.label),
                 *rate(group["successes"], group["trials"], judged),
                 number(group["iterations_median"]),
                 number(group["evaluations_median"]),
-                number(_median(one.rows, "psnr")),
+                number(_median(entry.rows, "psnr")),
                 number(best),
                 _yes(selected, judged),
             ]
@@ -154,7 +154,8 @@ def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) 
     return Table(
         "by-image",
         "Success by image",
-        "Median PSNR is over all trials of the image. A click on an image shows it above.",
+        "Median PSNR is over all trials of the image. Selected: the restart with the lowest objective. "
+        "A click on an image shows it above.",
         [
             ("image", True),
             ("series", False),
@@ -166,8 +167,8 @@ def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) 
     )
 
 
-def _image(shown: Shown, one: Group) -> int:
-    return shown.image_of[one.series.source][one.summary["image"]]
+def _image(shown: Shown, entry: Group) -> int:
+    return shown.image_of[entry.series.source][entry.summary["image"]]
 
 
 def _yes(choice: dict[str, Any] | None, judged: bool) -> Cell:
@@ -177,9 +178,9 @@ def _yes(choice: dict[str, Any] | None, judged: bool) -> Cell:
 
 
 def failures(sources: Sequence[Source], series: Sequence[Series], shown: Shown) -> Table:
-    """How trials ended; a count leads to an example."""
+    """Number of trials with each status; a click on a count shows an example."""
     groups = _groups(sources, series, image=False)
-    there = {status for one in groups for status, count in one.summary["status"].items() if count}
+    there = {status for entry in groups for status, count in entry.summary["status"].items() if count}
     statuses = [status for status in STATUSES if status in there]
     example = {
         (place, row["status"]): f"{place},{shown.image_of[series[place].source][row['image']]},{row['seed']}"
@@ -187,44 +188,45 @@ def failures(sources: Sequence[Source], series: Sequence[Series], shown: Shown) 
     }
     rows = [
         [
-            Cell(one.series.label, one.series.label),
+            Cell(entry.series.label, entry.series.label),
             *(
-                Cell(str(count), count, show=example.get((one.place, status), "") if count else "")
+                Cell(str(count), count, show=example.get((entry.place, status), "") if count else "")
                 for status in statuses
-                for count in [one.summary["status"].get(status, 0)]
+                for count in [entry.summary["status"].get(status, 0)]
             ),
-            Cell(str(len(one.rows)), len(one.rows)),
+            Cell(str(len(entry.rows)), len(entry.rows)),
         ]
-        for one in groups
+        for entry in groups
     ]
+    meanings = "".join(f"{name.capitalize()}: {MEANINGS[name]}. " for name in statuses if name in MEANINGS)
     return Table(
         "failures",
         "How trials ended",
-        "Converged is solved; all others failed. A click on a count shows an example above.",
+        f"Converged is solved; all others failed. {meanings}A click on a count shows an example above.",
         [("series", False), *((status, True) for status in statuses), ("trials", True)],
         rows,
     )
 
 
 def labels(sources: Sequence[Source], series: Sequence[Series]) -> Table:
-    """Of each series and image: the label, which were found, and how often it was right."""
+    """True label, labels found and how often they were right, for each series and image."""
     rows = []
-    for one in _groups(sources, series, image=True):
-        if not one.summary["labels_known"]:
+    for entry in _groups(sources, series, image=True):
+        if not entry.summary["labels_known"]:
             continue
-        names = class_names(one.source)
-        count, right = (sum(row[column] for row in one.rows) for column in ("dummies", "labels_right"))
-        found = Counter(row["label_found"] for row in one.rows)
-        told = ", ".join(f"{_class(names, label)} ({n})" for label, n in found.most_common(4))
-        more = ", …" if len(found) > 4 else ""
-        label = one.rows[0]["label"]
+        names = class_names(entry.source)
+        count, right = (sum(row[column] for row in entry.rows) for column in ("dummies", "labels_right"))
+        counts = Counter(row["label_found"] for row in entry.rows)
+        listed = ", ".join(f"{_class(names, label)} ({n})" for label, n in counts.most_common(4))
+        more = ", …" if len(counts) > 4 else ""
+        label = entry.rows[0]["label"]
         rows.append(
             [
-                Cell(str(one.summary["image"]), one.summary["image"]),
-                Cell(_class(names, label) if one.source.batch == 1 else f"batch of {one.source.batch}", label),
-                Cell(one.series.label, one.series.label),
+                Cell(str(entry.summary["image"]), entry.summary["image"]),
+                Cell(_class(names, label) if entry.source.batch == 1 else f"batch of {entry.source.batch}", label),
+                Cell(entry.series.label, entry.series.label),
                 *rate(right, count),
-                Cell(told + more, told),
+                Cell(listed + more, listed),
             ]
         )
     return Table(
@@ -250,37 +252,37 @@ def _class(names: dict[int, str], label: int) -> str:
 
 
 def slots(sources: Sequence[Source], series: Sequence[Series], shown: Shown) -> Table:
-    """Of batches, each image of the best trial: which dummy stands for it, its label, its error."""
+    """Images of the best trial of each batch: the dummy matched to each, its label and its error."""
     rows = []
     for (place, image), ranks in shown.ranks.items():
-        one = series[place]
-        source = sources[one.source]
+        one_series = series[place]
+        source = sources[one_series.source]
         if source.batch == 1:
             continue
         arrays = source.run.arrays(["slots", "labels_found", "errors"], [ranks["best"]])
-        index = next(index for index, at in shown.image_of[one.source].items() if at == image)
+        index = next(index for index, at in shown.image_of[one_series.source].items() if at == image)
         names, true = class_names(source), _batch_labels(source, index)
         limit = source.run.settings["criteria"]["relative_error"]
         matched = 0
         for position, slot in enumerate(arrays["slots"][0]):
             error = float(arrays["errors"][0][matched]) if slot >= 0 else None
             matched += slot >= 0
-            found = int(arrays["labels_found"][0][slot]) if slot >= 0 else None
+            label_found = int(arrays["labels_found"][0][slot]) if slot >= 0 else None
             rows.append(
                 [
                     Cell(str(index), index, show=f"{place},{image},"),
-                    Cell(one.label, one.label),
+                    Cell(one_series.label, one_series.label),
                     Cell(str(position), position),
                     Cell(str(slot) if slot >= 0 else NOTHING, int(slot)),
                     Cell(NOTHING if true is None else _class(names, true[position])),
-                    Cell(NOTHING if found is None else _class(names, found)),
+                    Cell(NOTHING if label_found is None else _class(names, label_found)),
                     number(error, 3),
                     Cell("yes" if error is not None and error < limit else "no"),
                 ]
             )
     headings = [("first image", True), ("series", False), ("place", True), ("dummy", True), ("label", False)]
     headings += [("label found", False), ("relative error", True), ("recovered", False)]
-    note = "Of the best trial by the objective. Dummies are matched to the true images so that the MSE is smallest."
+    note = "Of the best trial by the objective. Dummies: the optimised images, matched so that the MSE is smallest."
     return Table("slots", "Batches, image by image", note, headings, rows)
 
 

@@ -41,42 +41,42 @@ def _weights(victim: dict[str, Any]) -> str:
 
 
 def shared(settings: dict[str, Any]) -> str:
-    """What the client sends."""
+    """The update that the client sends, in words."""
     victim = settings["victim"]
     client, batch = victim.get("client") or {}, int(victim.get("batch", 1))
     steps, epochs = client.get("steps") or 0, client.get("epochs") or 0
     images = "one image" if batch == 1 else f"a batch of {batch} images"
     if steps or epochs:
         work = plural(steps, "local step") if steps else plural(epochs, "local epoch")
-        told = f"how far the weights moved in {work} of {client['optimizer']} (rate {client['lr']:g}) on {images}"
+        text = f"how far the weights moved in {work} of {client['optimizer']} (rate {client['lr']:g}) on {images}"
     else:
-        told = f"the gradient of the cross-entropy on {images}"
+        text = f"the gradient of the cross-entropy on {images}"
     if client.get("clients", 1) > 1:
-        told = f"{told}, averaged over {client['clients']} clients"
+        text = f"{text}, averaged over {client['clients']} clients"
     defences = victim.get("defences", "none")
     if victim.get("update"):
-        told = f"an update that was given ({images})"
-    return f"{told}; {'no defence' if defences == 'none' else f'defended by {defences}'}"
+        text = f"an update that was given ({images})"
+    return f"{text}; {'no defence' if defences == 'none' else f'defended by {defences}'}"
 
 
 def known(settings: dict[str, Any]) -> str:
-    """What the attacker has, beside the update."""
+    """The attacker's knowledge beside the update, in words."""
     victim = settings["victim"]
-    told = ["the model and its weights before the update", "how many images it holds"]
+    parts = ["the model and its weights before the update", "how many images it holds"]
     if victim.get("normalisation"):
-        told.append("how inputs are normalised")
+        parts.append("how inputs are normalised")
     if "knows_statistics" in victim:
-        told.append(f"{'' if victim['knows_statistics'] else 'but not '}BatchNorm's running statistics")
+        parts.append(f"{'' if victim['knows_statistics'] else 'but not '}BatchNorm's running statistics")
     labels: dict[str, list[str]] = {}
     for attack in settings["attacks"]:
         text = LABELS.get(attack["label"], f"read from the update ({attack['label']})")
         labels.setdefault(text, []).append(attack["name"])
     said = "; ".join(f"{text} by {', '.join(names)}" if len(labels) > 1 else text for text, names in labels.items())
-    return f"{', '.join(told)}. Labels: {said}"
+    return f"{', '.join(parts)}. Labels: {said}"
 
 
 def success(settings: dict[str, Any]) -> str:
-    """What counts as solved."""
+    """The success criteria, in words."""
     criteria = Criteria(**settings["criteria"])
     kinds = {attack["objective"] for attack in settings["attacks"]}
     limits = [f"an objective below {criteria.threshold(kind):g}" + (" (1 - cosine)" if kind == "cosine" else "")

@@ -1,4 +1,4 @@
-"""What a run was made with: device, versions and git revision."""
+"""Device, versions and git revision of a run."""
 
 import os
 import shlex
@@ -35,7 +35,7 @@ def environment() -> dict[str, Any]:
 
 
 def version_of(package: str) -> str:
-    """Its installed version, or "not installed": a checkout runs without installation, and not every solver is used."""
+    """Installed version, or "not installed": a checkout runs without installation, and not every solver is used."""
     try:
         return version(package)
     except PackageNotFoundError:

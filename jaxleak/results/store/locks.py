@@ -1,4 +1,4 @@
-"""Who may write a run directory: one process, or the shards of a run, each its own parts.
+"""Locks on a run directory: one process may write it, or the shards of a run, each its own parts.
 
 On a file system these are locks that a killed process lets go of. In an object store they are leases: objects that only
 one process can make, renewed while it works, and void some time after the last renewal, or at once where the next
@@ -28,7 +28,7 @@ _HELD: set[str] = set()  # leases of this process
 
 
 class Lock(Protocol):
-    """Held until it is closed."""
+    """A lock that is held until it is closed."""
 
     def close(self) -> None: ...
 
@@ -73,7 +73,7 @@ def _locked(path: Path, name: str, exclusive: bool, busy: str) -> io.TextIOWrapp
 
 @contextlib.contextmanager
 def alone(path: Path, shard: Shard) -> Iterator[None]:
-    """One shard after the other: the first one makes run.json. In an object store the store sees to that."""
+    """Let one shard in after the other: the first makes run.json. In an object store the store sees to that."""
     if shard.count == 1 or not is_local(path):
         yield
         return
@@ -142,22 +142,22 @@ class _Lease:
 
 
 def _machine() -> dict[str, str]:
-    """This machine, and which of its processes can be seen from here."""
-    told = {"host": socket.gethostname()}
+    """Host, boot and process namespace of this process, by which the lease of a dead process is recognised."""
+    machine = {"host": socket.gethostname()}
     with contextlib.suppress(OSError):
-        told["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        told["processes"] = os.readlink("/proc/self/ns/pid")
-    return told
+        machine["boot"] = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        machine["processes"] = os.readlink("/proc/self/ns/pid")
+    return machine
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What a lease says, in one request: while a file is open it may be renewed."""
+    """The content of a lease, read in one request: it may be renewed while a file is open."""
     remote: Any = path
     return json.loads(remote.fs.cat_file(remote.path))
 
 
 def _holder(path: Path) -> dict[str, Any] | None:
-    """Who holds a lease; None where it is void."""
+    """The holder of a lease; None if the lease is void."""
     try:
         holder = _read(path)
         age, host = time.time() - holder["at"], holder["host"]

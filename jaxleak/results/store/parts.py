@@ -42,10 +42,7 @@ def json_bytes(value: Any) -> bytes:
 
 
 def npz_bytes(arrays: dict[str, np.ndarray]) -> bytes:
-    """An `.npz`. Only arrays that are mostly zero are compressed.
-
-    Pictures and traces would be a quarter smaller, for a millisecond or two a trial.
-    """
+    """An `.npz`. Only arrays that are mostly zero are compressed; others shrink too little for the time."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
         for name, array in arrays.items():
@@ -66,14 +63,16 @@ def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
         begun = "" if shard == ALL else PartName(shard, 0).prefix
         rows = {arrays_path_of(file).name for file in path.glob("rows-*.parquet")}
         return [file for file in path.glob(f"arrays-{begun}*.npz") if file.name not in rows]
-    own = r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
-    return [file for file in path.glob(".*.tmp") if re.match(own, file.name)]
+    pattern = (
+        r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
+    )
+    return [file for file in path.glob(".*.tmp") if re.match(pattern, file.name)]
 
 
 def schema() -> "pyarrow.Schema":
     import pyarrow as pa
 
-    return pa.schema([pa.field(one.name, pa.type_for_alias(one.kind), one.may_lack) for one in COLUMNS])
+    return pa.schema([pa.field(column.name, pa.type_for_alias(column.kind), column.may_lack) for column in COLUMNS])
 
 
 def rows_table(rows: Sequence[Row]) -> "pyarrow.Table":
@@ -84,7 +83,7 @@ def rows_table(rows: Sequence[Row]) -> "pyarrow.Table":
         if row.keys() != set(names):
             extra, lacking = sorted(row.keys() - set(names)), sorted(set(names) - row.keys())
             raise ValueError(f"a row must have the columns of COLUMNS; extra: {extra}, lacking: {lacking}")
-        wrong = [f"{one.name}={row[one.name]!r}" for one in COLUMNS if not one.fits(row[one.name])]
+        wrong = [f"{column.name}={row[column.name]!r}" for column in COLUMNS if not column.fits(row[column.name])]
         if wrong:
             raise ValueError(f"trial {row['trial']!r}: values of the wrong type: {', '.join(wrong)}")
     return pa.Table.from_pylist(list(rows), schema=schema())
@@ -142,8 +141,8 @@ def read_part(rows_path: Path, arrays_path: Path) -> "pyarrow.Table":
         missing = rows_path if not rows_path.exists() else arrays_path
         raise DamagedError(f"{missing.name} is missing") from error
     except OSError as error:
-        told = f"{error.filename or rows_path} cannot be read ({error.strerror or error})"
-        raise InputError(f"{told}. Check its permissions.") from error
+        message = f"{error.filename or rows_path} cannot be read ({error.strerror or error})"
+        raise InputError(f"{message}. Check its permissions.") from error
     try:
         file = pq.ParquetFile(pa.BufferReader(payload), page_checksum_verification=True)
         table = file.read(use_threads=False)
@@ -163,14 +162,14 @@ def arrays_path_of(rows_path: Path) -> Path:
 
 
 class PartName(NamedTuple):
-    """Who wrote a part, and its number among theirs. The parts of a run that is not sharded are those of 0/1."""
+    """The shard that wrote a part, and the part's number in that shard. A run that is not sharded has shard 0/1."""
 
     shard: Shard
     number: int
 
     @property
     def prefix(self) -> str:
-        """What the names of this shard's parts begin with, after "rows-" or "arrays-"."""
+        """Start of the names of this shard's parts, after "rows-" or "arrays-"."""
         return "" if self.shard.count == 1 else f"{self.shard.index:03}of{self.shard.count:03}-"
 
     @property
@@ -180,7 +179,7 @@ class PartName(NamedTuple):
 
 
 def part_name(path: Path) -> PartName | None:
-    """What the name of a rows' file says, damaged ones included; None if it is none."""
+    """The part that a rows' file belongs to, damaged ones included; None if it is no rows' file."""
     match = re.fullmatch(r"rows-(?:(\d+)of(\d+)-)?(\d+)\.parquet(?:\.corrupt)?", path.name)
     return PartName(Shard(int(match[1] or 0), int(match[2] or 1)), int(match[3])) if match else None
 

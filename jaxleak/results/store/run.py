@@ -161,9 +161,9 @@ class Run:
         self._next = 1 + max((name.number for name in part_names(path) if name.shard == shard), default=-1)
 
     def shards(self, total: int) -> dict[str, Any] | None:
-        """Into how many shards a run of `total` trials was divided, and what is there of those that are not complete.
+        """Number of shards of a run of `total` trials, and progress of the incomplete ones.
 
-        As its parts say; None if it was not divided.
+        The number is read from the parts' names; None if the run was not divided.
         """
         count = max((name.shard.count for name in part_names(self.path)), default=1)
         if count == 1:
@@ -206,18 +206,18 @@ class Run:
                 file.unlink()
             return cls(path, description, locks, shard)
         except BaseException:
-            for one in locks:
-                one.close()
+            for held_lock in locks:
+                held_lock.close()
             raise
 
     @classmethod
     def check(cls, path: str | Path, settings: dict[str, Any], later: tuple[str, ...]) -> None:
-        """Raise what `create_or_resume` would, of what is known before long work; nothing is written.
+        """Raise as `create_or_resume` would, as far as settings are known before long work; nothing is written.
 
         Args:
             path: the directory.
-            settings: as far as they are known.
-            later: dotted names of settings that are not.
+            settings: the settings known so far.
+            later: dotted names of settings that are not known yet.
 
         Raises:
             InputError: as there.
@@ -247,8 +247,8 @@ class Run:
 
     def close(self) -> None:
         """Let other processes write the run; this object can still read it."""
-        for one in self._locks:
-            one.close()
+        for held_lock in self._locks:
+            held_lock.close()
         self._locks = []
 
     def __enter__(self) -> "Run":
@@ -341,7 +341,7 @@ class Run:
             with part.arrays.open("rb") as file, np.load(file) as stored:
                 for name in stored.files if names is None else names:
                     pieces[check_choice("keys", name, stored.files)].append(stored[name][part.keep[chosen]])
-        return {name: joined(own) for name, own in pieces.items()}
+        return {name: joined(chunks) for name, chunks in pieces.items()}
 
     def write_truth(
         self,

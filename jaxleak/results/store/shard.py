@@ -18,11 +18,11 @@ class Shard(NamedTuple):
         return f"{self.index}/{self.count}"
 
     def takes(self, trials: np.ndarray) -> np.ndarray:
-        """Which trials, by their ids, are this shard's [n]."""
+        """True for each trial id that belongs to this shard [n]."""
         return np.asarray(trials) % self.count == self.index
 
     def size(self, total: int) -> int:
-        """How many of the trials 0..total-1 are this shard's."""
+        """Number of the trials 0..total-1 that belong to this shard."""
         return len(range(self.index, total, self.count))
 
 
@@ -42,6 +42,6 @@ def parse_shard(text: str) -> Shard:
 
 
 def missing_shards(count: int, total: int, done: set[int]) -> dict[int, int]:
-    """Of each of `count` shards that lacks trials of 0..total-1, how many of its own are there."""
+    """Number of finished trials of each of `count` shards that lacks some of its trials of 0..total-1."""
     here = np.bincount(np.fromiter(done, np.int64, len(done)) % count, minlength=count)
     return {index: int(n) for index, n in enumerate(here) if n < Shard(index, count).size(total)}

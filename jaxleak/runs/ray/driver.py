@@ -27,12 +27,12 @@ REPLACEMENTS = 20  # workers that are started for lost ones before the driver gi
 
 @dataclass(frozen=True, kw_only=True)
 class Ray:
-    """Where and with how much a sweep runs.
+    """Cluster and resources of a sweep.
 
     Attributes:
         address: of a running cluster, as `ray.init` takes it ("auto", "HOST:PORT"); None starts one on this machine.
-        workers: how many; those for which there is no room yet join when there is. None: what the cluster has room for
-            at the start.
+        workers: number of workers; those for which there is no room yet join when there is. None: as many as the
+            cluster has room for at the start.
         gpus_per_worker: None: one where the cluster has any.
         cpus_per_worker: None: on a cluster with GPUs one; else an equal share of this machine's or the smallest node's.
     """
@@ -97,7 +97,7 @@ def _ray() -> Any:
 
 
 def _unreachable(address: str | None, error: BaseException) -> str:
-    """Why, in one line; a missing token is said far down in what Ray raises."""
+    """One line that says why the cluster is unreachable; Ray names a missing token only in an error's cause."""
     causes = [error]
     while causes[-1].__cause__ is not None:
         causes.append(causes[-1].__cause__)
@@ -106,8 +106,8 @@ def _unreachable(address: str | None, error: BaseException) -> str:
             f"`ray_address` {address!r}: the cluster wants its token. Set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN "
             "where ~/.ray/auth_token is not the cluster's (`ray get-auth-token` on its head prints it)."
         )
-    told = " ".join(str(error).split())[:200]
-    return f"`ray_address` {address!r}: no cluster can be reached ({told})."
+    message = " ".join(str(error).split())[:200]
+    return f"`ray_address` {address!r}: no cluster can be reached ({message})."
 
 
 class _Actor(Worker):
@@ -139,20 +139,20 @@ def _interrupts() -> Iterator[list[int]]:
 
 
 def _name_of(function: Any) -> tuple[str, str, Any]:
-    """Where a function that jax has compiled is found; itself, uncompiled, where that is nowhere.
+    """Module and name of a jitted function; also the function without jit if no module has it under that name.
 
-    By value, as they are pickled else, such functions lose their names, by which models are told apart.
+    Pickled by value, as is the default, such functions would lose their names, which identify models.
     """
     where = function.__module__, function.__qualname__
     try:
-        found = _named((*where, None)) is function
+        importable = _named((*where, None)) is function
     except (ImportError, AttributeError):
-        found = False
-    return (*where, None if found else function.__wrapped__)
+        importable = False
+    return (*where, None if importable else function.__wrapped__)
 
 
-def _named(told: tuple[str, str, Any]) -> Any:
-    module, name, function = told
+def _named(reference: tuple[str, str, Any]) -> Any:
+    module, name, function = reference
     if function is not None:
         return jax.jit(function)
     return functools.reduce(getattr, name.split("."), importlib.import_module(module))
@@ -178,7 +178,7 @@ class _Driver:
         self.began = time.monotonic()
 
     def work(self) -> None:
-        """Until nothing is left to do."""
+        """Run until nothing is left to do."""
         with _interrupts() as asked:
             while not self.scheduler.finished:
                 if asked:
@@ -210,7 +210,7 @@ class _Driver:
             self.everyone.append(self.members[asked])
 
     def _answer(self, member: _Member, call: Any) -> None:
-        """Something returned from a worker, or says that it is no more."""
+        """Take what a worker returned, or note that the worker died."""
         now = time.monotonic()
         try:
             answer: Hello | Results = self.ray.get(call)
@@ -226,8 +226,8 @@ class _Driver:
         else:
             before, member.results = member.results, answer
             if answer.lanes and not (before and before.lanes):
-                told = f"{answer.lanes} lanes after {answer.compile_seconds:.0f} s of compiling"
-                self.session.progress.say(f"{member.name} computes: {told}")
+                message = f"{answer.lanes} lanes after {answer.compile_seconds:.0f} s of compiling"
+                self.session.progress.say(f"{member.name} computes: {message}")
             if answer.lanes:
                 self.scheduler.resize(member.name, answer.lanes)
             self._store(member, now)
@@ -247,7 +247,7 @@ class _Driver:
             self.session.take(self.session.sweep.attacks[attack], finished, member.hello.made)
 
     def _is_refused(self, member: _Member) -> bool:
-        """Whether the worker would give other results; then it is told, and not used."""
+        """True if the worker would give other results; it is then reported and not used."""
         assert member.hello is not None
         here, there = self.session.here, member.hello.made
         pairs = {
@@ -275,25 +275,25 @@ class _Driver:
         sweep = self.session.sweep
         per_attack = sweep.victim.updates * sweep.seeds
         for number, attack in enumerate(sweep.attacks):
-            own = [trial for trial in given_up if trial // per_attack == number]
-            if own:
-                self.session.lose(attack, own, reason)
+            trials = [trial for trial in given_up if trial // per_attack == number]
+            if trials:
+                self.session.lose(attack, trials, reason)
 
     def _stats(self) -> EngineStats:
-        """Of the whole cluster, for one line of progress."""
-        seen = [one.results for one in self.everyone if one.results is not None]
+        """Counters of the whole cluster, for one line of progress."""
+        seen = [member.results for member in self.everyone if member.results is not None]
         return EngineStats(
             trials_running=self.scheduler.held,
             trials_waiting=self.scheduler.waiting,
-            steps_useful=sum(one.evaluations for one in seen),
-            steps_total=sum(one.steps_total for one in seen),
+            steps_useful=sum(results.evaluations for results in seen),
+            steps_total=sum(results.steps_total for results in seen),
             seconds=time.monotonic() - self.began,
         )
 
     def end(self) -> dict[str, Any]:
-        """Write what came, and the summary."""
+        """Write the trials that arrived, and the summary."""
         self.session.flush()
-        everyone = [one for one in self.everyone if one.results is not None]
+        everyone = [member for member in self.everyone if member.results is not None]
         for member in self.members.values():
             self.ray.kill(member.actor)
         stats = self._stats()
@@ -302,10 +302,10 @@ class _Driver:
             "seconds": stats.seconds,
             "evaluations_per_second": self.session.progress.evaluations / stats.seconds if stats.seconds else 0.0,
             "utilisation": stats.utilisation,
-            "compile_seconds": sum(one.results.compile_seconds for one in everyone if one.results),
+            "compile_seconds": sum(member.results.compile_seconds for member in everyone if member.results),
             "host_share": None,
         }
-        return self.session.end(engine if everyone else None, workers=[_told(one) for one in everyone])
+        return self.session.end(engine if everyone else None, workers=[_told(member) for member in everyone])
 
 
 def _told(member: _Member) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Which worker runs which trials: the queue of a sweep, given out in blocks, and what becomes of a lost worker's.
+"""Gives the trials of a sweep to workers in blocks, and gives those of a lost worker to others.
 
-No clock and no network in here: whoever uses it says what time it is. The driver of a Ray cluster does, and so does the
+It uses no clock and no network: its caller says what time it is. The callers are the driver of a Ray cluster and the
 simulation of one.
 """
 
@@ -52,25 +52,25 @@ class Scheduler:
 
     @property
     def waiting(self) -> int:
-        """Trials that nobody has."""
+        """Number of trials that no worker has."""
         return sum(map(len, self._queues))
 
     @property
     def held(self) -> int:
-        """Trials that lie with workers."""
+        """Number of trials that workers have."""
         return sum(len(member.held) for member in self.members.values())
 
     @property
     def finished(self) -> bool:
-        """Whether nothing is left to do."""
+        """True if nothing is left to do."""
         return not self.waiting and not self.held
 
     def join(self, name: Name, lanes: int, now: float) -> None:
-        """A worker is there that runs this many trials at once."""
+        """Add a worker that runs this many trials at once."""
         self.members[name] = Member(lanes=max(1, lanes), joined=now)
 
     def leave(self, name: Name) -> list[int]:
-        """A worker is gone: what it had is next again, or given up after too many times; returns the latter."""
+        """Remove a lost worker. Its trials run next, or are given up if lost too often; returns those given up."""
         member = self.members.pop(name)
         again, given_up = [], []
         for trial in sorted(member.held):
@@ -81,27 +81,27 @@ class Scheduler:
         return given_up
 
     def resize(self, name: Name, lanes: int) -> None:
-        """A worker runs another number of trials at once than it did, as after its memory ran out."""
+        """Change how many trials a worker runs at once, as after its memory ran out."""
         self.members[name].lanes = max(1, lanes)
 
     def returns(self, name: Name, trials: Sequence[int], now: float) -> list[int]:
-        """A worker has finished these; returns those of them that were its own.
+        """Count trials that a worker has finished; returns those of them that were given to it.
 
-        What comes from a worker that was given up is not counted: somebody else has it by then.
+        Trials from a worker that was given up are not counted: another worker has them by then.
         """
         member = self.members.get(name)
         if member is None:
             return []
-        own = [trial for trial in trials if trial in member.held]
-        member.held.difference_update(own)
-        member.done += len(own)
-        self.returned += len(own)
-        return own
+        accepted = [trial for trial in trials if trial in member.held]
+        member.held.difference_update(accepted)
+        member.done += len(accepted)
+        self.returned += len(accepted)
+        return accepted
 
     def next_block(self, name: Name, now: float) -> Block | None:
-        """What a worker is to be given now: so much that it has its lanes full and some seconds of work beside.
+        """The next trials of a worker: enough to fill its lanes and for some seconds beside; None for none now.
 
-        Near the end everybody gets an equal share. A worker stays with an attack as long as that has trials, since
+        Near the end all workers get an equal share. A worker stays with an attack as long as that has trials, since
         another one has to be compiled.
         """
         member = self.members[name]
@@ -127,7 +127,7 @@ class Scheduler:
         return Block(attack, trials)
 
     def _takers(self, attack: int) -> list[Member]:
-        """Workers that share what is left of an attack: those at it, and those that have nothing."""
+        """Workers that share the rest of an attack: those that run it, and those without trials."""
         return [member for member in self.members.values() if member.attack == attack or not member.held]
 
     def _largest(self) -> int:

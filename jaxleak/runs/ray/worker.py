@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Hello(NamedTuple):
-    """What a worker is, for the driver to accept or refuse."""
+    """Versions, settings and size of a worker, by which the driver accepts or refuses it."""
 
     made: dict[str, Any]  # `ENVIRONMENT_COLUMNS`
     dtype: str
@@ -23,7 +23,7 @@ class Hello(NamedTuple):
 
 
 class Results(NamedTuple):
-    """What a worker has for the driver."""
+    """A worker's report to the driver: trials that ended, and its counters."""
 
     finished: "list[tuple[int, Finished]]"  # attacks and their trials
     lanes: int
@@ -56,7 +56,7 @@ class Worker:
         threading.Thread(target=self._work, daemon=True).start()
 
     def hello(self) -> Hello:
-        """Who this is."""
+        """Versions, settings and size of this worker."""
         import os
         import socket
 
@@ -78,7 +78,7 @@ class Worker:
         )
 
     def give(self, attack: int, trials: list[int]) -> None:
-        """Trials to run; an attack is ended before another one begins."""
+        """Add trials to run; an attack is ended before another one begins."""
         from jaxleak.engine.lanes import JobQueue
 
         jobs = self._sweep.jobs_of(np.asarray(trials))
@@ -92,7 +92,7 @@ class Worker:
             self._todo.put(self._now)
 
     def collect(self, seconds: float) -> Results:
-        """What ended since the last call; waits so long for something to end."""
+        """Trials that ended since the last call; waits at most so many seconds for one."""
         with self._changed:
             self._changed.wait_for(lambda: self._finished or self._error, seconds)
             finished, self._finished = self._finished, []
@@ -100,10 +100,10 @@ class Worker:
             return Results(
                 finished=finished,
                 lanes=stats[-1].lanes if stats and stats[-1].lanes else 0,
-                evaluations=sum(one.steps_useful for one in stats),
-                steps_total=sum(one.steps_total for one in stats),
-                seconds=sum(one.seconds for one in stats),
-                compile_seconds=sum(one.compile_seconds for one in stats),
+                evaluations=sum(stat.steps_useful for stat in stats),
+                steps_total=sum(stat.steps_total for stat in stats),
+                seconds=sum(stat.seconds for stat in stats),
+                compile_seconds=sum(stat.compile_seconds for stat in stats),
                 error=self._error,
             )
 
