@@ -94,13 +94,14 @@ FURTHER = {
     ),
     "test_inception": (
         "test_auxiliary_logits",
-        *(f"test_a_block_equals_torch[{block}-train" for block in "ade"),
+        *(f"test_a_block_equals_torch[{block}-train" for block in "abde"),
         *(f"test_a_block_equals_torch[{block}-eval" for block in ("c", "d", "e", "stem")),
         "test_a_narrow_network_equals_torch_through_a_file[eval",
         "test_group_norm",
     ),
     "test_memory": ("test_bytes_per_lane_are_what_a_lane_takes",),
     "test_llvm": ("test_a_factored_gradient_is_the_gradient[3",),
+    "test_first_order": ("test_vmap_equals_one_at_a_time[float32",),
     "test_object_store": ("test_killed_resumed_and_read_back",),
     "test_models_own_layout": ("test_one_file_means_the_same_however_maps_are_flattened[nnx",),
     "test_models_own": ("test_an_nnx_twin", "test_an_attack_from_end_to_end[nnx"),
@@ -109,6 +110,9 @@ FURTHER = {
         "test_full_grid_stays_small_on_the_disk_and_within_a_page[32-",
     ),
     "test_page": ("test_every_threat_model_has_a_page[clients", "test_every_threat_model_has_a_page[fields"),
+    "test_oracles": ("test_lenet_goldens_equal_torch[rgb32",),
+    "test_ray": ("test_one_refused_worker_does_not_end_the_run",),
+    "test_store": ("test_killed_at_a_rename[1-False", "test_killed_at_a_rename[2-True"),
     "test_resnet": (
         "test_logits_update_and_attack_gradient_equal_torch[bottlenecks",
         "test_logits_update_and_attack_gradient_equal_torch[group norm",
@@ -116,6 +120,7 @@ FURTHER = {
     "test_shard": ("test_two_processes_at_once",),
     "test_sweep": (
         "test_ctrl_c_keeps_what_is_finished_and_the_same_sweep_completes[update",
+        "test_every_solver_runs[LBFGS(",
         "test_lanes_change_nothing[1]",
         "test_networks[per-image",
     ),
