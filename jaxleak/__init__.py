@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxleak.threat.client import Client
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
-    from jaxleak.threat.shared_update import load_update
+    from jaxleak.threat.own_update import load_update
     from jaxleak.threat.training import train_network
     from jaxleak.threat.victim import Victim, draw_params
 
@@ -54,7 +54,7 @@ _HOMES = {
     "results.result": ("Result",),
     "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
-    "threat.shared_update": ("load_update",),
+    "threat.own_update": ("load_update",),
     "threat.from_dataset": ("make_victim",),
     "threat.victim": ("Victim", "draw_params"),
 }

@@ -12,11 +12,21 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxleak import cli, engine
+from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.presets import ATTACKS
+from jaxleak.attacks.starts import INITS
 from jaxleak.cli.commands import RUN_GROUPS
 from jaxleak.cli.parse import GROUPS, flag_texts
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import ENGINE_KEYS
 from jaxleak.results.verdict import STATUSES
+from jaxleak.solvers import SOLVERS
+from jaxleak.solvers.first_order import SCHEDULES, SIGNS
+from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
+from jaxleak.threat.client import OPTIMIZERS
+from jaxleak.threat.defences import DEFENCES
+from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
 from tests.commands import Said, call, refusal, restored_globals
 
 FIGURES = {"recovery.png", "convergence.png", "success_by_image.png", "mse_shares.png"}
@@ -418,6 +428,29 @@ def test_each_text_stands_alone(command):
     assert set(texts) == {field.name for field in fields(command)}
     leaning = ("Its ", "Of ", "...", "(this", "From which", "Just these of that")
     assert not [text for text in texts.values() if text.startswith(leaning) or "\n" in text]
+
+
+@pytest.mark.parametrize(
+    ("flag", "names"),
+    [
+        ("attack", ATTACKS),
+        ("solver", set(SOLVERS) - {"none"}),
+        ("start", set(INITS) - {"analytic"}),
+        ("label", LABEL_STRATEGIES),
+        ("objective", OBJECTIVES),
+        ("scale", SCALES),
+        ("defence", DEFENCES),
+        ("network", NETWORKS),
+        ("normalise", NORMALISATIONS),
+        ("client_optimizer", OPTIMIZERS),
+        ("schedule", SCHEDULES),
+        ("sign", SIGNS),
+        ("line_search", LINE_SEARCHES),
+    ],
+)
+def test_the_texts_name_everything_that_can_be_given(flag, names):
+    words = set(re.findall(r"[\w-]+", flag_texts(cli.RunCommand)[flag]))
+    assert not set(names) - words
 
 
 @pytest.mark.parametrize("kind", GROUPS)

@@ -122,14 +122,14 @@ def test_an_update_of_zeros_gives_labels_all_the_same(name):
 def test_more_labels_than_classes_are_refused(name):
     update = as_update(np.zeros((6, 5)), np.zeros(5))
     READERS[name](update, 5, jnp.zeros((1, 5)))
-    with pytest.raises(InputError, match=r"^`label` idlg, bias and row-minima .*: 6 images .*; got 5\. Use label"):
+    with pytest.raises(InputError, match=r"^`label` strategies .* got 6 images and 5 classes\. Use label"):
         READERS[name](update, 6, jnp.zeros((1, 5)))
 
 
 def test_missing_tensors_are_named():
     with pytest.raises(InputError, match=r"^`label` other than joint.* named 'head'; the model has fc\.$"):
         head_gradient({"fc": {}}, "kernel")
-    with pytest.raises(InputError, match=r"^`label` .*counts need a head with a bias; it has kernel"):
+    with pytest.raises(InputError, match=r"^this `label` needs a head with a bias; the model's has kernel"):
         READERS["counts"]({"head": {"kernel": jnp.ones((2, 3))}}, 1, jnp.zeros((1, 3)))
 
 

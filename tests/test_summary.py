@@ -18,13 +18,11 @@ GOOD = {
     "objective": 1e-5,
     "relative_error": 0.1,
     "max_abs": 1.0,
-    "reached_objective": True,
 }
 FAILED = GOOD | {
     "ending": "iteration-limit",
     "objective": 3.0,
     "relative_error": 1.5,
-    "reached_objective": False,
 }
 
 CASES = [

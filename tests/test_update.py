@@ -21,7 +21,7 @@ from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.results.agreement import Restarts, report
 from jaxleak.threat.loss import loss_gradient
-from jaxleak.threat.shared_update import load_update
+from jaxleak.threat.own_update import load_update
 from jaxleak.threat.victim import draw_params
 from tests.commands import call, refusal, restored_globals
 from tests.oracles.require_torch import require_torch

@@ -12,5 +12,5 @@ labels.py         rules that read labels from an update
 priors.py         what images look like
 starts.py         where images start
 analytic.py       images read from a dense layer's gradient
-lane_cond.py      what few lanes need is not computed for all
+lane_cond.py      `lax.cond` that works under `vmap`: a branch that no lane wants is skipped
 """

@@ -9,6 +9,7 @@ import numpy as np
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
+from jaxleak.threat.defences import DEFENCES, shows_zeros
 from jaxleak.threat.loss import CROSS_ENTROPY
 from jaxleak.threat.victim import Victim
 
@@ -64,11 +65,10 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
         )
-    sparse = [place for place, defence in enumerate(victim.defences) if defence.sparse]
-    if attack.knows_defence and not (sparse and not any(one.random for one in victim.defences[sparse[0] :])):
+    if attack.knows_defence and not shows_zeros(victim.defences):
         raise InputError(
-            "`knows_defence` leaves out the entries that a defence set to zero; give one of prune, prune-layer, top-k, "
-            "with no noise after it."
+            "`knows_defence` leaves out the entries that a defence set to zero; give one of "
+            f"{', '.join(name for name, kind in DEFENCES.items() if kind.sparse)}, with no noise after it."
         )
     victim.client.check(dummies)
     if victim.client.total_steps(dummies) != victim.client.total_steps(victim.batch):

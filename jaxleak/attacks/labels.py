@@ -6,7 +6,8 @@ With mean cross-entropy over N images the head's bias gradient is, for class k w
 
 Every strategy is a function `read(update, count, logits)`: of the update (the mean gradient of `count` images, as a
 tree), the number of labels wanted, and the network's outputs [m, k] for m images of the attacker's own
-(`probe_images`). It returns `count` labels; in which order says nothing about the images.
+(`probe_images`). It returns `count` labels; in which order says nothing about the images. Where the client
+trains, `update` is already divided by learning rate and steps (`Attacker.labels`).
 """
 
 from collections.abc import Callable
@@ -34,7 +35,7 @@ def head_gradient(update: PyTree, tensor: str) -> Array:
         )
     if tensor not in update["head"]:
         raise InputError(
-            f"`label` bias, unique and counts need a head with a {tensor}; it has {', '.join(sorted(update['head']))}."
+            f"this `label` needs a head with a {tensor}; the model's has {', '.join(sorted(update['head']))}."
         )
     return update["head"][tensor]
 
@@ -198,8 +199,8 @@ def _row_sums(update: PyTree) -> Float[Array, "k"]:
 def _smallest(score: Float[Array, "k"], count: int) -> Int[Array, "count"]:
     if count > score.size:
         raise InputError(
-            f"`label` idlg, bias and row-minima name each class at most once: {count} images need as many classes; "
-            f"got {score.size}. Use label counts or unique."
+            f"`label` strategies that name each class at most once need as many classes as images; got {count} images "
+            f"and {score.size} classes. Use label counts or unique."
         )
     return jnp.argsort(score)[:count]
 

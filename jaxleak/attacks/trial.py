@@ -74,7 +74,7 @@ class Trial:
     Attributes:
         attack: the attack.
         victim: the victim.
-        threshold: objective below which the first iteration is noted (the success criterion's).
+        threshold: the first iteration with an objective below this is noted (the success criterion's).
         snapshots: iterations whose candidates are kept.
         starts: given starts, d images each, in the units of the network's input: `{"image": [s, d, h, w, c]}` and, for
             label "joint", `{"label": [s, d, k]}`; trial seed s starts at row s. None draws them.
@@ -218,11 +218,12 @@ class Trial:
         )
 
     def step(self, shared: Shared, problem: Problem, state: TrialState) -> TrialState:
-        """One evaluation. An ended trial keeps its outcome, whatever its solver goes on to compute."""
+        """One step of the solver. An ended trial keeps its outcome, whatever its solver goes on to compute."""
         solver, info = self.attacker.step(shared, problem, state.solver)
         running = state.ending == RUNNING
         evaluations = state.evaluations + jnp.where(running, self.attack.group * info.evaluations, 0)
         finite = jnp.all(jnp.isfinite(info.value)) & jnp.all(jnp.isfinite(info.x))
+        # The first evaluation, of the start, is the end of iteration 0.
         boundary_iterations = jnp.where(state.evaluations == 0, 0, state.iterations + info.boundary)
         spent = info.boundary & (boundary_iterations >= self.attack.iterations)
         if self.attack.max_evaluations is not None:

@@ -159,7 +159,7 @@ def attack(command: AttackCommand) -> int:
     from jaxleak.attacks.check import with_fitting_stops
     from jaxleak.results.agreement import draw, write_report
     from jaxleak.results.tables import evidence_table
-    from jaxleak.threat.shared_update import load_update
+    from jaxleak.threat.own_update import load_update
 
     _prepare(command)
     attacks = build_attacks(command)

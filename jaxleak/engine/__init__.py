@@ -6,8 +6,8 @@ compiled call, and between chunks finished trials are taken out and waiting ones
 depend on its lane, the number of lanes, the chunk length, the order of the queue or the number of devices, beyond the
 rounding of the vectorised arithmetic.
 
-    programs.py  the program mapped over lanes, traced once, compiled for a device
-    lanes.py     the lanes of one device, and the thread that works them
+    programs.py  the program mapped over lanes, with the loop over steps; traced once, compiled for a device
+    lanes.py     the lanes of one device and their thread: finished trials leave, waiting ones enter
     choice.py    the number of lanes: a first guess, then a search
     memory.py    bytes that a lane takes, and bytes that are free
     engine.py    the run: threads, queue, counters, what to do when memory runs out

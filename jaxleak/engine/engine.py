@@ -5,9 +5,9 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import jax
@@ -33,6 +33,12 @@ class EngineStats:
     seconds: float = 0.0  # without compilation
     compile_seconds: float = 0.0
     host_seconds: float = 0.0  # with nothing to compute because the host was busy, averaged over devices
+
+    @classmethod
+    def total(cls, several: Iterable["EngineStats"]) -> "EngineStats":
+        """The sum of several engines that ran one after the other."""
+        several = list(several)
+        return cls(**{one.name: sum(getattr(stats, one.name) for stats in several) for one in fields(cls)})
 
     @property
     def utilisation(self) -> float:

@@ -1,10 +1,9 @@
 """Convolutions that stay fast when every trial has its own weight gradient.
 
 Under `vmap`, the weight gradient of `lax.conv_general_dilated` becomes a grouped convolution, which runs slower than a
-Python loop (design notes: `vmap(grad)` of a convolution). `patch_conv` writes the convolution as slices, two stacks and
-one matrix product (one for each group of channels): every derivative of any order is again slices and products, whether
-or not the weights carry the trial axis. `fast_conv` does the same with kernels of its own on a CPU, for images and
-kernels that fit a core's cache.
+Python loop. `patch_conv` writes the convolution as slices, two stacks and one matrix product (one for each group of
+channels): every derivative of any order is again slices and products, whether or not the weights carry the trial axis.
+`fast_conv` does the same with kernels of its own on a CPU, for images and kernels that fit a core's cache.
 """
 
 from collections.abc import Sequence

@@ -22,7 +22,7 @@ def extract_patches(
     b, h, w, c = x.shape
     (kh, kw), (sh, sw), (dh, dw) = window, strides, dilation
     oh, ow = (h - (kh - 1) * dh - 1) // sh + 1, (w - (kw - 1) * dw - 1) // sw + 1
-    # Rows first, then columns: kh + kw slices to stack instead of kh * kw (design notes: faster on CPU).
+    # Rows first, then columns: kh + kw slices to stack instead of kh * kw (faster on a CPU).
     rows = jnp.stack(
         [lax.slice(x, (0, i, 0, 0), (b, i + sh * (oh - 1) + 1, w, c), (1, sh, 1, 1)) for i in range(0, kh * dh, dh)],
         axis=2,

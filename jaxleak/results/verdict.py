@@ -60,7 +60,6 @@ def classify(
     objective: float,
     relative_error: float,
     max_abs: float,
-    reached_objective: bool,
     criteria: Criteria,
     threshold: float | None = None,
     knows_truth: bool = True,
@@ -71,21 +70,18 @@ def classify(
         ending: how its loop stopped: "objective" or the status that this is, without an image to judge.
         objective: the final objective.
         relative_error: the final candidate's image error; `max_abs` its largest |pixel|.
-        reached_objective: whether the loop saw an objective below the threshold. The final objective must
-            be below it too: a trial that passed the threshold and then left again has not converged.
         criteria: the thresholds.
         threshold: of the objective; None: `criteria.objective`.
         knows_truth: whether there is an image to compare with.
 
     Returns:
-        One of `STATUSES`; "matched" is a small objective whose image cannot be judged. A trial that stopped on a looser
-        objective than the criterion's, and so never reached the criterion's, counts as `iteration-limit`: it was ended
-        before it succeeded.
+        One of `STATUSES`. "matched" is a small objective whose image cannot be judged. A trial that stopped on a looser
+        objective than the criterion's counts as `iteration-limit`: it was ended before it succeeded.
     """
     check_choice("ending", ending, ("objective", *STATUSES))
     if ending == "non-finite" or not (math.isfinite(objective) and math.isfinite(max_abs)):
         return "non-finite"
-    if reached_objective and objective < (criteria.objective if threshold is None else threshold):
+    if objective < (criteria.objective if threshold is None else threshold):
         if not knows_truth:
             return "matched"
         return "converged" if relative_error < criteria.relative_error else "wrong-image"

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
-from jaxleak.engine import Engine, Finished
+from jaxleak.engine import Engine, EngineStats, Finished
 from jaxleak.kernels.precision import dtype
 from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
 from jaxleak.results.metrics import labels_right
@@ -119,11 +119,27 @@ class Session:
             for current, following in itertools.zip_longest(todo, todo[1:]):
                 self._run_attack(current, following)
         finally:
-            summary = self.end(self._engine_summary())
+            stats = [engine.stats for engine in self.engines]
+            summary = self.end(EngineStats.total(stats) if stats else None)
         return summary
 
-    def end(self, engine: dict[str, Any] | None, **more: Any) -> dict[str, Any]:
-        """Write the summary; `engine` is what this session computed with, None where it had nothing to do."""
+    def end(self, stats: EngineStats | None, **more: Any) -> dict[str, Any]:
+        """Write the summary.
+
+        Args:
+            stats: the engines' counters; None if the session had nothing to do, which keeps those of the last one.
+            more: further entries; of `engine` those that replace its own.
+        """
+        replaced, engine = more.pop("engine", {}), None
+        if stats is not None:
+            engine = {
+                "evaluations": self.progress.evaluations,
+                "seconds": stats.seconds,
+                "evaluations_per_second": self.progress.evaluations / stats.seconds if stats.seconds else 0.0,
+                "utilisation": stats.utilisation,
+                "compile_seconds": stats.compile_seconds,
+                "host_share": stats.host_share,
+            } | replaced
         summary = {**self._summary(engine), **more}
         self.run.write_summary(summary)
         return summary
@@ -198,7 +214,6 @@ class Session:
                 objective=float(objective),
                 relative_error=float(error),
                 max_abs=float(largest),
-                reached_objective=bool(objective < threshold),
                 criteria=self.sweep.criteria,
                 threshold=threshold,
                 knows_truth=self.sweep.victim.knows_truth,
@@ -309,21 +324,6 @@ class Session:
         warnings = warnings_before(sweep.victim, sweep.attacks, sweep.seeds) + warnings_after(rows, sweep.criteria)
         training = {} if sweep.victim.training is None else {"training": sweep.victim.training}
         return {**summary, "shards": run.shards(sweep.total), "warnings": warnings, **training}
-
-    def _engine_summary(self) -> dict[str, float] | None:
-        """The engine's counters; None if the session had nothing to do, which keeps those of the last one."""
-        if not self.engines:
-            return None
-        stats = [engine.stats for engine in self.engines]
-        seconds, total = sum(stat.seconds for stat in stats), sum(stat.steps_total for stat in stats)
-        return {
-            "evaluations": self.progress.evaluations,
-            "seconds": seconds,
-            "evaluations_per_second": self.progress.evaluations / seconds if seconds else 0.0,
-            "utilisation": sum(stat.steps_useful for stat in stats) / total if total else 0.0,
-            "compile_seconds": sum(stat.compile_seconds for stat in stats),
-            "host_share": sum(stat.host_seconds for stat in stats) / seconds if seconds else 0.0,
-        }
 
 
 def _stored_engine(path: Path) -> dict[str, float] | None:

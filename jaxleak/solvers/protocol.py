@@ -14,8 +14,8 @@ ValueAndGradient = Callable[[Float[Array, "n"]], tuple[Float[Array, ""], Float[A
 class Info(NamedTuple):
     """Result of one step."""
 
-    x: Float[Array, "n"]  # the candidate that was evaluated
-    value: Float[Array, ""]  # the objective there
+    x: Float[Array, "n"]  # the candidate to report: the one evaluated, or the best so far
+    value: Float[Array, ""]  # the objective at `x`
     boundary: Bool[Array, ""]  # True where `x` is the candidate at the end of an iteration
     evaluations: Int[Array, ""]  # objective evaluations this step cost
     stalled: Bool[Array, ""]  # no later step will move

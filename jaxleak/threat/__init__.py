@@ -8,5 +8,5 @@ observe.py        gradient, logits and BatchNorm statistics of one pass
 defences.py       noise, clipping, pruning of what is shared
 training.py       networks trained before they are attacked
 checkpoint.py     ... kept beside the run
-shared_update.py  an update of one's own, from a file
+own_update.py     an update of one's own, from a file
 """

@@ -19,7 +19,7 @@ class Defence(ABC):
     """Base of all defences; the fields of each are its strengths, in the order in which its text names them.
 
     Attributes:
-        random: it draws noise.
+        random: `apply` uses the key.
         sparse: it sets entries to zero, so that whoever sees the update sees which.
         per_example: it belongs on the gradient of each image, before their mean: `DPSGD.apply_examples`.
     """
@@ -377,7 +377,7 @@ def check_defences(defences: tuple[Defence, ...]) -> None:
 
 
 def defend(defences: tuple[Defence, ...], update: PyTree, key: Key[Array, ""]) -> PyTree:
-    """The update after all defences, in their order; the i-th draws from `fold_in(key, i)`.
+    """The update after all defences, in their order; the i-th of these draws from `fold_in(key, i)`.
 
     A per-example defence takes the update for the gradient of a single image. Raises as `check_defences`.
     """
@@ -385,6 +385,12 @@ def defend(defences: tuple[Defence, ...], update: PyTree, key: Key[Array, ""]) -
     for i, defence in enumerate(defences):
         update = defence.apply(update, jax.random.fold_in(key, i))
     return update
+
+
+def shows_zeros(defences: tuple[Defence, ...]) -> bool:
+    """True if the update shows which entries were set to zero: a defence is sparse, and none after it adds noise."""
+    sparse = [i for i, defence in enumerate(defences) if defence.sparse]
+    return bool(sparse) and not any(other.random and not other.sparse for other in defences[sparse[0] + 1 :])
 
 
 def sparse_mask(defences: tuple[Defence, ...], update: PyTree) -> PyTree:
@@ -395,10 +401,9 @@ def sparse_mask(defences: tuple[Defence, ...], update: PyTree) -> PyTree:
         update: what it shared.
 
     Returns:
-        1 where the update is not zero and 0 where it is; () if no defence is sparse, or noise followed a sparse one.
+        1 where the update is not zero and 0 where it is; () if it does not show that (`shows_zeros`).
     """
-    sparse = [i for i, defence in enumerate(defences) if defence.sparse]
-    if not sparse or any(defence.random for defence in defences[sparse[0] :]):
+    if not shows_zeros(defences):
         return ()
     return jax.tree.map(lambda leaf: (leaf != 0).astype(leaf.dtype), update)
 

@@ -50,7 +50,7 @@ def loss_gradient(
     Args:
         model: a Linen module; called as `model.apply({"params": params}, x)`.
         params: its `params` collection.
-        x: images in [0, 1].
+        x: inputs of the network, in its units.
         target: one target per image, as `loss` takes it.
         loss: what is differentiated.
     """

@@ -297,15 +297,9 @@ class _Driver:
         for member in self.members.values():
             self.ray.kill(member.actor)
         stats = self._stats()
-        engine = {
-            "evaluations": self.session.progress.evaluations,
-            "seconds": stats.seconds,
-            "evaluations_per_second": self.session.progress.evaluations / stats.seconds if stats.seconds else 0.0,
-            "utilisation": stats.utilisation,
-            "compile_seconds": sum(member.results.compile_seconds for member in everyone if member.results),
-            "host_share": None,
-        }
-        return self.session.end(engine if everyone else None, workers=[_told(member) for member in everyone])
+        stats.compile_seconds = sum(member.results.compile_seconds for member in everyone if member.results)
+        workers = [_told(member) for member in everyone]
+        return self.session.end(stats if everyone else None, engine={"host_share": None}, workers=workers)
 
 
 def _told(member: _Member) -> dict[str, Any]:
