@@ -28,7 +28,7 @@ import jax
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_num_cpu_devices", 2)
 
-pytest_plugins = ["tests.commands", "tests.processes", "tests.sweeps"]  # their fixtures
+pytest_plugins = ["tests.fixtures", "tests.commands", "tests.processes", "tests.sweeps"]  # their fixtures
 
 # Marked `core`: what has to hold for every declared version of Python, jax and the rest, in some three minutes. These
 # files, without the tests whose names begin so ...

@@ -664,7 +664,7 @@ def test_a_run_without_rows(done, tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        ("--batch 2 --dummies 3", "`dummies` must be as many as the update's images, 2"),
+        ("--batch 2 --attack analytic", "`attack` analytic reads one image from one gradient"),
         ("--layers conv9", "got 'conv9'"),
     ],
 )
