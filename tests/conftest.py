@@ -36,7 +36,7 @@ CORE = {
     "test_cli": ("test_plot",),
     "test_compiler": (),
     "test_conv": ("test_both_equal", "test_dilated", "test_kernels_of_several_images_and_networks[6-40"),
-    "test_data": (),
+    "test_data": ("test_cifar100_index",),
     "test_engine": (
         "test_other_lanes",
         "test_lanes_change_nothing[a network per trial",

@@ -133,7 +133,7 @@ def pictures(tmp_path_factory) -> Path:
             "--images 0 1 --batch-labels same",
             "`batch_labels` is for images drawn at random; leave it out with --images",
         ),
-        ("--images 0 1 2 3 --batch 4 --label idlg", "each class at most once: 4 images need as many classes; got 3."),
+        ("--images 0 1 2 3 --batch 4 --label idlg", "as many classes as images; got 4 images and 3 classes."),
         ("--images 0 --dummies 0", "`dummies` must be above 0; got 0."),
         # what the client does
         ("--client-steps -1", "`client_steps` must be above 0; got -1."),

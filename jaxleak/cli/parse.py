@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, Literal
@@ -36,19 +37,18 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
         kinds: the commands, by name.
         arguments: the words; None takes the process's.
     """
-    shown = {name: _shown(kind) for name, kind in kinds.items()}
-    parsed = tyro.extras.subcommand_cli_from_dict(
-        dict(shown),
-        prog="jaxleak",
-        description="Gradient-leakage attacks in JAX, hundreds of restarts at once.",
-        args=arguments,
-        config=(tyro.conf.FlagCreatePairsOff,),
-    )
-    name = next(name for name, kind in shown.items() if isinstance(parsed, kind))
-    values = vars(parsed)
-    if kinds[name] in GROUPS:
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    config: Any = (tyro.conf.FlagCreatePairsOff,)
+    if not words or words[0] not in kinds:  # help, or a mistake: tyro says so and ends the program
+        shown = {name: _shown(kind) for name, kind in kinds.items()}
+        about = "Gradient-leakage attacks in JAX, hundreds of restarts at once."
+        tyro.extras.subcommand_cli_from_dict(shown, prog="jaxleak", description=about, args=words, config=config)
+    # tyro is given the one command: all of them take it more than a second before its version 1.
+    kind = kinds[words[0]]
+    values = vars(tyro.cli(_shown(kind), prog=f"jaxleak {words[0]}", args=words[1:], config=config))
+    if kind in GROUPS:
         values = {flag: value for group in values.values() for flag, value in vars(group).items()}
-    return kinds[name](**values)
+    return kind(**values)
 
 
 def _shown(kind: type) -> type:
