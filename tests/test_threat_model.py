@@ -678,7 +678,7 @@ def test_the_analytic_attack_needs_one_gradient(small, fields):
         ({"layers": ("haed",)}, "`layers` must be '*' or name layers of the network: first, head; got 'haed'. Did you"),
         ({"layers": ("head:0",)}, "`layers` must leave a layer with a weight above 0; got head:0."),
         ({"statistics": 1.0}, "`statistics` needs a model with BatchNorm; tiny has none. Leave it 0."),
-        ({"label": "idlg", "dummies": 4}, "name each class at most once: 4 images need as many classes; got 3."),
+        ({"label": "idlg", "dummies": 4}, "as many classes as images; got 4 images and 3 classes."),
     ],
     ids=str,
 )

@@ -394,14 +394,9 @@ def shows_zeros(defences: tuple[Defence, ...]) -> bool:
 
 
 def sparse_mask(defences: tuple[Defence, ...], update: PyTree) -> PyTree:
-    """Mask of the nonzero entries of the defended update, for an attacker who sees that it was pruned.
+    """Mask of a defended update, for an attacker who sees that it was pruned: 1 where it is not zero, else 0.
 
-    Args:
-        defences: what the client did.
-        update: what it shared.
-
-    Returns:
-        1 where the update is not zero and 0 where it is; () if it does not show that (`shows_zeros`).
+    () if the update does not show which entries were set to zero (`shows_zeros`).
     """
     if not shows_zeros(defences):
         return ()
