@@ -1,5 +1,7 @@
 """A program that was compiled serves every trial that computes the same, and no other."""
 
+import gc
+import weakref
 from dataclasses import dataclass, fields, replace
 
 import flax.linen as nn
@@ -8,11 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks import presets
+from jaxleak.attacks import labels, presets
 from jaxleak.attacks.trial import Trial
 from jaxleak.engine import Engine, programs
 from jaxleak.models import MLP, LeNet
 from jaxleak.models.own import adapt_model
+from jaxleak.runs.run import run_sweep
+from jaxleak.runs.sweep import Sweep
 from jaxleak.solvers import LBFGS, Adam
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Gaussian, Prune
@@ -193,6 +197,45 @@ def test_nothing_is_kept_of_code_that_is_not_ours():
         assert trial_of(victim_of(**changes)).key is None, changes
     engines = [ran(trial_of(victim_of(model=OwnModel())))[0] for _ in range(2)]
     assert engines[0].trace(None) is not engines[1].trace(None)
+
+
+class OtherVictim(Victim):
+    """Could do anything in its methods."""
+
+    def to_input(self, pixels):
+        return 1 - pixels
+
+
+def test_a_subclass_is_not_its_base(monkeypatch):
+    settings = {field.name: getattr(victim_of(), field.name) for field in fields(Victim)}
+    assert trial_of(OtherVictim(**settings)).key is None
+    before = trial_of().key
+    monkeypatch.setitem(labels.LABEL_STRATEGIES, "idlg", labels.LABEL_STRATEGIES["bias"])
+    assert trial_of().key != before
+
+
+def test_what_is_kept_holds_no_private_data():
+    """Nor weights: a kept program may outlive its run by hours."""
+    programs.forget_kept()
+    victim = victim_of(
+        network="per-image", params=jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), params_of(victim_of()))
+    )
+    trial = trial_of(victim)
+    bare = trial.without_data()
+    assert (bare.key, as_types(bare.shared())) == (trial.key, as_types(trial.shared()))
+    assert as_text(bare) == as_text(trial)
+    images, weights = (weakref.ref(array) for array in (victim.images, jax.tree.leaves(victim.params)[0]))
+    sweep = Sweep(victim=victim, attacks=(ATTACK,), seeds=1, snapshots=())
+    assert len(run_sweep(sweep, quiet=True).rows) == 2
+    assert len(programs._kept) == 1
+    del sweep, victim, trial, bare
+    gc.collect()
+    assert images() is None
+    assert weights() is None
+
+
+def as_types(shared):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), shared)
 
 
 def test_the_last_ones_used_are_kept():

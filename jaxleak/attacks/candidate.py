@@ -65,7 +65,7 @@ class Candidate(ABC):
 
     def disagreement(self, parts: Parts) -> Float[Array, ""]:
         """Distance of the members of a group from one another; they are the leading axis of each part."""
-        raise NotImplementedError
+        return consistency(jax.vmap(self.to_input)(parts))
 
     def error(self, found: Float[Array, "d ..."], truth: Float[Array, "b ..."]) -> Float[Array, ""]:
         """Mean squared error of each true piece of data to the nearest one found, averaged over them.
@@ -109,9 +109,6 @@ class Images(Candidate):
             yield attack.tv * total_variation(parts["image"])
         if attack.norm:
             yield attack.norm * norm_prior(parts["image"])
-
-    def disagreement(self, parts: Parts) -> Float[Array, ""]:
-        return consistency(parts["image"])
 
 
 CANDIDATES: dict[str, type[Candidate]] = {"image": Images}  # by `Victim.modality`

@@ -30,10 +30,10 @@ def norm_prior(x: Float[Array, "b h w c"]) -> Float[Array, ""]:
     return jnp.mean(optax.safe_norm(x.reshape(len(x), -1), 0.0, axis=1))
 
 
-def consistency(x: Float[Array, "g b h w c"]) -> Float[Array, ""]:
+def consistency(x: Float[Array, "g b ..."]) -> Float[Array, ""]:
     """Distance of a group's restarts from one another: mean over g of |x_g - mean|^2, mean the mean over g.
 
     Source: Yin et al. 2021 (GradInversion), R_group, the group consistency regularisation.
     Differs: the consensus is the mean of each pixel; theirs registers the images to one another first.
     """
-    return jnp.mean(jnp.sum(jnp.square(x - jnp.mean(x, axis=0)), axis=(1, 2, 3, 4)))
+    return jnp.mean(jnp.sum(jnp.square(x - jnp.mean(x, axis=0)), axis=tuple(range(1, x.ndim))))

@@ -12,11 +12,14 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxleak.attacks.attacker import Attacker, Job, Problem, Shared
+from jaxleak.attacks.candidate import CANDIDATES
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.lane_cond import update_if
-from jaxleak.attacks.objectives import scale_factors, scaled
+from jaxleak.attacks.objectives import OBJECTIVES, scale_factors, scaled
 from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.starts import INITS
 from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
 from jaxleak.solvers import SOLVERS
@@ -99,10 +102,19 @@ class Trial:
 
         None where a part of it was written elsewhere, and may depend on what no field says.
         """
-        if type(self.attack.solver) not in SOLVERS.values() or self.victim.key is None:
+        ours = type(self) is Trial and type(self.attack.solver) in SOLVERS.values()
+        if not ours or self.victim.key is None:
             return None
-        kernels = usable(np.zeros((), np.float32))
-        return replace(self.attack, name=""), self.victim.key, self.threshold, self.snapshots, kernels
+        attack, kernels = replace(self.attack, name=""), usable(np.zeros((), np.float32))
+        named = (  # what the names stand for today
+            *(LABEL_STRATEGIES[attack.label], OBJECTIVES[attack.objective], INITS.get(attack.init)),
+            CANDIDATES[self.victim.modality],
+        )
+        return attack, self.victim.key, named, self.threshold, self.snapshots, kernels
+
+    def without_data(self) -> "Trial":
+        """The same program without the victim's arrays, for whoever keeps it longer than the run."""
+        return replace(self, victim=self.victim.without_data(), starts=None)
 
     def check(self) -> None:
         """Trace what a trial begins with.

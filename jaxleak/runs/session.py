@@ -53,7 +53,7 @@ class _Todo:
     @functools.cached_property
     def _engine(self) -> Engine:
         trial = self._sweep.trial(self.attack)
-        return Engine(trial, trial.shared(), lanes=self._lanes)
+        return Engine(trial.without_data(), trial.shared(), lanes=self._lanes)
 
     def compile_ahead(self) -> None:
         """Begin to compile, unless that was done."""

@@ -184,7 +184,7 @@ class Victim:
         They do not for models, losses and defences written elsewhere, nor for running statistics, which are constants
         of the program.
         """
-        ours = all(type(defence) in DEFENCES.values() for defence in self.defences)
+        ours = type(self) is Victim and all(type(defence) in DEFENCES.values() for defence in self.defences)
         if (
             self.batch_stats is not None
             or self.client.loss not in LOSSES.values()
@@ -196,6 +196,16 @@ class Victim:
             for attribute in fields(self)
             if attribute.name not in ARGUMENTS
         )
+
+    def without_data(self) -> "Victim":
+        """The same to a trial's program: of its arguments only shapes and types are left, and they take no memory."""
+
+        names = ("images", "labels", "params", "update", "surrogates")
+        arrays: dict[str, Any] = jax.tree.map(
+            lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+            {name: getattr(self, name) for name in names} | {"labels": np.asarray(self.labels)},
+        )
+        return replace(self, **arrays, training=None)
 
     def write_checkpoint(self, folder: Path) -> None:
         """Keep the networks that were trained for this victim in a run directory, if there are any."""

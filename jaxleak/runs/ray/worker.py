@@ -121,7 +121,7 @@ class Worker:
         from jaxleak.engine import Engine
 
         trial = self._sweep.trial(self._sweep.attacks[attack])
-        engine = Engine(trial, trial.shared(), lanes=self._lanes)
+        engine = Engine(trial.without_data(), trial.shared(), lanes=self._lanes)
         self._engines.append(engine)
 
         def take(finished: "Finished") -> None:
