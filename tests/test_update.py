@@ -14,12 +14,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxleak import IDLG, IG, InputError
-from jaxleak.attacks.check import with_fitting_stops
+from jaxleak import IDLG, InputError, Sweep
 from jaxleak.models import LeNet
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
-from jaxleak.results.agreement import Restarts, report
+from jaxleak.runs.audit.audit import fitted
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.own_update import load_update
 from jaxleak.threat.victim import draw_params
@@ -102,9 +101,9 @@ def attack(folder: Path, out: Path, *arguments: object) -> dict[str, Any]:
 
 def test_the_image_is_recovered_without_being_known(files, tmp_path):
     told = attack(files, tmp_path / "RUN", "--attack", "idlg", "--seeds", 2)
-    assert (told["fit"], told["agree"], told["restarts"]) == (2, 2, 2)
+    assert (told["explain"], told["agree"], told["restarts"]) == (2, 2, 2)
     assert told["labels"] == [LABEL]
-    assert told["missing"] == []
+    assert told["verdict"] == "recovered"
     assert told["psnr"] is None
     with np.load(tmp_path / "RUN/best.npz") as best:
         assert best["images"].shape == (2, 1, *SHAPE)
@@ -125,8 +124,8 @@ def test_a_wrong_network_explains_nothing(files, tmp_path):
     save_file(other, tmp_path / "wrong/w.safetensors")
     (tmp_path / "wrong/grads.safetensors").write_bytes((files / "grads.safetensors").read_bytes())
     told = attack(tmp_path / "wrong", tmp_path / "RUN", "--attack", "idlg", "--seeds", 2, "--iterations", 5)
-    assert told["fit"] == 0
-    assert "no restart explains the update" in told["missing"][0]
+    assert told["explain"] == 0
+    assert told["verdict"] == "unexplained"
 
 
 @pytest.mark.torch
@@ -237,14 +236,18 @@ def test_fields_of_a_model_in_python():
 
 def test_a_small_update_is_explained_before_a_trial_stops(files):
     """As of a client that trains with a small rate: the presets' stop is no share of it."""
-    small = {name: 1e-3 * tensor for name, tensor in load_file(files / "grads.safetensors").items()}
     victim = load_update(files / "grads.safetensors", files / "w.safetensors", MODEL, image_shape=SHAPE)
-    norm2 = sum(float(np.sum(tensor**2)) for tensor in small.values())
     victim = replace(victim, update=jax.tree.map(lambda leaf: 1e-3 * leaf, victim.update))
-    stopping = (IDLG, replace(IDLG, scale="relative"), replace(IDLG, stop_objective=0.0), IG)
-    stops = [one.stop_objective for one in with_fitting_stops(stopping, victim)]
-    assert stops == [pytest.approx(1e-8 * norm2), IDLG.stop_objective, 0, IG.stop_objective]
-    assert stops[0] < IDLG.stop_objective
+    norm2 = sum(float(np.sum(np.asarray(leaf) ** 2)) for leaf in jax.tree.leaves(victim.update))
+    stopping = (
+        IDLG,
+        replace(IDLG, name="relative", scale="relative"),
+        replace(IDLG, name="never", stop_objective=0.0),
+        replace(IDLG, name="cosine", objective="cosine"),
+    )
+    sweep, _ = fitted(Sweep(victim=victim, attacks=stopping, seeds=1), [])
+    stops = [attack.stop_objective for attack in sweep.attacks]
+    assert stops == [pytest.approx(5e-7 * norm2), pytest.approx(5e-7 * norm2), 0, pytest.approx(2.5e-7)]
 
 
 def test_truths_and_labels_that_do_not_fit(files, truth):
@@ -253,48 +256,6 @@ def test_truths_and_labels_that_do_not_fit(files, truth):
     assert "`labels` must be 1 classes" in refusal(*given(files, truth=truth), "--labels", 3, 4)
     assert "`truth` must hold 2 images" in refusal(*given(files, truth=truth, batch=2))
     assert "`label` known needs the labels" in refusal(*given(files, label="known"))
-
-
-# --- the evidence ---
-
-
-def found(objectives: list[float], shown: list[int], labels: list[list[int]], batch: int = 1) -> Restarts:
-    """Restarts of which those with the same number show the same images."""
-    pictures = np.random.default_rng(0).uniform(size=(max(shown) + 1, batch, 4, 4, 1))
-    images = pictures[shown]
-    distances = np.array(
-        [[np.linalg.norm(one - first) / np.linalg.norm(first) for one, first in zip(image, images[0], strict=True)]
-         for image in images]
-    )  # fmt: skip
-    rows = [
-        {"trial": place, "objective": value, "relative_objective": value, "psnr": float("nan")}
-        for place, value in enumerate(objectives)
-    ]
-    return Restarts("some", rows, images, distances, labels, len(rows) + 1)
-
-
-def test_agreement_counts_restarts_that_explain_the_update():
-    told = report(found([1e-9, 1e-8, 1e-7, 0.5], [0, 0, 1, 0], [[1], [1], [2], [1]]))
-    assert (told["restarts"], told["finite"], told["fit"], told["agree"], told["same_labels"]) == (5, 4, 3, 2, 3)
-    assert told["missing"] == []
-    assert (told["trial"], told["objective"], told["labels"]) == (0, 1e-9, [1])
-
-
-def test_what_is_missing_is_said():
-    assert "it is not determined" in report(found([1e-9, 1e-8], [0, 1], [[1], [1]]))["missing"][0]
-    assert "use more --seeds" in report(found([1e-9, 0.3], [0, 0], [[1], [1]]))["missing"][0]
-    assert "no restart explains" in report(found([0.2, 0.3], [0, 0], [[1], [1]]))["missing"][0]
-    empty = Restarts("some", [], np.zeros((0, 1, 4, 4, 1)), np.zeros((0, 1)), [], 2)
-    assert report(empty)["missing"] == ["every restart ended with an objective that is not a number"]
-
-
-def test_images_of_a_batch_agree_one_by_one():
-    one = found([1e-9, 1e-8], [0, 1], [[1, 2], [2, 1]], batch=2)
-    one.images[1, 0], one.distances[1, 0] = one.images[0, 0], 0.0
-    told = report(one)
-    assert told["agree_by_image"] == [2, 1]
-    assert told["same_labels"] == 2
-    assert told["missing"] == ["image 1: no two restarts that explain the update agree on it"]
 
 
 STOCK = """

@@ -1,34 +1,11 @@
 """Refuses attacks that make no sense against a victim."""
 
-from collections.abc import Sequence
-from dataclasses import replace
-
-import jax
-import numpy as np
-
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.threat.defences import DEFENCES, shows_zeros
 from jaxleak.threat.loss import CROSS_ENTROPY
 from jaxleak.threat.victim import Victim
-
-STOPS = 1e-8  # share of an update's squared norm
-
-
-def with_fitting_stops(attacks: Sequence[Attack], victim: Victim) -> tuple[Attack, ...]:
-    """The attacks, none of which stops before it has explained the update.
-
-    Presets stop at an objective that is small beside a gradient's; the update of a client that trains with a small
-    rate may be as small itself. `STOPS` is the share of its squared norm that may be left over.
-    """
-    norm2 = sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(victim.update))
-    return tuple(
-        replace(attack, stop_objective=min(attack.stop_objective, STOPS * norm2))
-        if attack.objective == "l2" and attack.scale == "none"
-        else attack
-        for attack in attacks
-    )
 
 
 def check_attack(attack: Attack, victim: Victim) -> None:

@@ -1,7 +1,10 @@
 """Distances of gradients, their scales and the other terms that an attacker may minimise."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Float, PyTree
 
@@ -58,6 +61,21 @@ def _norm_unless_zero(leaves: list[Array]) -> Float[Array, ""]:
 def scaled(gradient: PyTree, factors: PyTree) -> PyTree:
     """Every tensor times its factor from `scale_factors`; leaves may be `Outer`."""
     return gradient if factors == () else jax.tree.map(times, gradient, factors, is_leaf=is_outer)
+
+
+def share_left(objective: str, value: Any, norm2: Any) -> Any:
+    """Published objectives as shares of the update's squared norm: of the cosine 1 - cos^2.
+
+    Args:
+        objective: a key of `OBJECTIVES`.
+        value: it, in numpy.
+        norm2: squared norm of the update.
+    """
+    value = np.asarray(value, np.float64)
+    if objective == "cosine":  # what the best multiple of the candidate's gradient leaves
+        return np.where(np.isfinite(value), 1 - np.square(1 - np.minimum(value, 1)), value)
+    with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
+        return value / np.asarray(norm2, np.float64)
 
 
 def label_distance(logits: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:

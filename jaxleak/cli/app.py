@@ -1,8 +1,9 @@
 """The command line: `jaxleak run`, `attack`, `table`, `plot`, `report`, `bench`, `models`."""
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ from jaxleak.cli.flags import (
     build_criteria,
     lanes,
     model_fields,
+    own_victim,
     sweep_of,
 )
 from jaxleak.cli.parse import parse
 from jaxleak.errors import InputError, check_choice, check_positive
-from jaxleak.results.store.shard import ALL, Shard, parse_shard
+from jaxleak.results.store.shard import ALL, parse_shard
 
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
@@ -100,11 +102,14 @@ def build_sweep(command: RunCommand):
 
 def run(command: RunCommand) -> int:
     """`jaxleak run`."""
+    from jaxleak.runs.run import run_sweep
+
     shard = parse_shard(command.shard) if command.shard else ALL
     cluster = _cluster(command)  # before `_prepare` starts jax
     _prepare(command)
     sweep = build_sweep(command)
-    result = _swept(sweep, command, shard, cluster)
+    with _interruptible(command.out):
+        result = run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=cluster)
     _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
     print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
     if command.figures and (shard == ALL or result.summary["complete"]):
@@ -142,52 +147,40 @@ def _cluster(command: RunCommand) -> Any:
     return Ray(address=command.ray_address, **given)
 
 
-def _swept(sweep: Any, command: Command, shard: Shard = ALL, on: Any = None) -> Any:
-    """Run the sweep into its run directory; Ctrl-C ends the program."""
-    from jaxleak.runs.run import run_sweep
-
+@contextlib.contextmanager
+def _interruptible(out: Any) -> Iterator[None]:
+    """Ctrl-C ends the program, and says where the finished trials are."""
     try:
-        return run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=on)
+        yield
     except KeyboardInterrupt:
-        message = f"\nInterrupted: finished trials are in {command.out}; the same command continues there."
-        print(message, file=sys.stderr)
+        print(f"\nInterrupted: finished trials are in {out}; the same command continues there.", file=sys.stderr)
         sys.exit(INTERRUPTED)
 
 
 def attack(command: AttackCommand) -> int:
     """`jaxleak attack`."""
-    from jaxleak.attacks.check import with_fitting_stops
-    from jaxleak.results.agreement import draw, write_report
     from jaxleak.results.tables import evidence_table
-    from jaxleak.threat.own_update import load_update
+    from jaxleak.runs.audit.audit import audit
+    from jaxleak.runs.audit.report import sentences
+    from jaxleak.threat.own_update import moved_statistics
 
     _prepare(command)
     attacks = build_attacks(command)
-    victim = load_update(
-        command.update,
-        command.weights,
-        command.model,
-        image_shape=command.image_shape,
-        batch=command.batch,
-        client=build_client(command),
-        normalise=command.normalise,
-        truth=command.truth,
-        labels=command.labels,
-        fields=model_fields(command.model_field),
-    )
-    if command.stop_objective is None:
-        attacks = with_fitting_stops(attacks, victim)
-    result = _swept(sweep_of(victim, attacks, command), command)
-    reports, kept = write_report(result, command.out)
-    _console().print(evidence_table(reports))
-    for entry in reports:
-        for text in entry["missing"]:
-            print(f"{entry['attack']}: {text}")
-    files = ["report.json"]
-    if kept:
-        draw(kept, victim.images if victim.knows_truth else None, command.out / "best.png")
-        files += ["best.npz", "best.png"]
-    print(f"{command.out}: {', '.join(files)}")
+    sweep = sweep_of(own_victim(command), attacks, command)
+    moved = moved_statistics(command.update)
+    with _interruptible(command.out):
+        report, _ = audit(
+            sweep,
+            command.out,
+            lanes=lanes(command),
+            moved_statistics=moved,
+            stops=command.stop_objective is None,
+        )
+    _console().print(evidence_table(report["attacks"]))
+    for text in sentences(report):
+        print(text)
+    names = ("report.json", "best.npz", "best.png", "determined.png")
+    print(f"{command.out}: {', '.join(name for name in names if (command.out / name).exists())}")
     return 0
 
 

@@ -14,6 +14,7 @@ from jaxleak.cli.groups import (
     DefenceFlags,
     DeviceFlags,
     File,
+    KnownDefence,
     MachineFlags,
     ModelFlags,
     Name,
@@ -49,6 +50,7 @@ ATTACK_GROUPS = {
     "budget_and_success": BudgetFlags,
     "network": ModelFlags,
     "client": ClientFlags,
+    "defence": KnownDefence,
     "output": PictureFlags,
     "machine": DeviceFlags,
 }
@@ -77,14 +79,23 @@ class RunCommand(
 
 @dataclass(frozen=True, kw_only=True)
 class AttackCommand(
-    DeviceFlags, PictureFlags, ClientFlags, ModelFlags, BudgetFlags, SolverFlags, AttackFlags, UpdateHere
+    DeviceFlags,
+    PictureFlags,
+    KnownDefence,
+    ClientFlags,
+    ModelFlags,
+    BudgetFlags,
+    SolverFlags,
+    AttackFlags,
+    UpdateHere,
 ):
     """Attack an update that was computed elsewhere; the private images need not be known.
 
     Example: jaxleak attack --update grads.safetensors --weights w.safetensors --model lenet --attack idlg --seeds 8
     --out RUN
 
-    Reports the labels found, the images of the best restarts, and whether independent restarts agree on them.
+    Says whether the images are recovered, ambiguous (the update does not determine them), unfinished (ended by the
+    budget) or unexplained (something is assumed that is not so), and why. It ends as soon as that is certain.
     """
 
 

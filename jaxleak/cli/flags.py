@@ -149,6 +149,26 @@ def sweep_of(victim: Any, attacks: tuple, command: Command):
     )
 
 
+def own_victim(command: AttackCommand):
+    """The victim whose update the flags of `jaxleak attack` name."""
+    from jaxleak.threat.defences import parse_defence
+    from jaxleak.threat.own_update import load_update
+
+    return load_update(
+        command.update,
+        command.weights,
+        command.model,
+        image_shape=command.image_shape,
+        batch=command.batch,
+        client=build_client(command),
+        normalise=command.normalise,
+        truth=command.truth,
+        labels=command.labels,
+        fields=model_fields(command.model_field),
+        defences=tuple(parse_defence(text) for text in command.defence),
+    )
+
+
 def build_client(command: Command):
     """The client that the flags describe."""
     from jaxleak.threat.client import Client

@@ -202,12 +202,18 @@ class ClientFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DefenceFlags:
+class KnownDefence:
     """What protects the update."""
 
     defence: tuple[str, ...] = ()
     """Defences applied to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
     prune-layer:SHARE, top-k:COUNT, clip:NORM, dp-sgd:CLIP:NOISE, fp16, bf16, int8."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DefenceFlags(KnownDefence):
+    """What protects the update, and its noise."""
+
     defence_seed: int = 0
     """Seed from which the defences draw their noise."""
     defence_draw: str = "per-victim"

@@ -2,7 +2,7 @@
 
 import io
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,9 +12,8 @@ from jaxleak.results.matching import match, mosaic
 from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result
 from jaxleak.results.store.columns import Row
-from jaxleak.results.store.parts import json_bytes, npz_bytes
+from jaxleak.results.store.parts import npz_bytes
 
-EXPLAINS = 1e-2  # share of the update, squared, that may be left over where a restart counts as fitting
 AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success
 KEPT = 8  # restarts whose images are kept, of each attack
 
@@ -63,74 +62,19 @@ def _labels(result: Result, rows: list[Row], batch: int) -> list[np.ndarray]:
     return [of_trial[row["trial"]] for row in rows]
 
 
-def fits(row: Row) -> bool:
-    """True if less than `EXPLAINS` of the update's squared norm is left over, or 1 - cosine is below `EXPLAINS`."""
-    return row["relative_objective"] < EXPLAINS
+def write_best(folder: Path, groups: list[tuple[str, Restarts]]) -> list[tuple]:
+    """Write `best.npz` into the run directory; returns the argument `kept` of `draw`.
 
-
-def report(group: Restarts) -> dict[str, Any]:
-    """Counts and best values of the restarts of one attack, as plain data."""
-    labels = group.labels
-    fitting = np.array([fits(row) for row in group.rows], bool)
-    same = np.all(group.distances < AGREES, axis=1) & fitting
-    slots = np.sum((group.distances < AGREES) & fitting[:, None], axis=0)
-    best = group.rows[0] if group.rows else None
-    return {
-        "attack": group.attack,
-        "restarts": group.total,
-        "finite": len(group.rows),
-        "fit": int(fitting.sum()),
-        "agree": int(same.sum()),
-        "agree_by_image": slots.tolist(),
-        "labels": labels[0] if labels else None,
-        "same_labels": sum(sorted(restart_labels) == sorted(labels[0]) for restart_labels in labels) if labels else 0,
-        "trial": best and best["trial"],
-        "objective": best and best["objective"],
-        "relative_objective": best and _known(best["relative_objective"]),
-        "psnr": best and _known(best["psnr"]),
-        "missing": _missing(group, fitting, slots),
-    }
-
-
-def _known(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
-
-
-def _missing(group: Restarts, fitting: np.ndarray, slots: np.ndarray) -> list[str]:
-    """Sentences about what could not be recovered."""
-    if not group.rows:
-        return ["every restart ended with an objective that is not a number"]
-    if not fitting.any():
-        left = group.rows[0]["relative_objective"]
-        return [
-            f"no restart explains the update: the best leaves {left:.2g} of it (squared); "
-            "model, weights, normalisation or client steps may be others than the client's"
-        ]
-    if fitting.sum() == 1:
-        return ["one restart alone explains the update: nothing agrees with it; use more --seeds"]
-    alone = [slot for slot, count in enumerate(slots) if count < 2]
-    if len(slots) == 1 and alone:
-        return [f"{int(fitting.sum())} restarts explain the update, each with another image: it is not determined"]
-    return [f"image {slot}: no two restarts that explain the update agree on it" for slot in alone]
-
-
-def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], list[tuple]]:
-    """Write `report.json` and `best.npz` into the run directory; returns the reports and the argument `kept` of `draw`.
-
-    `best.npz` holds the best restarts of each attack: `images` [n, b, h, w, c] cut to [0, 1], `objective` [n],
-    `labels` [n, b], `trial` [n] and `attack` [n].
+    It holds the best restarts of each attack: `images` [n, b, h, w, c] cut to [0, 1], `objective` [n], `labels` [n, b],
+    `trial` [n] and `attack` [n].
     """
-    reports, kept = [], []
-    for attack in dict.fromkeys(row["attack"] for row in result.rows):
-        group = restarts(result, attack)
-        reports.append(report(group))
-        kept += [
-            (attack, row["trial"], row["objective"], restart_labels, np.clip(images, 0, 1), distance)
-            for row, restart_labels, images, distance in zip(
-                group.rows[:KEPT], group.labels[:KEPT], group.images[:KEPT], group.distances[:KEPT], strict=True
-            )
-        ]
-    write_atomically(folder / "report.json", json_bytes({"attacks": reports}))
+    kept = [
+        (attack, row["trial"], row["objective"], labels, np.clip(images, 0, 1), distance)
+        for attack, group in groups
+        for row, labels, images, distance in zip(
+            group.rows[:KEPT], group.labels[:KEPT], group.images[:KEPT], group.distances[:KEPT], strict=True
+        )
+    ]
     if kept:
         names, trials, objectives, labels, images, _ = zip(*kept, strict=True)
         arrays = {
@@ -141,7 +85,7 @@ def write_report(result: Result, folder: Path) -> tuple[list[dict[str, Any]], li
             "attack": np.array(names),
         }
         write_atomically(folder / "best.npz", npz_bytes(arrays))
-    return reports, kept
+    return kept
 
 
 def draw(kept: list[tuple], truth: Float[np.ndarray, "b h w c"] | None, path: Path) -> None:

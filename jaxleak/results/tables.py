@@ -190,7 +190,7 @@ def status_table(summaries: Sequence[Summary], names: Sequence[str] | None = Non
 
 
 def evidence_table(reports: Sequence[dict[str, Any]]) -> "Table":
-    """One line for each attack on an update, from its `agreement.report`."""
+    """One line for each attack on an update, from `attacks` of an audit's report."""
     from rich import box
     from rich.table import Table
 
@@ -199,16 +199,15 @@ def evidence_table(reports: Sequence[dict[str, Any]]) -> "Table":
         [
             report["attack"],
             NOTHING if report["labels"] is None else " ".join(map(str, report["labels"])),
-            f"{report['fit']}/{report['restarts']}",
+            f"{report['explain']}/{report['restarts']}",
             f"{report['agree']}/{report['restarts']}",
-            NOTHING if report["objective"] is None else f"{report['objective']:.2e}",
-            NOTHING if report["relative_objective"] is None else f"{report['relative_objective']:.1e}",
+            NOTHING if report["left"] is None else f"{report['left']:.1e}",
             *([] if report["psnr"] is None else [f"{report['psnr']:.1f}"]),
         ]
         for report in reports
     ]
     judged = ["PSNR\n[dB]"] if any(report["psnr"] is not None for report in reports) else []
-    numbers = ["explain\nthe update", "agree with\nthe best", "objective", "relative", *judged]
+    numbers = ["explain\nthe update", "agree with\nthe best", "left of it\n(squared)", *judged]
     return _fill(
         table, ["attack", "labels"], numbers, [row + [NOTHING] * (2 + len(numbers) - len(row)) for row in rows]
     )

@@ -16,7 +16,7 @@ from jaxleak.results.result import Result
 from jaxleak.results.store.environment import environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL, Shard, parse_shard
-from jaxleak.runs.session import Session
+from jaxleak.runs.session import Enough, Session
 from jaxleak.runs.sweep import Sweep
 from jaxleak.runs.warnings import warnings_before
 from jaxleak.threat.victim import Victim
@@ -65,6 +65,7 @@ def run_sweep(
     quiet: bool = False,
     shard: Shard | str = ALL,
     on: "Ray | None" = None,
+    enough: Enough | None = None,
 ) -> Result:
     """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
 
@@ -75,6 +76,8 @@ def run_sweep(
         quiet: no progress lines.
         shard: which part of the sweep this process runs, "0/8" to "7/8" of eight that write to the same `out`.
         on: a Ray cluster whose workers run the trials; None runs them in this process.
+        enough: when to leave out the other restarts of an attack, for whoever wants a verdict and not a rate; None:
+            never.
 
     Raises:
         InputError: `out` holds a run with other settings, or cannot be written; or the cluster cannot be used.
@@ -96,7 +99,7 @@ def run_sweep(
         pictures = mosaic(victim.batches(victim.images))
         labels = victim.batches(np.asarray(victim.labels))
         run.write_truth(np.asarray(victim.indices)[first], labels[:, 0], pictures, labels, victim.class_names)
-        session = Session(sweep, run, quiet)
+        session = Session(sweep, run, quiet, enough)
         if on is None:
             summary = session.run_all(lanes)
         else:

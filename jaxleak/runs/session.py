@@ -5,13 +5,15 @@ import functools
 import itertools
 import threading
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, EngineStats, Finished
@@ -40,6 +42,17 @@ class Judged(NamedTuple):
     statuses: list[str]
     made: dict[str, Any]  # where: device, versions and revision
     reason: str | None = None  # why they are lost
+
+
+class Enough(NamedTuple):
+    """When the restarts of an attack have shown enough: further ones are not run."""
+
+    restarts: int  # that many
+    left: float  # leave at most this share of the update, squared
+
+
+class _EnoughError(Exception):
+    """The restarts of an attack have shown enough."""
 
 
 class _Todo:
@@ -76,8 +89,8 @@ class _Todo:
 class Session:
     """The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
 
-    def __init__(self, sweep: Sweep, run: Run, quiet: bool):
-        self.sweep, self.run = sweep, run
+    def __init__(self, sweep: Sweep, run: Run, quiet: bool, enough: Enough | None = None):
+        self.sweep, self.run, self.enough = sweep, run, enough
         self.done = run.done()
         rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
         self.progress = Progress(
@@ -88,6 +101,7 @@ class Session:
         )
         if rows and len(rows) < total:
             self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
+        self.explaining = Counter(row["attack"] for row in rows if self._explains(row["objective_kind"], row))
         self.engines: list[Engine] = []
         self.buffer: list[Judged] = []  # not written
         self.flushed = time.monotonic()
@@ -113,7 +127,7 @@ class Session:
         todo = []
         for number, attack in enumerate(self.sweep.attacks):
             jobs = self.sweep.jobs(number, self.done, self.run.shard)
-            if jobs.trial.size:
+            if jobs.trial.size and not self._seen_enough(attack):
                 todo.append(_Todo(self.sweep, attack, jobs, lanes))
         try:
             for current, following in itertools.zip_longest(todo, todo[1:]):
@@ -151,17 +165,31 @@ class Session:
         engine = current.take_engine()
         self.engines.append(engine)
 
+        def take(finished: Finished) -> None:
+            self.take(attack, finished)
+            if self._seen_enough(attack):
+                raise _EnoughError
+
         def tell() -> None:
             self.progress.update(attack.name, engine.stats)
             if following is not None and engine.compile_cost < AHEAD_SECONDS:
                 following.compile_ahead()
 
         try:
-            engine.run(current.jobs, lambda finished: self.take(attack, finished), tell)
+            with contextlib.suppress(_EnoughError):
+                engine.run(current.jobs, take, tell)
         finally:
             engine.forget()
             self.flush()
         self.progress.update(attack.name, engine.stats, force=True)
+
+    def _explains(self, objective: str, row: Mapping[str, Any]) -> bool:
+        return (
+            self.enough is not None and share_left(objective, row["objective"], row["update_norm2"]) <= self.enough.left
+        )
+
+    def _seen_enough(self, attack: Attack) -> bool:
+        return self.enough is not None and self.explaining[attack.name] >= self.enough.restarts
 
     def take(self, attack: Attack, finished: Finished, made: dict[str, Any] | None = None) -> None:
         """Judge trials that ended; their rows are made when they are written, many at once.
@@ -171,6 +199,10 @@ class Session:
             finished: as the engine hands them over.
             made: `ENVIRONMENT_COLUMNS` of the process that ran them; None: this one.
         """
+        outcomes: Outcome = finished.outcomes
+        for objective, norm2 in zip(outcomes.objective, outcomes.update_norm2, strict=True):
+            row = {"objective": objective, "update_norm2": norm2}
+            self.explaining[attack.name] += self._explains(attack.objective, row)
         self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
 
     def lose(self, attack: Attack, trials: Sequence[int], reason: str) -> None:

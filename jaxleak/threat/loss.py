@@ -40,6 +40,14 @@ def _one_hot(labels: Any, classes: int, dtype: Any) -> Float[Array, "b k"]:
 
 CROSS_ENTROPY = Loss(name="cross-entropy", value=cross_entropy, target=_one_hot, decode=jax.nn.softmax)
 LOSSES = {loss.name: loss for loss in (CROSS_ENTROPY,)}
+# Any loss, by its slope: the gradient with respect to the parameters is that of <outputs, d> with d the loss's gradient
+# with respect to the outputs. Of one image d is the gradient of the head's bias, so an attacker need not know the loss.
+ANY_LOSS = Loss(
+    name="any",
+    value=lambda outputs, slope: jnp.mean(jnp.sum(outputs * slope, axis=-1)),
+    target=_one_hot,
+    decode=lambda free: free,
+)
 
 
 def loss_gradient(

@@ -15,6 +15,7 @@ from jaxleak.models.own import adapt_model
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
 from jaxleak.threat.client import Client
+from jaxleak.threat.defences import Defence
 from jaxleak.threat.victim import NORMALISATIONS, Victim
 
 
@@ -30,6 +31,7 @@ def load_update(
     truth: str | Path | None = None,
     labels: Sequence[int] | None = None,
     fields: Mapping[str, Any] | None = None,
+    defences: Sequence[Defence] = (),
 ) -> Victim:
     """A victim whose update was computed elsewhere, as by a PyTorch script.
 
@@ -47,6 +49,7 @@ def load_update(
             labels. A folder's are numbered by name, which need not be the network's numbers.
         labels: the labels, one per image, where they are known; in place of the truth's own.
         fields: of the model, by their names; of a function in a file, its arguments but the first.
+        defences: that the client is known to have applied.
 
     Raises:
         InputError: a file that is not there or does not fit, or a model or truth that does not.
@@ -86,7 +89,14 @@ def load_update(
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
         batch_stats=variables.get("batch_stats"),
         update=gradient,
+        defences=tuple(defences),
     )
+
+
+def moved_statistics(update: str | Path) -> bool:
+    """True if the file of an update holds running statistics that moved, as a difference of two state dicts does."""
+    tensors = read_tensors(update, "update")
+    return any(np.any(tensor) for name, tensor in tensors.items() if name.endswith(("running_mean", "running_var")))
 
 
 def _with_head(model: Any, image_shape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,7 +20,7 @@ from jaxleak.models.own import AdaptedModel
 from jaxleak.threat.checkpoint import write_checkpoint
 from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.threat.defences import DEFENCES, Defence, check_defences, defence_text, defend
-from jaxleak.threat.loss import LOSSES, loss_gradient
+from jaxleak.threat.loss import ANY_LOSS, LOSSES, loss_gradient
 
 NETWORKS = ("shared", "per-image", "per-trial")
 DEFENCE_DRAWS = ("per-victim", "per-trial")
@@ -187,7 +187,7 @@ class Victim:
         ours = type(self) is Victim and all(type(defence) in DEFENCES.values() for defence in self.defences)
         if (
             self.batch_stats is not None
-            or self.client.loss not in LOSSES.values()
+            or self.client.loss not in (*LOSSES.values(), ANY_LOSS)
             or not (ours and is_plain(self.model))
         ):
             return None

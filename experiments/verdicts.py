@@ -1,0 +1,212 @@
+"""200 audits with known answers: what `jaxleak attack` says of updates that are right, and of wrong ones.
+
+Twenty updates of each of ten kinds, each of another CIFAR-100 image (MNIST where that is said) and another LeNet:
+
+- right: a gradient; a clipped gradient, attacked by its direction; a gradient stored in half precision; three local
+  steps that are stated; a gradient on MNIST;
+- wrong: the other sign; a tenth of the gradient; label smoothing 0.1; three local steps that are not stated; Gaussian
+  noise of sigma 0.01 that is not stated.
+
+The true image is used to check the verdict, never to make it. A wrong image called recovered is the error that counts.
+
+    python -m experiments.verdicts --data-dir DIR --part 0/2 & python -m experiments.verdicts --data-dir DIR --part 1/2
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxleak
+from experiments import tables
+from experiments.harness import arguments, results_folder
+from jaxleak.kernels.precision import full_precision
+from jaxleak.results.store.environment import environment
+from jaxleak.runs.audit.audit import audit
+from jaxleak.runs.audit.verdict import VERDICTS
+from jaxleak.threat.client import Client, client_update
+from jaxleak.threat.victim import Victim, draw_params
+
+PAPER = "Verdicts on updates"
+UPDATES, SEEDS = 20, 4
+SMOOTHING, SIGMA, CLIP = 0.1, 0.01, 1.0
+STEPS = Client(steps=3, lr=0.003)
+Tree = Any
+
+
+def as_it_is(update: Tree, rng: np.random.Generator) -> Tree:
+    del rng
+    return update
+
+
+def times(factor: float) -> Callable[[Tree, np.random.Generator], Tree]:
+    return lambda update, rng: jax.tree.map(lambda leaf: np.float32(factor) * leaf, update)
+
+
+def clipped(update: Tree, rng: np.random.Generator) -> Tree:
+    norm = np.sqrt(sum(float(np.sum(leaf**2)) for leaf in jax.tree.leaves(update)))
+    return times(min(1.0, CLIP / norm))(update, rng)
+
+
+def halved(update: Tree, rng: np.random.Generator) -> Tree:
+    del rng
+    return jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), update)
+
+
+def noisy(update: Tree, rng: np.random.Generator) -> Tree:
+    return jax.tree.map(lambda leaf: leaf + (SIGMA * rng.normal(size=leaf.shape)).astype(np.float32), update)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Updates that are made alike.
+
+    Attributes:
+        right: what is stated is true.
+        hint: code of the hint that a wrong one should give.
+        change: what happens to the update.
+        client: that made it; `stated` is the one the attacker assumes.
+        smoothing: of the labels.
+        attack, dataset: as named.
+    """
+
+    right: bool
+    hint: str | None = None
+    change: Callable[[Tree, np.random.Generator], Tree] = as_it_is
+    client: Client = Client()
+    stated: Client = Client()
+    smoothing: float = 0.0
+    attack: jaxleak.Attack = jaxleak.IDLG
+    dataset: str = "cifar100"
+
+
+COSINE = replace(jaxleak.IDLG, objective="cosine")
+KINDS = {
+    "gradient": Kind(True),
+    "clipped, by its direction": Kind(True, change=clipped, attack=COSINE),
+    "half precision": Kind(True, change=halved),
+    "local steps, stated": Kind(True, client=STEPS, stated=STEPS),
+    "gradient on MNIST": Kind(True, dataset="mnist"),
+    "other sign": Kind(False, "sign", change=times(-1.0)),
+    "a tenth": Kind(False, "scale", change=times(0.1)),
+    "label smoothing": Kind(False, "loss", smoothing=SMOOTHING),
+    "local steps, not stated": Kind(False, "client-steps", client=STEPS, change=times(1 / (STEPS.lr * STEPS.steps))),
+    "noise, not stated": Kind(False, "noise", change=noisy),
+}
+
+
+def update_of(kind: Kind, number: int, data: jaxleak.Dataset) -> Victim:
+    """The update with this number, and what its attacker knows."""
+    index = int(data.random_indices(UPDATES, seed=2026)[number])
+    pixels, labels = data.images([index])
+    classes = data.num_classes
+    model = jaxleak.build_model("lenet", classes)
+    params = draw_params(model, jax.random.key(number), pixels.shape[1:])
+    target = (1 - kind.smoothing) * np.eye(classes)[labels] + kind.smoothing / classes
+    with jax.default_matmul_precision("highest"), full_precision():
+        compute = jax.jit(lambda params, x, target: client_update(kind.client, model, params, x, target))
+        update = compute(params, jnp.asarray(pixels), jnp.asarray(target, jnp.float32))
+    update = kind.change(jax.tree.map(np.asarray, update), np.random.default_rng(number))
+    return Victim(
+        model=model,
+        model_name="lenet",
+        dataset=kind.dataset,
+        split="given",
+        indices=[index],
+        images=pixels,
+        labels=labels,
+        num_classes=classes,
+        network="shared",
+        params=params,
+        client=kind.stated,
+        update=update,
+    )
+
+
+def main() -> None:
+    options = arguments(__doc__, part={"default": "0/1", "help": "this process's part, as 0/2 and 1/2"})
+    part, parts = map(int, options.part.split("/"))
+    path = results_folder("verdicts") / f"audits-{part}.jsonl"
+    done = {(row["kind"], row["number"]) for row in rows()}
+    sets = {name: jaxleak.load_dataset(name, data_dir=options.data_dir) for name in ("cifar100", "mnist")}
+    todo = [(name, number) for name in KINDS for number in range(UPDATES) if number % parts == part]
+    for name, number in todo:
+        if (name, number) in done:
+            continue
+        kind, began = KINDS[name], time.perf_counter()
+        victim = update_of(kind, number, sets[kind.dataset])
+        sweep = jaxleak.Sweep(victim=victim, attacks=(kind.attack,), seeds=SEEDS, snapshots=())
+        report, result = audit(sweep, quiet=True, lanes=options.lanes)
+        made = environment()
+        row = {
+            "kind": name,
+            "number": number,
+            "image": victim.indices[0],
+            "verdict": report["verdict"],
+            "hints": [hint["code"] for hint in report["hints"]],
+            "psnr": report["truth"]["psnr"],
+            "right_image": report["truth"]["right"],
+            "left": report["attacks"][0]["left"],
+            "floor": report["floor"]["value"],
+            "expected_psnr": report["determined"] and report["determined"]["psnr"],
+            "restarts": len(result.rows),
+            "evaluations": sum(trial["evaluations"] for trial in result.rows),
+            "seconds": round(time.perf_counter() - began, 1),
+            **{key: made.get(key) for key in ("device", "revision", "jax")},
+        }
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+        print(f"{name} {number}: {row['verdict']} {row['hints']} {row['psnr']:.1f} dB, {row['seconds']} s", flush=True)
+
+
+def rows() -> list[dict[str, Any]]:
+    """The audits that are done, of all parts."""
+    paths = sorted(results_folder("verdicts").glob("audits-*.jsonl"))
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def results() -> list[tables.Results]:
+    """How often each verdict was given, by kind."""
+    made, lines = rows(), []
+    for name, kind in KINDS.items():
+        mine = [row for row in made if row["kind"] == name]
+        verdicts = Counter(row["verdict"] for row in mine)
+        hinted = f"{sum(kind.hint in row['hints'] for row in mine)}/{len(mine)}" if kind.hint else tables.NONE
+        wrong = sum(row["verdict"] == "recovered" and not row["right_image"] for row in mine)
+        decibels = f"{np.median([row['psnr'] for row in mine]):.0f}" if mine else tables.NONE
+        seconds = f"{np.median([row['seconds'] for row in mine]):.0f}" if mine else tables.NONE
+        counts = [str(verdicts[verdict]) for verdict in VERDICTS] if mine else [tables.NOT_RUN] * len(VERDICTS)
+        truth = "right" if kind.right else "wrong"
+        lines.append((name, truth, len(mine), *counts, wrong, kind.hint or tables.NONE, hinted, decibels, seconds))
+    right = [row for row in made if KINDS[row["kind"]].right]
+    recovered = sum(row["verdict"] == "recovered" for row in right)
+    wrong = sum(row["verdict"] == "recovered" and not row["right_image"] for row in made)
+    summary = f"Of {len(right)} right updates {recovered} are called recovered; of all {len(made)}, {wrong} with a wrong image."
+    return [
+        tables.Results(
+            "Verdicts on updates with known answers",
+            "verdicts",
+            (
+                *("update", "stated", "n", *VERDICTS, "wrong image recovered"),
+                *("hint", "given", "median dB", "median seconds"),
+            ),
+            lines,
+            ", ".join(dict.fromkeys(row["device"] for row in made)),
+            (
+                summary,
+                "Hint: the one that such an update should get, and how often it was given.",
+                "Seconds are of an audit in a process that has compiled for its kind before, two such processes side by "
+                "side. The verdict does not know the true image; the table does.",
+            ),
+        )
+    ]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,211 @@
+"""Hints that an update gives by itself, and what is left of it: no attack is run here."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jaxleak.attacks.labels import head_gradient
+from jaxleak.attacks.presets import Attack
+from jaxleak.errors import InputError
+from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
+from jaxleak.threat.victim import Victim
+
+CODES = (
+    *("sign", "scale", "client-steps", "loss", "label", "batchnorm-train", "weights-not-difference", "frozen-layers"),
+    *("noise", "stuck", "range"),
+)
+SMALLEST = 1000  # entries of a tensor whose spectrum shows noise
+WHITE = 1.5  # times a random matrix's largest share of variance
+SPARSE = 0.1  # share of single entries that are zero: more is pruning
+
+
+@dataclass(frozen=True)
+class Hint:
+    """A reason why an update may not be explained, or something to know of one that is.
+
+    Attributes:
+        code: one of `CODES`.
+        text: a sentence for the terminal and the report.
+        proven: attacked under this assumption, the update is explained to the floor.
+    """
+
+    code: str
+    text: str
+    proven: bool = False
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best images so far.
+
+    Attributes:
+        attack: that found them.
+        pixels, labels: [b, h, w, c] and [b].
+        left: share of the update, squared, that they leave.
+    """
+
+    attack: Attack
+    pixels: Float[np.ndarray, "b h w c"]
+    labels: np.ndarray
+    left: float
+
+
+def hints_before(victim: Victim, silent: Sequence[str], moved_statistics: bool = False) -> list[Hint]:
+    """Hints that need no attack.
+
+    Args:
+        victim: with a given update.
+        silent: names of its tensors that are zero everywhere.
+        moved_statistics: its file holds running statistics that moved.
+    """
+    hints = []
+    if silent:
+        shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
+        text = "zero everywhere or missing; left out of what is compared, as layers that the client did not train"
+        hints.append(Hint("frozen-layers", f"{shown} {'are' if len(silent) > 1 else 'is'} {text}"))
+    alike = cosine(victim.update, victim.params)
+    if alike > 0.5:
+        text = f"the update looks like the weights themselves (cosine {alike:.2f}): give the gradient, or the weights "
+        hints.append(Hint("weights-not-difference", text + "before minus after"))
+    if sign_is_flipped(victim):
+        text = "the head's bias gradient has the signs of its negative: the update may be after minus before; give "
+        hints.append(Hint("sign", text + "before minus after"))
+    if moved_statistics and getattr(victim.model, "train", None) is False:
+        text = "the file's running statistics moved, so BatchNorm was in train mode: use --model-field train=true"
+        hints.append(Hint("batchnorm-train", text))
+    largest = max(float(np.max(np.abs(leaf), initial=0)) for leaf in leaves_of(victim.update))
+    if not 1e-12 < largest < 1e12:
+        hints.append(Hint("range", f"the update's largest value is {largest:.1g}: check its units"))
+    return hints
+
+
+def leaves_of(tree: PyTree) -> list[np.ndarray]:
+    """The tensors of a tree, in float64."""
+    return [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(tree)]
+
+
+def flat(tree: PyTree) -> Float[np.ndarray, "n"]:
+    """All entries of a tree, in float64."""
+    return np.concatenate([leaf.ravel() for leaf in leaves_of(tree)])
+
+
+def cosine(a: PyTree, b: PyTree) -> float:
+    """Cosine of the angle between two trees."""
+    dot = sum(float(np.sum(x * y)) for x, y in zip(leaves_of(a), leaves_of(b), strict=True))
+    return dot / max(math.sqrt(squared_norm_of(a) * squared_norm_of(b)), 1e-300)
+
+
+def factor_between(there: PyTree, update: PyTree) -> float:
+    """The multiple of one tree that is nearest to the other."""
+    return cosine(there, update) * math.sqrt(squared_norm_of(update) / squared_norm_of(there))
+
+
+def head_bias(victim: Victim) -> Float[np.ndarray, "k"] | None:
+    """Gradient of the head's bias, None where it has none."""
+    try:
+        return np.asarray(head_gradient(victim.update, "bias"), np.float64)
+    except InputError:
+        return None
+
+
+def sign_is_flipped(victim: Victim) -> bool:
+    """True if at most as many classes as images have a positive bias gradient, and all others a negative one.
+
+    Softmax minus one-hot is the other way round: only labels are negative.
+    """
+    bias = head_bias(victim)
+    if bias is None or bias.size <= 2 * victim.batch:
+        return False
+    positive, negative = int(np.sum(bias > 0)), int(np.sum(bias < 0))
+    return 0 < positive <= victim.batch and negative >= bias.size - victim.batch
+
+
+def scale_hint(factor: float, victim: Victim) -> Hint:
+    """A hint about an update that is a multiple of what was assumed."""
+    what = "as by a learning rate, by clipping, or by a sum over images or steps"
+    if victim.batch > 1 and abs(factor - victim.batch) < 1e-3 * factor:
+        what = "the batch size: a sum over images instead of the mean"
+    text = f"the update is {factor:.4g} times what was assumed, {what}: divide it, or use --objective cosine"
+    return Hint("scale", text, proven=True)
+
+
+def noise_hint(victim: Victim, found: Found) -> list[Hint]:
+    """A hint where what is left looks like noise, or where single entries of the update are zero.
+
+    In the largest tensor, of which the candidate can fit the smallest part, noise is white: its largest singular value
+    is that of a random matrix, and its kurtosis a Gaussian's (3) or a Laplacian's (6). What a wrong model leaves has
+    the structure of its gradient.
+
+    Source: Marchenko & Pastur 1967, the edge of the spectrum of a random matrix.
+    """
+    zeros = scattered_zeros(victim.update)
+    if zeros > SPARSE:
+        text = f"{zeros:.0%} of the entries are zero, here and there: pruned? Say so with --defence prune:{zeros:.2g}"
+        return [Hint("noise", text)]
+    there = update_at(victim, victim.params, found.pixels, targets_of(victim, found.labels))
+    pairs = zip(leaves_of(victim.update), leaves_of(there), strict=True)
+    given, mine = max(pairs, key=lambda pair: pair[0].size)
+    if given.ndim < 2 or given.size < SMALLEST or not np.any(given):
+        return []
+    rest = given - mine
+    deviation = float(rest.std())
+    kurtosis = float(np.mean((rest - rest.mean()) ** 4) / deviation**4)
+    matrix = rest.reshape(-1, rest.shape[-1])
+    tall, wide = max(matrix.shape), min(matrix.shape)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    edge = (1 + math.sqrt(wide / tall)) ** 2 / wide
+    if not (values[0] ** 2 / np.sum(values**2) < WHITE * edge and 2 < kurtosis < 8):
+        return []
+    levels = np.unique(np.round(given / np.max(np.abs(given)), 9)).size
+    if levels < 0.5 * min(given.size, 2**16):
+        text = f"the largest tensor has {levels} different values only: rounded? Say so with --defence int8"
+        return [Hint("noise", text)]
+    text = f"what is left looks like noise of standard deviation {deviation:.2g} on every entry: a defence? "
+    return [Hint("noise", f"{text}Say so with --defence gaussian:{deviation:.2g}")]
+
+
+def scattered_zeros(update: PyTree) -> float:
+    """Share of the entries that are zero, not counting whole rows, columns or channels: those of units that are off."""
+    zeros = total = 0
+    for leaf in leaves_of(update):
+        if leaf.ndim < 2 or not np.any(leaf):
+            continue
+        alive = np.ones(leaf.shape, bool)
+        for axis in range(leaf.ndim):
+            others = tuple(other for other in range(leaf.ndim) if other != axis)
+            alive &= np.any(leaf, axis=others, keepdims=True)
+        zeros += int(np.sum((leaf == 0) & alive))
+        total += int(np.sum(alive))
+    return zeros / max(total, 1)
+
+
+def stuck_hint(victim: Victim) -> list[Hint]:
+    """A hint where the network has kinks, at which quasi-Newton steps end."""
+    if not piecewise_linear(victim):
+        return []
+    text = "the network is piecewise linear (ReLU or max-pooling): restarts get stuck there whatever the image; "
+    return [Hint("stuck", text + "try --attack ig, or more --seeds")]
+
+
+def piecewise_linear(victim: Victim) -> bool:
+    """True if the network's program has kinks and no smooth activation."""
+    names: set[str] = set()
+
+    def walk(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            names.add(equation.primitive.name)
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        walk(inner)
+
+    x = jax.ShapeDtypeStruct((victim.batch, *victim.shape), np.float32)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), victim.params)
+    walk(jax.make_jaxpr(lambda p, x: victim.attacker_model.apply({"params": p}, x))(params, x).jaxpr)
+    return bool(names & {"max", "reduce_window_max", "sign"}) and not names & {"logistic", "tanh", "erf", "log1p"}

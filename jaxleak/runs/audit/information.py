@@ -1,0 +1,223 @@
+"""How much an update tells of the images: its Fisher information, and the error of the best possible attack.
+
+The update is u(x) + n with noise n of standard deviation s on every entry that is compared. Its Fisher information
+about the pixels x is J^T J / s^2, with the Jacobian J = du/dx. No unbiased attack has a smaller covariance than the
+inverse (Cramér & Rao). Pixels have a range, so a weak prior is added: no direction varies by more than all pixels
+together can.
+
+Source: Kay 1993, Fundamentals of Statistical Signal Processing, section 3; J^T J is also what the Inversion Influence
+Function of Zhang et al. 2023 inverts.
+"""
+
+import functools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, PyTree
+
+from jaxleak.engine.compiler import chunk_options
+from jaxleak.kernels.precision import float64, full_precision
+from jaxleak.threat.client import client_update
+from jaxleak.threat.victim import Victim
+
+EXACT = 4000  # pixels up to which the whole spectrum is computed
+PIXEL_VARIANCE = 1 / 12  # of a pixel of which nothing is known: uniform in [0, 1]
+TOGETHER = 32  # directions that are computed at once
+PROBES, STEPS = 16, 64  # of the randomised spectrum
+KEPT = 12  # compiled functions
+
+
+@dataclass(frozen=True, eq=False)
+class Information:
+    """J^T J at some images, by its eigenvalues.
+
+    Attributes:
+        shape: of the images, [b, h, w, c].
+        values: eigenvalues [m], the smallest first, in squared units of the update per pixel.
+        counts: directions that each stands for [m]; their sum is the number of pixels, b h w c.
+        spread: function of f(values) [m] that returns the diagonal of f(J^T J), one number per pixel.
+        exact: True if `values` are all the eigenvalues; else they are quadrature nodes.
+        basis: eigenvectors [pixels, m] where exact, else None.
+    """
+
+    shape: tuple[int, ...]
+    values: Float[np.ndarray, "m"]
+    counts: Float[np.ndarray, "m"]
+    spread: Callable[[np.ndarray], np.ndarray]
+    exact: bool
+    basis: Float[np.ndarray, "p m"] | None = None
+
+    @property
+    def pixels(self) -> int:
+        """Number of pixels of all images, channels counted singly."""
+        return int(np.prod(self.shape))
+
+    def variances(self, noise: float) -> Float[np.ndarray, "m"]:
+        """Variance of the best attack's error along each direction, at noise of this standard deviation."""
+        prior = 1 / (PIXEL_VARIANCE * self.pixels)
+        return 1 / (np.maximum(self.values, 0) / max(noise, 1e-300) ** 2 + prior)
+
+    def error(self, noise: float) -> float:
+        """Expected root mean squared error per pixel, in 0..0.29; 0.29 is that of a guess."""
+        total = float(np.sum(self.counts * self.variances(noise))) / self.pixels
+        return float(np.sqrt(min(total, PIXEL_VARIANCE)))
+
+    def error_map(self, noise: float) -> Float[np.ndarray, "b h w c"]:
+        """Expected root mean squared error of each pixel, in 0..0.29."""
+        diagonal = np.clip(self.spread(self.variances(noise)), 0, PIXEL_VARIANCE)
+        return np.sqrt(diagonal).reshape(self.shape)
+
+    def noise_for(self, error: float) -> float:
+        """Standard deviation of the noise at which the expected error per pixel is this; inf if none makes it so."""
+        low, high = -30.0, 15.0
+        if self.error(10.0**high) < error:
+            return float("inf")
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.error(10.0**middle) < error else (low, middle)
+        return 10.0**high
+
+
+def information(
+    victim: Victim,
+    params: PyTree,
+    pixels: Float[np.ndarray, "b h w c"],
+    target: Float[np.ndarray, "b k"],
+    weights: PyTree | None = None,
+    *,
+    free_of_scale: bool = False,
+) -> Information:
+    """The information of an update about the images it is computed from, in float64.
+
+    Exact up to `EXACT` pixels, from one product J^T J e per pixel; above by stochastic Lanczos quadrature.
+
+    Args:
+        victim: model, client and normalisation.
+        params: the network's weights.
+        pixels: images in [0, 1] at which the Jacobian is taken.
+        target: targets of the loss.
+        weights: of each entry of the update, 0 where it is not compared and 1 / s^2 where noise differs; None: all 1.
+        free_of_scale: only the update's direction is compared.
+
+    Source: stochastic Lanczos quadrature, Ubaru, Chen & Saad 2017.
+    """
+    count = int(np.prod(pixels.shape))
+    with float64(), full_precision():
+        if weights is None:
+            weights = jax.tree.map(lambda leaf: np.ones((), np.float64), params)
+        arguments = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, pixels, target, weights))
+        if count <= EXACT:
+            matrix = np.asarray(compiled(victim, _columns, free_of_scale, arguments)(*arguments))
+            values, basis = np.linalg.eigh((matrix + matrix.T) / 2)
+            return Information(
+                tuple(pixels.shape),
+                values,
+                np.ones(count),
+                lambda f: np.square(basis) @ f,
+                exact=True,
+                basis=basis,
+            )
+        return _randomised(victim, free_of_scale, arguments, tuple(pixels.shape))
+
+
+def product(victim: Victim, free_of_scale: bool, params, pixels, target, weights) -> Callable[[Array], Array]:
+    """v -> J^T W J v on flat images."""
+
+    def update(flat):
+        x = victim.to_input(flat.reshape(pixels.shape))
+        return client_update(victim.client, victim.attacker_model, params, x, target)
+
+    shared, forward = jax.linearize(update, pixels.ravel())
+    back = jax.linear_transpose(forward, pixels.ravel())
+
+    def dot(a, b):
+        return sum(jax.tree.leaves(jax.tree.map(lambda x, y, w: jnp.sum(w * x * y), a, b, weights)))
+
+    norm2 = dot(shared, shared)
+
+    def apply(v):
+        change = forward(v)
+        if free_of_scale:
+            along = dot(shared, change) / jnp.where(norm2 > 0, norm2, 1)
+            change = jax.tree.map(lambda leaf, g: leaf - along * g, change, shared)
+        return back(jax.tree.map(jnp.multiply, change, weights))[0]
+
+    return apply
+
+
+def _columns(victim: Victim, free_of_scale: bool, params, pixels, target, weights) -> Float[Array, "p p"]:
+    apply = product(victim, free_of_scale, params, pixels, target, weights)
+    unit = jnp.zeros(pixels.size)
+    return jax.lax.map(lambda place: apply(unit.at[place].set(1.0)), jnp.arange(pixels.size), batch_size=TOGETHER)
+
+
+def _applied(victim: Victim, free_of_scale: bool, params, pixels, target, weights, vectors) -> Float[Array, "s p"]:
+    return jax.vmap(product(victim, free_of_scale, params, pixels, target, weights))(vectors)
+
+
+_kept: dict[Hashable, Any] = {}
+
+
+def compiled(victim: Victim, function: Callable, free_of_scale: bool, arguments: Any) -> Any:
+    """`function(victim, free_of_scale, *arguments)`, compiled; found again for a victim of an equal key.
+
+    Its arguments are those of the call; of the victim's own arrays it may use none.
+    """
+    types = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
+    leaves, structure = jax.tree.flatten(types)
+    key = None if victim.key is None else (victim.key, function, free_of_scale, structure, tuple(leaves))
+    if key is not None and key in _kept:
+        return _kept[key]
+    bound = functools.partial(function, victim.without_data() if key is not None else victim, free_of_scale)
+    options = chunk_options() if jax.default_backend() == "cpu" else None
+    result = jax.jit(bound, compiler_options=options).lower(*types).compile()
+    if key is not None:
+        while len(_kept) >= KEPT:
+            _kept.pop(next(iter(_kept)))
+        _kept[key] = result
+    return result
+
+
+def _randomised(victim: Victim, free_of_scale: bool, arguments: Any, shape: tuple[int, ...]) -> Information:
+    count = int(np.prod(shape))
+    steps, probes = min(STEPS, count), PROBES
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (probes, count))
+    apply = compiled(victim, _applied, free_of_scale, (*arguments, jnp.asarray(signs)))
+    basis = np.zeros((steps, probes, count))
+    alpha, beta = np.zeros((steps, probes)), np.zeros((steps, probes))
+    basis[0] = signs / np.sqrt(count)
+    for step in range(steps):
+        new = np.array(apply(*arguments, jnp.asarray(basis[step])))
+        alpha[step] = np.sum(new * basis[step], axis=1)
+        for _ in range(2):  # twice is enough, against all that came before
+            overlaps = np.einsum("spn,pn->sp", basis[: step + 1], new)
+            new -= np.einsum("sp,spn->pn", overlaps, basis[: step + 1])
+        beta[step] = np.linalg.norm(new, axis=1)
+        if step + 1 < steps:
+            basis[step + 1] = new / np.where(beta[step] > 1e-12 * np.abs(alpha[0]), beta[step], np.inf)[:, None]
+    nodes, shares, vectors = [], [], []
+    for probe in range(probes):
+        off = beta[: steps - 1, probe]
+        values, rotation = np.linalg.eigh(np.diag(alpha[:, probe]) + np.diag(off, 1) + np.diag(off, -1))
+        nodes.append(values)
+        shares.append(rotation[0] ** 2)
+        vectors.append(rotation)
+    values = np.concatenate(nodes)
+
+    def spread(f: np.ndarray) -> np.ndarray:
+        diagonal = np.zeros(count)
+        for probe, rotation in enumerate(vectors):
+            mine = f[probe * steps : (probe + 1) * steps]
+            applied = basis[:, probe].T @ (rotation @ (mine * rotation[0]))
+            diagonal += signs[probe] * np.sqrt(count) * applied
+        return diagonal / probes
+
+    order = np.argsort(values)
+    counts = np.concatenate(shares) * count / probes
+    return Information(
+        shape, values[order], counts[order], lambda f: spread(f[np.argsort(order)]), exact=False, basis=None
+    )

@@ -1,0 +1,132 @@
+"""An update attacked again in float64, from given or drawn starts, without a run directory."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, Int, PyTree
+
+from jaxleak.attacks.objectives import share_left
+from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.trial import Job, Trial
+from jaxleak.engine import Engine
+from jaxleak.kernels.precision import float64, full_precision
+from jaxleak.solvers import LBFGS
+from jaxleak.threat.client import client_update
+from jaxleak.threat.victim import Victim
+
+CONFIDENT = 6.0  # logit by which a start's label stands above the others
+
+
+@dataclass(frozen=True)
+class Refit:
+    """The candidates that a second attack ended with, the one that leaves least first.
+
+    Attributes:
+        pixels: not cut to [0, 1].
+        labels: that each worked with.
+        seeds: which start each came from.
+        left: share of the update, squared, that each leaves: of the cosine 1 - cos^2.
+    """
+
+    pixels: Float[np.ndarray, "n b h w c"]
+    labels: Int[np.ndarray, "n b"]
+    left: Float[np.ndarray, "n"]
+    seeds: Int[np.ndarray, "n"]
+
+
+def refit(
+    victim: Victim,
+    attack: Attack,
+    *,
+    starts: dict[str, np.ndarray] | None = None,
+    seeds: int = 4,
+    iterations: int = 100,
+    floor: float = 0.0,
+) -> Refit:
+    """Attack again in float64 with L-BFGS, without priors.
+
+    Args:
+        victim: with a given update, and what is now assumed of its client.
+        attack: of it label strategy, objective, layers and start are used.
+        starts: see `Trial.starts`; their number replaces `seeds`. None: drawn.
+        seeds: restarts.
+        iterations: of L-BFGS, of 20 evaluations each.
+        floor: share at which a restart ends.
+    """
+    plain = Attack(
+        name="refit",
+        label=attack.label,
+        init="normal" if attack.init == "analytic" else attack.init,
+        objective=attack.objective,
+        scale="none" if attack.objective == "cosine" else "relative",
+        layers=attack.layers,
+        knows_defence=attack.knows_defence,
+        solver=LBFGS(history=50),
+        iterations=iterations,
+        stop_objective=stop_for(attack.objective, floor, victim),
+    )
+    if starts is not None:
+        seeds = len(next(iter(starts.values())))
+    with float64():
+        trial = Trial(attack=plain, victim=victim, threshold=plain.stop_objective, starts=starts, start_seed=1)
+        engine = Engine(trial.without_data(), trial.shared(), lanes=min(seeds, 16))
+        ended: list[Any] = []
+        zeros = np.zeros(seeds, np.int32)
+        image = np.full(seeds, victim.indices[0], np.int32)
+        jobs = Job(np.arange(seeds, dtype=np.int32), zeros, image, np.arange(seeds, dtype=np.int32))
+        engine.run(jobs, lambda finished: ended.append((finished.outcomes, finished.jobs.seed)))
+        engine.forget()
+    outcome, seed = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
+    left = share_left(plain.objective, outcome.objective, outcome.update_norm2)
+    order = np.argsort(np.where(np.isfinite(left), left, np.inf))
+    return Refit(outcome.candidate[order], outcome.label_found[order], left[order], seed[order])
+
+
+def stop_for(objective: str, floor: float, victim: Victim) -> float:
+    """The objective at which half the floor is left."""
+    if objective == "cosine":
+        return floor / 4  # 1 - cos^2 is about twice 1 - cos
+    return floor / 2 * squared_norm_of(victim.update)
+
+
+def squared_norm_of(update: PyTree) -> float:
+    """Squared norm over all tensors, in float64."""
+    return sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(update))
+
+
+def starts_from(victim: Victim, pixels: Float[np.ndarray, "n b h w c"], labels: Int[np.ndarray, "n b"]) -> dict:
+    """Starts at these images with these labels; the logits of "joint" are confident of them."""
+    with float64():
+        image = np.asarray(victim.to_input(jnp.asarray(pixels)))
+    return {"image": image, "label": CONFIDENT * np.eye(victim.num_classes)[np.maximum(labels, 0)]}
+
+
+def update_at(
+    victim: Victim, params: PyTree, pixels: Float[np.ndarray, "b h w c"], target: Float[np.ndarray, "b k"]
+) -> PyTree:
+    """The update that the assumed client would share, in float64."""
+    with float64(), full_precision():
+        arrays: Any = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, pixels, target))
+        x = victim.to_input(arrays[1])
+        update = client_update(victim.client, victim.attacker_model, arrays[0], x, arrays[2])
+        return jax.tree.map(np.asarray, update)
+
+
+def logits_at(victim: Victim, params: PyTree, pixels: Float[np.ndarray, "b h w c"]) -> Float[np.ndarray, "b k"]:
+    """The network's outputs, in float64."""
+    with float64(), full_precision():
+        arrays: Any = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (params, pixels))
+        return np.asarray(victim.attacker_model.apply({"params": arrays[0]}, victim.to_input(arrays[1])))
+
+
+def with_labels(victim: Victim, labels: Any) -> Victim:
+    """The victim with labels that an attack found, so that it can be attacked with label "known"."""
+    return replace(victim, labels=np.asarray(labels, np.int32))
+
+
+def targets_of(victim: Victim, labels: Any) -> Float[np.ndarray, "b k"]:
+    """One-hot targets."""
+    return np.eye(victim.num_classes)[np.maximum(np.asarray(labels), 0)]

@@ -1,0 +1,383 @@
+"""What is said of updates that are right, and of updates that are wrong in known ways."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxleak
+from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
+from jaxleak.models import LeNet
+from jaxleak.runs.audit.audit import audit
+from jaxleak.runs.audit.floor import floor_of, number_type
+from jaxleak.runs.audit.hints import piecewise_linear, scattered_zeros
+from jaxleak.runs.audit.information import information
+from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
+from jaxleak.threat.client import Client, client_update
+from jaxleak.threat.own_update import load_update, moved_statistics
+from jaxleak.threat.victim import Victim, draw_params
+from tests.oracles.require_torch import require_torch
+
+ROOT = Path(__file__).parent.parent
+SHAPE = (16, 16, 3)
+CLASSES, LABEL = 10, 3
+MODEL = LeNet(num_classes=CLASSES)
+COSINE = replace(IDLG, objective="cosine")
+FLOOR = 1e-10
+QUICKSTART = """
+import flax.linen as nn
+
+
+def build_model(classes):
+    return Quickstart(classes)
+
+
+class Quickstart(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        for name, features in (("conv1", 6), ("conv2", 16)):
+            x = nn.relu(nn.Conv(features, (5, 5), padding="VALID", name=name)(x))
+            x = nn.max_pool(x, (2, 2), (2, 2))
+        x = x.reshape(len(x), -1)
+        x = nn.relu(nn.Dense(120, name="fc1")(x))
+        x = nn.relu(nn.Dense(84, name="fc2")(x))
+        return nn.Dense(self.classes, name="fc3")(x)
+"""
+NORMED = """
+from jaxleak.models import ResNet
+from jaxleak.models.resnet import BasicBlock
+
+
+def build_model(classes, **fields):
+    return ResNet(num_classes=classes, stage_sizes=(1, 1), block=BasicBlock, width=8, **fields)
+"""
+
+
+def photos(*which: int) -> np.ndarray:
+    """Embedded photographs at half their size [n, 16, 16, 3], in [0, 1]."""
+    with np.load(ROOT / "jaxleak/data/photos/tiles.npz") as tiles:
+        halves = tiles["pixels"][list(which)].reshape(-1, 16, 2, 16, 2, 3)
+    return halves.mean(axis=(2, 4)).round() / 255
+
+
+@pytest.fixture(scope="module")
+def params() -> Any:
+    return draw_params(MODEL, jax.random.key(0), SHAPE)
+
+
+def shared(params: Any, target: np.ndarray, client: Client | None = None, pixels: np.ndarray | None = None) -> Any:
+    """A client's update in float32, as a file would have it."""
+    x = jnp.asarray(photos(6) if pixels is None else pixels)
+    update = client_update(client or Client(), MODEL, params, x, jnp.asarray(target))
+    return jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+
+
+def victim_of(params: Any, update: Any, labels: tuple[int, ...] = (LABEL,), **changes: Any) -> Victim:
+    pixels = changes.pop("images", photos(6))
+    fields: dict[str, Any] = {
+        "model": MODEL,
+        "model_name": "lenet",
+        "dataset": "update",
+        "split": "given",
+        "indices": list(range(len(pixels))),
+        "images": pixels,
+        "labels": np.array(labels),
+        "num_classes": CLASSES,
+        "network": "shared",
+        "params": params,
+        "batch": len(pixels),
+        "update": update,
+    }
+    return Victim(**{**fields, **changes})
+
+
+def said(victim: Victim, attack=IDLG, seeds: int = 4, **settings: Any) -> dict[str, Any]:
+    report, _ = audit(Sweep(victim=victim, attacks=(attack,), seeds=seeds, snapshots=()), quiet=True, **settings)
+    assert report["truth"] is not None
+    if report["verdict"] == "recovered":
+        assert report["truth"]["right"]
+    return report
+
+
+def codes(report: dict[str, Any]) -> list[str]:
+    return [hint["code"] for hint in report["hints"]]
+
+
+HOT = np.eye(CLASSES)[[LABEL]]
+
+
+@pytest.fixture(scope="module")
+def plain(params) -> Any:
+    return shared(params, HOT)
+
+
+def test_a_right_update_is_recovered(params, plain, tmp_path):
+    report, result = audit(
+        Sweep(victim=victim_of(params, plain), attacks=(IDLG,), seeds=16, snapshots=()), tmp_path / "RUN", quiet=True
+    )
+    assert report["verdict"] == "recovered"
+    assert report["hints"] == []
+    assert report["truth"]["psnr"] > 60
+    assert report["attacks"][0]["lefts"][1] < FLOOR
+    assert report["determined"]["psnr"] > 60
+    assert report["determined"]["exact"]
+    assert len(result.rows) < 16  # it stopped when the verdict was certain
+    for name in ("report.json", "best.npz", "best.png", "determined.png"):
+        assert (tmp_path / "RUN" / name).stat().st_size > 100
+
+
+def test_a_budget_that_ended_is_said_with_what_would_do(params, plain):
+    report = said(victim_of(params, plain), replace(IDLG, iterations=6), seeds=2)
+    assert report["verdict"] == "unfinished"
+    assert "raise --iterations from 6 to" in report["reasons"][0]
+
+
+def test_a_clipped_gradient_is_recovered_by_its_direction(params, plain):
+    report = said(victim_of(params, jax.tree.map(lambda leaf: 0.07 * leaf, plain)), COSINE)
+    assert report["verdict"] == "recovered"
+    assert codes(report) == ["scale"]
+    assert "0.07 times" in report["hints"][0]["text"]
+
+
+def test_a_clip_that_is_stated_is_attacked_by_its_direction(params, plain):
+    clipped = jax.tree.map(lambda leaf: 0.07 * leaf, plain)
+    assert said(victim_of(params, clipped, defences=(parse_defence("clip:1"),)))["verdict"] == "recovered"
+
+
+@pytest.mark.parametrize("attack", [IDLG, DLG], ids=["idlg", "dlg"])
+def test_another_sign_and_another_scale(params, plain, attack):
+    flipped = said(victim_of(params, jax.tree.map(np.negative, plain)), attack, seeds=2)
+    assert (flipped["verdict"], codes(flipped)) == ("unexplained", ["sign"])
+    small = said(victim_of(params, jax.tree.map(lambda leaf: 0.1 * leaf, plain)), attack, seeds=2)
+    assert (small["verdict"], codes(small)) == ("unexplained", ["scale"])
+    assert "0.1 times" in small["hints"][0]["text"]
+
+
+def test_another_loss(params):
+    report = said(victim_of(params, shared(params, 0.9 * HOT + 0.1 / CLASSES)), seeds=2)
+    assert (report["verdict"], codes(report)) == ("unexplained", ["loss"])
+    assert "label smoothing 0.1 " in report["hints"][0]["text"]
+
+
+def test_layers_that_are_zero_are_named_and_not_compared(params, plain):
+    frozen = {**plain, "conv1": jax.tree.map(np.zeros_like, plain["conv1"])}
+    report = said(victim_of(params, frozen))
+    assert "frozen-layers" in codes(report)
+    assert "conv1/bias, conv1/kernel" in report["hints"][0]["text"]
+    assert report["verdict"] != "unexplained" or report["truth"]["psnr"] < 20
+
+
+def test_noise_is_told_from_a_wrong_model_and_can_be_stated(params, plain):
+    rng = np.random.default_rng(0)
+    noisy = jax.tree.map(lambda leaf: leaf + np.float32(0.02) * rng.normal(size=leaf.shape).astype(np.float32), plain)
+    unstated = said(victim_of(params, noisy), seeds=2)
+    assert (unstated["verdict"], codes(unstated)) == ("unexplained", ["noise"])
+    assert unstated["hints"][0]["text"].count("0.0") >= 1
+    stated = said(victim_of(params, noisy, defences=(parse_defence("gaussian:0.02"),)), seeds=2)
+    assert stated["verdict"] == "ambiguous"
+    assert stated["determined"]["psnr"] == pytest.approx(stated["truth"]["psnr"], abs=4)
+
+
+def test_half_precision_lowers_the_floor_and_is_recovered(params, plain):
+    half = jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), plain)
+    report = said(victim_of(params, half))
+    assert report["verdict"] == "recovered"
+    assert report["floor"]["number_type"] == "float16"
+    assert report["floor"]["value"] > 100 * FLOOR
+
+
+def test_local_steps_that_were_not_stated(params):
+    steps = Client(steps=5, lr=0.002)
+    update = jax.tree.map(lambda leaf: leaf / 0.01, shared(params, HOT, steps))  # as if their mean were the gradient
+    report = said(victim_of(params, update))
+    assert (report["verdict"], codes(report)) == ("unexplained", ["client-steps"])
+
+
+def test_weights_instead_of_a_difference(params):
+    report = said(victim_of(params, jax.tree.map(np.asarray, params)), seeds=1)
+    assert report["verdict"] == "unexplained"
+    assert "weights-not-difference" in codes(report)
+
+
+@pytest.mark.slow
+def test_a_batch_of_four(params):
+    pixels, labels = photos(4, 5, 6, 7), (3, 1, 7, 5)
+    update = shared(params, np.eye(CLASSES)[list(labels)], pixels=pixels)
+    known = replace(IDLG, label="known")
+    report = said(victim_of(params, update, labels, images=pixels), known, seeds=6)
+    assert report["verdict"] == "recovered"
+    assert report["truth"]["psnr"] > 30
+
+
+def test_an_audit_needs_an_update():
+    data = jaxleak.load_dataset("photos")
+    victim = jaxleak.make_victim("lenet", data, [0])
+    with pytest.raises(InputError, match="needs a given update"):
+        audit(Sweep(victim=victim, attacks=(IDLG,), seeds=1))
+
+
+# --- from PyTorch ---
+
+
+@pytest.mark.slow
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    ("kind", "verdict", "code", "settings"),
+    [
+        ("plain", "recovered", None, {}),
+        ("clipped", "recovered", "scale", {"attack": COSINE}),
+        ("flipped", "unexplained", "sign", {}),
+        ("scaled", "unexplained", "scale", {"attack": DLG}),
+        ("smoothing", "unexplained", "loss", {}),
+        ("bce", "unexplained", "loss", {}),
+        ("noise", "unexplained", "noise", {}),
+        ("half", "recovered", None, {}),
+        ("weights", "unexplained", "weights-not-difference", {}),
+        ("quickstart", "unexplained", "stuck", {"model": QUICKSTART}),
+        ("batchnorm", "unexplained", "batchnorm-train", {"model": NORMED, "fields": {"train": False}}),
+    ],
+)
+def test_updates_from_pytorch(kind, verdict, code, settings, tmp_path):
+    torch = require_torch()
+    from tests.oracles.export_audits import make
+
+    torch.manual_seed(0)
+    picture = torch.from_numpy(photos(6).astype(np.float32)).permute(0, 3, 1, 2)
+    make(kind, picture, torch.tensor([LABEL]), tmp_path, CLASSES)
+    model = settings.get("model", "lenet")
+    if "\n" in model:
+        (tmp_path / "net.py").write_text(model)
+        model = tmp_path / "net.py"
+    np.savez(tmp_path / "truth.npz", images=(255 * photos(6)).round().astype(np.uint8), labels=[LABEL])
+    update = tmp_path / "grads.safetensors"
+    victim = load_update(
+        update,
+        tmp_path / "w.safetensors",
+        model,
+        image_shape=SHAPE,
+        fields=settings.get("fields"),
+        truth=tmp_path / "truth.npz",
+    )
+    report = said(victim, settings.get("attack", IDLG), seeds=2, moved_statistics=moved_statistics(update))
+    assert report["verdict"] == verdict
+    assert (code in codes(report)) if code else not codes(report)
+
+
+# --- the parts ---
+
+
+def restart(left: float, *, by_budget: bool = False, needs: float = np.inf, label: int = 1) -> Restart:
+    return Restart(left, by_budget, needs, (label,))
+
+
+@pytest.mark.parametrize(
+    ("restarts", "same", "undetermined", "verdict", "reason"),
+    [
+        ([restart(1e-12), restart(1e-11)], [1, 1], [], "recovered", "all show the same image"),
+        ([restart(1e-12), restart(1e-11)], [1, 0], [], "ambiguous", "it is not determined"),
+        ([restart(1e-12), restart(1e-11, label=2)], [1, 0], [], "ambiguous", "the label is not determined"),
+        ([restart(1e-12), restart(1e-11)], [1, 1], ["contrast"], "ambiguous", "contrast"),
+        ([restart(1e-12), restart(1e-3)], [1, 1], [], "unfinished", "use more --seeds"),
+        ([restart(1e-12), restart(1e-3, by_budget=True)], [1, 1], [], "unfinished", "raise --iterations"),
+        ([restart(1e-3), restart(1e-3)], [1, 1], None, "unexplained", "a right model leaves 1e-10"),
+        ([restart(1e-3, by_budget=True, needs=500.0)], [1], None, "unfinished", "from 100 to 750"),
+        ([restart(1e-3, by_budget=True, needs=1e5)], [1], None, "unexplained", "leaves 0.001"),
+        ([restart(1e-6), restart(1e-6)], [1, 0], ["the image is not determined"], "ambiguous", "different images"),
+        ([], [], None, "unexplained", "not a number"),
+    ],
+)
+def test_verdicts(restarts, same, undetermined, verdict, reason):
+    shown = np.array(same, bool).reshape(-1, 1)
+    judged = judge(restarts, shown, FLOOR, undetermined, budget=100)
+    assert judged.verdict == verdict
+    assert reason in " ".join(judged.reasons)
+
+
+def test_agreement_above_the_floor_counts_for_nothing():
+    judged = judge([restart(1e-5), restart(1e-5)], np.ones((2, 1), bool), FLOOR, None, budget=100)
+    assert (judged.verdict, judged.agree) == ("unexplained", 0)
+
+
+def test_iterations_are_extrapolated():
+    trace = np.concatenate([10.0 ** -np.arange(6), np.full(4, np.nan)])
+    assert iterations_needed(trace, 1e-10) == pytest.approx(11, abs=1)
+    assert iterations_needed(np.full(9, 0.5), 1e-10) == np.inf
+    assert iterations_needed(np.array([1.0, 1e-12]), 1e-10) == 2
+
+
+def test_number_types():
+    values = np.random.default_rng(0).normal(size=1000)
+    assert number_type([values]) == "float64"
+    assert number_type([values.astype(np.float32)]) == "float32"
+    assert number_type([values.astype(np.float16).astype(np.float64)]) == "float16"
+    assert number_type([jnp.asarray(values, jnp.bfloat16).astype(jnp.float32)]) == "bfloat16"
+    tiny = np.geomspace(6e-8, 1, 1000).astype(np.float16)
+    assert number_type([tiny]) == "float16"
+
+
+def test_the_floor_is_that_of_what_is_stated(params, plain):
+    right = floor_of(victim_of(params, plain))
+    assert 1e-12 < right.value < 1e-9
+    noisy = floor_of(victim_of(params, plain, defences=(parse_defence("gaussian:0.01"),)))
+    entries = sum(leaf.size for leaf in jax.tree.leaves(plain))
+    norm2 = sum(float(np.sum(leaf**2)) for leaf in jax.tree.leaves(plain))
+    assert noisy.value == pytest.approx(1e-4 * entries / norm2, rel=0.2)
+    assert noisy.noise == pytest.approx(0.01)
+    steps = floor_of(victim_of(params, plain, client=Client(steps=2, lr=0.1)))
+    assert steps.value > right.value
+
+
+def test_information_is_that_of_the_jacobian(params):
+    """The whole matrix from finite differences of a part of the update, and what the randomised one says of it."""
+    pixels = photos(6)[:, :16]
+    victim = victim_of(params, None)
+    exact = information(victim, params, pixels, HOT)
+    assert exact.values.shape == (pixels.size,)
+
+    def update(x):
+        tree = client_update(victim.client, MODEL, params, x.reshape(pixels.shape), jnp.asarray(HOT))
+        return jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)])
+
+    direction = np.random.default_rng(1).normal(size=pixels.size)
+    _, change = jax.jvp(update, (jnp.asarray(pixels.ravel()),), (jnp.asarray(direction),))
+    by_basis = exact.basis.T @ direction
+    assert float(np.sum(exact.values * by_basis**2)) == pytest.approx(float(jnp.sum(change**2)), rel=1e-9)
+
+
+def test_the_randomised_information_agrees_with_the_exact_one(params, monkeypatch):
+    victim, pixels = victim_of(params, None), photos(6)
+    exact = information(victim, params, pixels, HOT)
+    monkeypatch.setattr("jaxleak.runs.audit.information.EXACT", 10)
+    guessed = information(victim, params, pixels, HOT)
+    assert not guessed.exact
+    for noise in (1e-3, 3e-3, 1e-2):
+        assert guessed.error(noise) == pytest.approx(exact.error(noise), rel=0.25)
+    assert np.corrcoef(guessed.error_map(3e-3).ravel(), exact.error_map(3e-3).ravel())[0, 1] > 0.3
+
+
+def test_more_noise_hides_more(params):
+    known = information(victim_of(params, None), params, photos(6), HOT)
+    errors = [known.error(noise) for noise in np.logspace(-6, 2, 9)]
+    assert errors == sorted(errors)
+    assert errors[-1] == pytest.approx(12**-0.5)
+    assert known.error(known.noise_for(0.1)) == pytest.approx(0.1, rel=1e-3)
+
+
+def test_kinks_are_seen_in_the_program(params):
+    assert not piecewise_linear(victim_of(params, None))
+    assert piecewise_linear(victim_of(params, None, model=LeNet(num_classes=CLASSES, activation=nn.relu)))
+
+
+def test_zeros_of_units_that_are_off_are_no_pruning():
+    leaf = np.random.default_rng(0).normal(size=(30, 20))
+    leaf[:, :7] = 0
+    assert scattered_zeros({"a": leaf}) == 0
+    leaf[np.random.default_rng(1).uniform(size=leaf.shape) < 0.3] = 0
+    assert scattered_zeros({"a": leaf}) == pytest.approx(0.3, abs=0.05)
