@@ -9,14 +9,14 @@ Twenty updates of each of ten kinds, each of another CIFAR-100 image (MNIST wher
 
 The true image is used to check the verdict, never to make it. A wrong image called recovered is the error that counts.
 
-    python -m experiments.verdicts --data-dir DIR --part 0/2 & python -m experiments.verdicts --data-dir DIR --part 1/2
+    python -m experiments.verdicts --data-dir DIR
 """
 
 import json
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -79,8 +79,8 @@ class Kind:
     right: bool
     hint: str | None = None
     change: Callable[[Tree, np.random.Generator], Tree] = as_it_is
-    client: Client = Client()
-    stated: Client = Client()
+    client: Client = field(default_factory=Client)
+    stated: Client = field(default_factory=Client)
     smoothing: float = 0.0
     attack: jaxleak.Attack = jaxleak.IDLG
     dataset: str = "cifar100"
@@ -109,7 +109,7 @@ def update_of(kind: Kind, number: int, data: jaxleak.Dataset) -> Victim:
     model = jaxleak.build_model("lenet", classes)
     params = draw_params(model, jax.random.key(number), pixels.shape[1:])
     target = (1 - kind.smoothing) * np.eye(classes)[labels] + kind.smoothing / classes
-    with jax.default_matmul_precision("highest"), full_precision():
+    with full_precision():
         compute = jax.jit(lambda params, x, target: client_update(kind.client, model, params, x, target))
         update = compute(params, jnp.asarray(pixels), jnp.asarray(target, jnp.float32))
     update = kind.change(jax.tree.map(np.asarray, update), np.random.default_rng(number))
@@ -135,7 +135,7 @@ def main() -> None:
     path = results_folder("verdicts") / f"audits-{part}.jsonl"
     done = {(row["kind"], row["number"]) for row in rows()}
     sets = {name: jaxleak.load_dataset(name, data_dir=options.data_dir) for name in ("cifar100", "mnist")}
-    todo = [(name, number) for name in KINDS for number in range(UPDATES) if number % parts == part]
+    todo = [(name, number) for number in range(part, UPDATES, parts) for name in KINDS]
     for name, number in todo:
         if (name, number) in done:
             continue
@@ -187,7 +187,8 @@ def results() -> list[tables.Results]:
     right = [row for row in made if KINDS[row["kind"]].right]
     recovered = sum(row["verdict"] == "recovered" for row in right)
     wrong = sum(row["verdict"] == "recovered" and not row["right_image"] for row in made)
-    summary = f"Of {len(right)} right updates {recovered} are called recovered; of all {len(made)}, {wrong} with a wrong image."
+    summary = f"Of {len(right)} right updates {recovered} are called recovered."
+    summary += f" Of all {len(made)}, {wrong} with a wrong image."
     return [
         tables.Results(
             "Verdicts on updates with known answers",
@@ -201,8 +202,8 @@ def results() -> list[tables.Results]:
             (
                 summary,
                 "Hint: the one that such an update should get, and how often it was given.",
-                "Seconds are of an audit in a process that has compiled for its kind before, two such processes side by "
-                "side. The verdict does not know the true image; the table does.",
+                "Seconds: in a process that has compiled for its kind before, with other work beside it.",
+                "The verdict does not know the true image; the table does.",
             ),
         )
     ]

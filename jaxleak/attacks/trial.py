@@ -155,7 +155,7 @@ class Trial:
         """This trial's network, its shared update, and what is read from that."""
         attack, victim = self.attack, self.victim
         truth, label = shared.images[job.slot], shared.labels[job.slot]
-        params, own = self._network(shared, job)
+        params, own = self.network(shared, job)
         x, target = victim.to_input(truth), victim.target(label, truth.dtype)
         if victim.trained_steps and victim.trained_on == "own":
             params, own = victim.train(params, x, target), True
@@ -194,7 +194,7 @@ class Trial:
         own = self.victim.defence_draw == "per-trial" or self.victim.network == "per-trial"
         return jax.random.fold_in(key, job.seed) if own else key
 
-    def _network(self, shared: Shared, job: Job) -> tuple[PyTree, bool]:
+    def network(self, shared: Shared, job: Job) -> tuple[PyTree, bool]:
         """The weights, and whether they are this trial's own."""
         network = self.victim.network
         if network == "shared":

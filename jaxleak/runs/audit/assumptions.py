@@ -102,6 +102,8 @@ def search(victim: Victim, found: Found, floor: Floor, before: list[Hint]) -> Se
             return Search(hints, tried, outcome.as_stated)
         if outcome.best.left < found.left:
             found = outcome.best
+        if assumption.startswith("any") and (noise := noise_hint(victim, found)):
+            return Search(hints + noise, tried, False)  # nothing but noise is left: no other assumption will do
     return Search(hints + (noise_hint(victim, found) or stuck_hint(victim)), tried, False)
 
 

@@ -1,12 +1,13 @@
 """The floor: the share of an update, squared, that a right model leaves unexplained."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
 import numpy as np
 
-from jaxleak.threat.defences import DPSGD, BFloat16, Float16, Gaussian, Laplace, Quantise
+from jaxleak.threat.defences import DPSGD, BFloat16, Defence, Float16, Gaussian, Laplace, Quantise, shows_zeros
 from jaxleak.threat.victim import Victim
 
 # Significant bits of the number types that updates are stored in, and the step of their smallest numbers.
@@ -85,22 +86,36 @@ def floor_of(victim: Victim) -> Floor:
     return Floor(min(value, 1.0), stored, parts, math.sqrt(noise2 / max(entries, 1)))
 
 
+def noise_variances(defences: Sequence[Defence], leaves: Sequence[np.ndarray], batch: int) -> list[float]:
+    """Variance that defences add to each entry of each tensor; of those that round, of the rounding.
+
+    Args:
+        defences: in their order. What is set to zero is not noise: see `floor_of`.
+        leaves: tensors of the update.
+        batch: images of the update.
+    """
+    variances = [0.0 for _ in leaves]
+    for defence in defences:
+        for place, leaf in enumerate(leaves):
+            if isinstance(defence, Gaussian | Laplace):
+                variances[place] += defence.sigma**2
+            elif isinstance(defence, DPSGD):
+                variances[place] += (defence.noise * defence.clip / batch) ** 2
+            elif isinstance(defence, Quantise) and defence.bits:
+                step = float(np.max(np.abs(leaf), initial=0)) / (2 ** (int(defence.bits) - 1) - 1)
+                variances[place] += step**2 / 12
+            elif isinstance(defence, Float16 | BFloat16) and defence.bits:
+                bits, step = NUMBER_TYPES["float16" if isinstance(defence, Float16) else "bfloat16"]
+                variances[place] += float(np.mean(np.maximum(np.abs(leaf) * 2.0**-bits, step / 2) ** 2)) / 3
+    return variances
+
+
 def _noise(victim: Victim, leaves: list[np.ndarray]) -> tuple[float, int]:
-    """Expected squared norm of what the stated defences added, and the entries it lies on."""
-    entries, total = sum(leaf.size for leaf in leaves), 0.0
-    for defence in victim.defences:
-        if isinstance(defence, Gaussian | Laplace):
-            total += entries * defence.sigma**2
-        elif isinstance(defence, DPSGD):
-            total += entries * (defence.noise * defence.clip / victim.batch) ** 2
-        elif isinstance(defence, Quantise) and defence.bits:
-            steps = [np.max(np.abs(leaf), initial=0) / (2 ** (int(defence.bits) - 1) - 1) for leaf in leaves]
-            total += sum(leaf.size * size**2 / 12 for leaf, size in zip(leaves, steps, strict=True))
-        elif isinstance(defence, Float16 | BFloat16) and defence.bits:
-            bits, step = NUMBER_TYPES["float16" if isinstance(defence, Float16) else "bfloat16"]
-            total += sum(float(np.sum(np.maximum(np.abs(leaf) * 2.0**-bits, step / 2) ** 2)) / 3 for leaf in leaves)
-        elif defence.sparse:  # entries that were dropped are no larger than the smallest one kept
-            for leaf in leaves:
-                kept = np.abs(leaf[leaf != 0])
-                total += float(np.sum(leaf == 0)) * float(np.min(kept, initial=np.inf)) ** 2 if kept.size else 0.0
-    return total, entries
+    """Expected squared norm of what the stated defences changed, and the entries it lies on."""
+    variances = noise_variances(victim.defences, leaves, victim.batch)
+    total = sum(leaf.size * variance for leaf, variance in zip(leaves, variances, strict=True))
+    if any(defence.sparse for defence in victim.defences) and not shows_zeros(victim.defences):
+        for leaf in leaves:  # entries that were dropped were no larger than the smallest one kept
+            kept = np.abs(leaf[leaf != 0])
+            total += float(np.sum(leaf == 0)) * float(np.min(kept, initial=np.inf)) ** 2 if kept.size else 0.0
+    return total, sum(leaf.size for leaf in leaves)

@@ -1,5 +1,6 @@
 """An update attacked again in float64, from given or drawn starts, without a run directory."""
 
+import contextlib
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,13 +12,17 @@ from jaxtyping import Float, Int, PyTree
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
-from jaxleak.engine import Engine
+from jaxleak.engine import Engine, Finished
 from jaxleak.kernels.precision import float64, full_precision
 from jaxleak.solvers import LBFGS
 from jaxleak.threat.client import client_update
 from jaxleak.threat.victim import Victim
 
 CONFIDENT = 6.0  # logit by which a start's label stands above the others
+
+
+class _ReachedError(Exception):
+    """A restart has reached the floor: the others need not go on."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,7 @@ def refit(
         starts: see `Trial.starts`; their number replaces `seeds`. None: drawn.
         seeds: restarts.
         iterations: of L-BFGS, of 20 evaluations each.
-        floor: share at which a restart ends.
+        floor: share at which a restart ends, and the others with it.
     """
     plain = Attack(
         name="refit",
@@ -77,7 +82,16 @@ def refit(
         zeros = np.zeros(seeds, np.int32)
         image = np.full(seeds, victim.indices[0], np.int32)
         jobs = Job(np.arange(seeds, dtype=np.int32), zeros, image, np.arange(seeds, dtype=np.int32))
-        engine.run(jobs, lambda finished: ended.append((finished.outcomes, finished.jobs.seed)))
+
+        def take(finished: Finished) -> None:
+            ended.append((finished.outcomes, finished.jobs.seed))
+            if np.any(
+                share_left(plain.objective, finished.outcomes.objective, finished.outcomes.update_norm2) <= floor
+            ):
+                raise _ReachedError
+
+        with contextlib.suppress(_ReachedError):
+            engine.run(jobs, take)
         engine.forget()
     outcome, seed = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     left = share_left(plain.objective, outcome.objective, outcome.update_norm2)

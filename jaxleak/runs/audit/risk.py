@@ -1,0 +1,233 @@
+"""How much an update tells of its images, before anyone attacks it; with defences compared."""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float, PyTree
+
+from jaxleak.attacks.presets import IDLG
+from jaxleak.attacks.trial import Job, Trial
+from jaxleak.data.paths import write_atomically
+from jaxleak.errors import InputError
+from jaxleak.kernels.precision import float64
+from jaxleak.results.store.parts import json_bytes
+from jaxleak.runs.audit.determinacy import HIDDEN, psnr
+from jaxleak.runs.audit.floor import ARITHMETIC, MARGIN, noise_variances
+from jaxleak.runs.audit.information import Information, information
+from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
+from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence, shows_zeros
+from jaxleak.threat.victim import Victim
+
+# What is compared where nothing else is asked for, the weakest first.
+COMPARED = ("fp16", "int8", "gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "prune:0.9", "clip:1", "dp-sgd:1:1e-2")
+UNDEFENDED = "none"
+
+
+@dataclass(frozen=True)
+class Line:
+    """The best that an attacker who knows the defence can expect.
+
+    Attributes:
+        defence: its text, several joined by " ", or "none".
+        error: expected root mean squared error per pixel, 0..0.29.
+        psnr: the same as PSNR [dB].
+        hidden: the error is above 0.1 (below 20 dB).
+    """
+
+    defence: str
+    error: float
+    psnr: float
+    hidden: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Risk:
+    """How much one update tells.
+
+    Attributes:
+        pixels: the images at which it was computed.
+        information: about them, without defences.
+        noise: standard deviation that arithmetic in float32 amounts to, on each entry of the update.
+        size: root mean square of the update's entries.
+        lines: one for each defence, "none" first.
+    """
+
+    pixels: Float[np.ndarray, "b h w c"]
+    information: Information
+    noise: float
+    size: float
+    lines: list[Line]
+
+    @property
+    def hiding_noise(self) -> float:
+        """Standard deviation of the noise on every entry that hides the images (20 dB); inf if none does."""
+        return self.information.noise_for(HIDDEN)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The content of `risk.json`."""
+        hiding = self.hiding_noise
+        known = self.information
+        return {
+            "psnr": self.lines[0].psnr,
+            "hiding_noise": hiding if math.isfinite(hiding) else None,
+            "hiding_noise_over_update": hiding / self.size if math.isfinite(hiding) and self.size else None,
+            "exact": known.exact,
+            "smallest_singular_value": float(np.sqrt(max(known.values[0], 0))),
+            "largest_singular_value": float(np.sqrt(max(known.values[-1], 0))),
+            "defences": [vars(line) for line in self.lines],
+            "noise": [
+                {"noise": noise, "psnr": psnr(known.error(noise))} for noise in self.size * np.logspace(-6, 2, 17)
+            ],
+        }
+
+
+def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0, seed: int = 0) -> Risk:
+    """What the best unbiased attacker can expect of an update, by its Fisher information; no attack is run.
+
+    Args:
+        victim: with known images; of several updates one is looked at. Its own defences come first.
+        compared: texts of further defences, several joined by " ".
+        update: which of the victim's updates.
+        seed: of the network, where each trial has its own.
+
+    Raises:
+        InputError: the images are not known, or a defence is not.
+    """
+    if not victim.knows_truth:
+        raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")
+    stated = {UNDEFENDED: (), **{text: tuple(map(parse_defence, text.split())) for text in compared}}
+    if victim.defences:
+        stated = {victim.defence_name: victim.defences, **stated}
+    params, pixels, target = _one(victim, update, seed)
+    shared = update_at(victim, params, pixels, target)
+    norm2 = squared_norm_of(shared)
+    entries = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(shared))
+    size = math.sqrt(norm2 / entries)
+    noise = size * math.sqrt(MARGIN) * ARITHMETIC * 2.0**-24
+    known = information(victim, params, pixels, target)
+    lines = []
+    for text, defences in stated.items():
+        error = _error(victim, params, pixels, target, shared, defences, known, noise)
+        lines.append(Line(text, error, psnr(error), error > HIDDEN))
+    lines.sort(key=lambda line: (line.defence != UNDEFENDED, line.error))
+    return Risk(pixels, known, noise, size, lines)
+
+
+def _one(victim: Victim, update: int, seed: int) -> tuple[PyTree, np.ndarray, np.ndarray]:
+    """The network, the images and the targets of one update, in float64."""
+    pixels = np.asarray(victim.batches(np.asarray(victim.images))[update], np.float64)
+    labels = victim.batches(np.asarray(victim.labels))[update]
+    with float64():
+        trial = Trial(attack=IDLG, victim=victim, threshold=0.0)
+        shared, image = trial.shared(), victim.indices[update * victim.batch]
+        params, _ = trial.network(shared, Job(*(jnp.asarray(number) for number in (0, update, image, seed))))
+        return jax.tree.map(np.asarray, params), pixels, targets_of(victim, labels)
+
+
+def _error(
+    victim: Victim,
+    params: PyTree,
+    pixels: np.ndarray,
+    target: np.ndarray,
+    shared: PyTree,
+    defences: tuple[Defence, ...],
+    known: Information,
+    noise: float,
+) -> float:
+    """Expected error per pixel under these defences, by an attacker who knows them."""
+    if not defences:
+        return known.error(noise)
+    leaves, structure = jax.tree.flatten(shared)
+    clip = next((defence for defence in defences if isinstance(defence, Clip | DPSGD)), None)
+    factor = 1.0
+    if clip is not None:
+        limit = clip.norm if isinstance(clip, Clip) else clip.clip
+        factor = min(1.0, limit / math.sqrt(squared_norm_of(shared))) if limit else 1.0
+    scaled = [factor * np.asarray(leaf) for leaf in leaves]
+    variances = [(factor * noise) ** 2 + each for each in noise_variances(defences, scaled, victim.batch)]
+    masks = [np.ones(()) for _ in leaves]
+    if shows_zeros(defences):
+        with float64():
+            kept = defend(defences, structure.unflatten(list(map(jnp.asarray, scaled))), jax.random.key(0))
+        masks = [np.asarray(leaf) != 0 for leaf in jax.tree.leaves(kept)]
+    alike = np.allclose(variances, variances[0], rtol=1e-6)
+    if alike and factor == 1.0 and not shows_zeros(defences):
+        return known.error(math.sqrt(variances[0]))
+    weights = [mask * (variances[0] / each) for mask, each in zip(masks, variances, strict=True)]
+    changed = information(
+        victim,
+        params,
+        pixels,
+        target,
+        structure.unflatten(weights),
+        free_of_scale=factor < 1,
+        spectrum_only=True,
+    )
+    return changed.error(math.sqrt(variances[0]) / factor)
+
+
+def with_images(victim: Victim, pixels: Float[np.ndarray, "b h w c"], labels: Sequence[int]) -> Victim:
+    """The victim of a given update with stand-ins for its images, whose update is computed anew."""
+    return replace(victim, images=pixels, labels=np.asarray(labels, np.int32), update=None)
+
+
+def write_risk(risks: Sequence[Risk], folder: Path) -> list[Path]:
+    """Write `risk.json` and `risk.png`; returns the files."""
+    content = {"updates": [risk.as_dict() for risk in risks]}
+    write_atomically(folder / "risk.json", json_bytes(content))
+    write_atomically(folder / "risk.png", draw(risks[0]))
+    return [folder / "risk.json", folder / "risk.png"]
+
+
+def draw(found: Risk) -> bytes:
+    """The images, where each is least determined, what noise does, and the defences compared, as PNG."""
+    from matplotlib.figure import Figure
+
+    hiding = found.hiding_noise
+    noise = hiding / 10 if math.isfinite(hiding) else found.noise
+    figure = Figure(figsize=(10.4, 3.6), dpi=110, layout="constrained")
+    grid = figure.add_gridspec(2, 3, width_ratios=(1, 2.2, 2.2))
+    image, errors = np.clip(found.pixels[0], 0, 1), found.information.error_map(noise)[0]
+    for place, title in ((0, "image"), (1, f"expected error\nat noise {noise:.0e}")):
+        axes = figure.add_subplot(grid[place, 0], xticks=[], yticks=[])
+        axes.set_title(title, fontsize=7)
+        if place == 0:
+            axes.imshow(image if image.shape[-1] == 3 else image[..., 0], cmap="gray", vmin=0, vmax=1)
+        else:
+            shown = axes.imshow(np.sqrt(np.mean(errors**2, axis=-1)), cmap="magma", vmin=0)
+            figure.colorbar(shown, ax=axes, fraction=0.08).ax.tick_params(labelsize=6)
+    curve = figure.add_subplot(grid[:, 1])
+    levels = found.size * np.logspace(-6, 2, 81)
+    curve.semilogx(levels, [psnr(found.information.error(level)) for level in levels], color="#1f4e79")
+    curve.axhline(20, color="#999999", linewidth=0.8, linestyle=":")
+    curve.axvline(found.noise, color="#b5482a", linewidth=1)
+    curve.text(
+        found.noise, 0.98, " float32", fontsize=7, color="#b5482a", va="top", transform=curve.get_xaxis_transform()
+    )
+    curve.set_xlabel("noise on each entry (standard deviation)", fontsize=8)
+    curve.set_ylabel("best PSNR to expect [dB]", fontsize=8)
+    bars = figure.add_subplot(grid[:, 2])
+    lines = found.lines[::-1]
+    bars.barh(
+        [line.defence for line in lines],
+        [line.psnr for line in lines],
+        color=["#9db4c8" if line.hidden else "#1f4e79" for line in lines],
+        height=0.62,
+    )
+    for place, line in enumerate(lines):
+        bars.text(line.psnr + 0.8, place, f"{line.psnr:.0f}", fontsize=7, va="center")
+    bars.axvline(20, color="#999999", linewidth=0.8, linestyle=":")
+    bars.set_xlabel("best PSNR to expect [dB]; pale: hidden (below 20)", fontsize=8)
+    for axes in (curve, bars):
+        axes.tick_params(labelsize=7)
+        axes.spines[["top", "right"]].set_visible(False)
+    png = io.BytesIO()
+    figure.savefig(png)
+    return png.getvalue()
