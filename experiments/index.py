@@ -21,7 +21,7 @@ EXPERIMENTS = (
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "deakin_models"),
     *("failures", "solvers", "precision", "pytorch_parity"),
-    "verdicts",
+    *("verdicts", "risk"),
     *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]

@@ -26,23 +26,14 @@ import numpy as np
 import jaxleak
 from experiments import tables
 from experiments.harness import arguments, results_folder
-from jaxleak.kernels.precision import full_precision
-from jaxleak.results.store.environment import environment
-from jaxleak.runs.audit.audit import audit
-from jaxleak.runs.audit.verdict import VERDICTS
-from jaxleak.threat.client import Client, client_update
-from jaxleak.threat.victim import Victim, draw_params
 
 PAPER = "Verdicts on updates"
+VERDICTS = ("recovered", "ambiguous", "unfinished", "unexplained")
 UPDATES, SEEDS = 20, 4
 SMOOTHING, SIGMA, CLIP = 0.1, 0.01, 1.0
-STEPS = Client(steps=3, lr=0.003)
+STEPS = jaxleak.Client(steps=3, lr=0.003)
+COSINE = replace(jaxleak.IDLG, objective="cosine")
 Tree = Any
-
-
-def as_it_is(update: Tree, rng: np.random.Generator) -> Tree:
-    del rng
-    return update
 
 
 def times(factor: float) -> Callable[[Tree, np.random.Generator], Tree]:
@@ -65,85 +56,60 @@ def noisy(update: Tree, rng: np.random.Generator) -> Tree:
 
 @dataclass(frozen=True)
 class Kind:
-    """Updates that are made alike.
+    """Updates that are made alike: by `client`, and then changed; the attacker assumes the client `stated`.
 
-    Attributes:
-        right: what is stated is true.
-        hint: code of the hint that a wrong one should give.
-        change: what happens to the update.
-        client: that made it; `stated` is the one the attacker assumes.
-        smoothing: of the labels.
-        attack, dataset: as named.
+    What is stated is right where `hint` is None; else that is the hint that the audit should give.
     """
 
-    right: bool
     hint: str | None = None
-    change: Callable[[Tree, np.random.Generator], Tree] = as_it_is
-    client: Client = field(default_factory=Client)
-    stated: Client = field(default_factory=Client)
+    change: Callable[[Tree, np.random.Generator], Tree] = times(1.0)
+    client: jaxleak.Client = field(default_factory=jaxleak.Client)
+    stated: jaxleak.Client = field(default_factory=jaxleak.Client)
     smoothing: float = 0.0
     attack: jaxleak.Attack = jaxleak.IDLG
     dataset: str = "cifar100"
 
 
-COSINE = replace(jaxleak.IDLG, objective="cosine")
 KINDS = {
-    "gradient": Kind(True),
-    "clipped, by its direction": Kind(True, change=clipped, attack=COSINE),
-    "half precision": Kind(True, change=halved),
-    "local steps, stated": Kind(True, client=STEPS, stated=STEPS),
-    "gradient on MNIST": Kind(True, dataset="mnist"),
-    "other sign": Kind(False, "sign", change=times(-1.0)),
-    "a tenth": Kind(False, "scale", change=times(0.1)),
-    "label smoothing": Kind(False, "loss", smoothing=SMOOTHING),
-    "local steps, not stated": Kind(False, "client-steps", client=STEPS, change=times(1 / (STEPS.lr * STEPS.steps))),
-    "noise, not stated": Kind(False, "noise", change=noisy),
+    "gradient": Kind(),
+    "clipped, by its direction": Kind(change=clipped, attack=COSINE),
+    "half precision": Kind(change=halved),
+    "local steps, stated": Kind(client=STEPS, stated=STEPS),
+    "gradient on MNIST": Kind(dataset="mnist"),
+    "other sign": Kind("sign", change=times(-1.0)),
+    "a tenth": Kind("scale", change=times(0.1)),
+    "label smoothing": Kind("loss", smoothing=SMOOTHING),
+    "local steps, not stated": Kind("client-steps", client=STEPS, change=times(1 / (STEPS.lr * STEPS.steps))),
+    "noise, not stated": Kind("noise", change=noisy),
 }
 
 
-def update_of(kind: Kind, number: int, data: jaxleak.Dataset) -> Victim:
+def update_of(kind: Kind, number: int, data: jaxleak.Dataset) -> jaxleak.Victim:
     """The update with this number, and what its attacker knows."""
     index = int(data.random_indices(UPDATES, seed=2026)[number])
-    pixels, labels = data.images([index])
-    classes = data.num_classes
-    model = jaxleak.build_model("lenet", classes)
-    params = draw_params(model, jax.random.key(number), pixels.shape[1:])
-    target = (1 - kind.smoothing) * np.eye(classes)[labels] + kind.smoothing / classes
-    with full_precision():
-        compute = jax.jit(lambda params, x, target: client_update(kind.client, model, params, x, target))
-        update = compute(params, jnp.asarray(pixels), jnp.asarray(target, jnp.float32))
+    shared = {"network": "shared", "network_seed": number}
+    victim = jaxleak.make_victim("lenet", data, [index], client=kind.client, **shared)
+    params = jaxleak.draw_params(victim.model, jax.random.key(number), victim.shape)
+    target = (1 - kind.smoothing) * np.eye(victim.num_classes)[victim.labels] + kind.smoothing / victim.num_classes
+    compute = jax.jit(lambda params, x, target: victim.share(params, x, target, jax.random.key(0)))
+    update = compute(params, jnp.asarray(victim.images), jnp.asarray(target, jnp.float32))
     update = kind.change(jax.tree.map(np.asarray, update), np.random.default_rng(number))
-    return Victim(
-        model=model,
-        model_name="lenet",
-        dataset=kind.dataset,
-        split="given",
-        indices=[index],
-        images=pixels,
-        labels=labels,
-        num_classes=classes,
-        network="shared",
-        params=params,
-        client=kind.stated,
-        update=update,
-    )
+    return replace(victim, client=kind.stated, params=params, update=update)
 
 
 def main() -> None:
-    options = arguments(__doc__, part={"default": "0/1", "help": "this process's part, as 0/2 and 1/2"})
-    part, parts = map(int, options.part.split("/"))
-    path = results_folder("verdicts") / f"audits-{part}.jsonl"
+    options = arguments(__doc__)
+    path = results_folder("verdicts") / "audits.jsonl"
     done = {(row["kind"], row["number"]) for row in rows()}
     sets = {name: jaxleak.load_dataset(name, data_dir=options.data_dir) for name in ("cifar100", "mnist")}
-    todo = [(name, number) for number in range(part, UPDATES, parts) for name in KINDS]
-    for name, number in todo:
+    for number, (name, kind) in ((number, item) for number in range(UPDATES) for item in KINDS.items()):
         if (name, number) in done:
             continue
-        kind, began = KINDS[name], time.perf_counter()
+        began = time.perf_counter()
         victim = update_of(kind, number, sets[kind.dataset])
         sweep = jaxleak.Sweep(victim=victim, attacks=(kind.attack,), seeds=SEEDS, snapshots=())
-        report, result = audit(sweep, quiet=True, lanes=options.lanes)
-        made = environment()
+        report, result = jaxleak.audit(sweep, quiet=True, lanes=options.lanes)
+        first = result.rows[0]
         row = {
             "kind": name,
             "number": number,
@@ -158,7 +124,7 @@ def main() -> None:
             "restarts": len(result.rows),
             "evaluations": sum(trial["evaluations"] for trial in result.rows),
             "seconds": round(time.perf_counter() - began, 1),
-            **{key: made.get(key) for key in ("device", "revision", "jax")},
+            **{key: first[key] for key in ("device", "revision")},
         }
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
@@ -166,9 +132,9 @@ def main() -> None:
 
 
 def rows() -> list[dict[str, Any]]:
-    """The audits that are done, of all parts."""
-    paths = sorted(results_folder("verdicts").glob("audits-*.jsonl"))
-    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+    """The audits that are done."""
+    path = results_folder("verdicts") / "audits.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def results() -> list[tables.Results]:
@@ -182,9 +148,9 @@ def results() -> list[tables.Results]:
         decibels = f"{np.median([row['psnr'] for row in mine]):.0f}" if mine else tables.NONE
         seconds = f"{np.median([row['seconds'] for row in mine]):.0f}" if mine else tables.NONE
         counts = [str(verdicts[verdict]) for verdict in VERDICTS] if mine else [tables.NOT_RUN] * len(VERDICTS)
-        truth = "right" if kind.right else "wrong"
+        truth = "wrong" if kind.hint else "right"
         lines.append((name, truth, len(mine), *counts, wrong, kind.hint or tables.NONE, hinted, decibels, seconds))
-    right = [row for row in made if KINDS[row["kind"]].right]
+    right = [row for row in made if KINDS[row["kind"]].hint is None]
     recovered = sum(row["verdict"] == "recovered" for row in right)
     wrong = sum(row["verdict"] == "recovered" and not row["right_image"] for row in made)
     summary = f"Of {len(right)} right updates {recovered} are called recovered."

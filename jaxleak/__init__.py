@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from jaxleak.results.result import Result
     from jaxleak.results.store.run import Run
     from jaxleak.results.verdict import Criteria
+    from jaxleak.runs.audit.audit import audit
+    from jaxleak.runs.audit.risk import risk
     from jaxleak.runs.ray.driver import Ray
     from jaxleak.runs.run import attack, run_sweep
     from jaxleak.runs.sweep import Sweep
@@ -52,6 +54,8 @@ _HOMES = {
     "results.store.run": ("Run",),
     "runs.sweep": ("Sweep",),
     "results.result": ("Result",),
+    "runs.audit.audit": ("audit",),
+    "runs.audit.risk": ("risk",),
     "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.own_update": ("load_update",),
@@ -84,6 +88,7 @@ __all__ = [
     "Victim",
     "adapt_model",
     "attack",
+    "audit",
     "blocked_dot_general",
     "build_model",
     "draw_params",
@@ -96,6 +101,7 @@ __all__ = [
     "make_victim",
     "parameter_count",
     "parse_defence",
+    "risk",
     "run_sweep",
     "save_weights",
     "train_network",

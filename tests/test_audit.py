@@ -1,5 +1,6 @@
 """What is said of updates that are right, and of updates that are wrong in known ways."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,18 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import jaxleak
 from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
 from jaxleak.models import LeNet
-from jaxleak.runs.audit.audit import audit
+from jaxleak.models.weights import to_torch
+from jaxleak.runs.audit.audit import audit, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
 from jaxleak.runs.audit.hints import piecewise_linear, scattered_zeros
 from jaxleak.runs.audit.information import information
+from jaxleak.runs.audit.risk import risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
 from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.own_update import load_update, moved_statistics
 from jaxleak.threat.victim import Victim, draw_params
+from tests.commands import call, refusal
 from tests.oracles.require_torch import require_torch
 
 ROOT = Path(__file__).parent.parent
@@ -151,7 +156,7 @@ def test_a_clip_that_is_stated_is_attacked_by_its_direction(params, plain):
     assert said(victim_of(params, clipped, defences=(parse_defence("clip:1"),)))["verdict"] == "recovered"
 
 
-@pytest.mark.parametrize("attack", [IDLG, DLG], ids=["idlg", "dlg"])
+@pytest.mark.parametrize("attack", [IDLG, pytest.param(DLG, marks=pytest.mark.slow)], ids=["idlg", "dlg"])
 def test_another_sign_and_another_scale(params, plain, attack):
     flipped = said(victim_of(params, jax.tree.map(np.negative, plain)), attack, seeds=2)
     assert (flipped["verdict"], codes(flipped)) == ("unexplained", ["sign"])
@@ -193,6 +198,7 @@ def test_half_precision_lowers_the_floor_and_is_recovered(params, plain):
     assert report["floor"]["value"] > 100 * FLOOR
 
 
+@pytest.mark.slow
 def test_local_steps_that_were_not_stated(params):
     steps = Client(steps=5, lr=0.002)
     update = jax.tree.map(lambda leaf: leaf / 0.01, shared(params, HOT, steps))  # as if their mean were the gradient
@@ -204,6 +210,33 @@ def test_weights_instead_of_a_difference(params):
     report = said(victim_of(params, jax.tree.map(np.asarray, params)), seeds=1)
     assert report["verdict"] == "unexplained"
     assert "weights-not-difference" in codes(report)
+
+
+def files(params, update, folder: Path) -> tuple[Path, Path]:
+    """Both as PyTorch would save them."""
+    for name, tree in (("grads", update), ("w", params)):
+        tensors = {key: np.asarray(value) for key, value in to_torch(MODEL, tree, SHAPE).items()}
+        save_file(tensors, folder / f"{name}.safetensors")
+    return folder / "grads.safetensors", folder / "w.safetensors"
+
+
+def test_layers_that_are_missing_are_as_those_that_are_zero(params, plain, tmp_path):
+    update, weights = files(params, plain, tmp_path)
+    tensors = {name: tensor for name, tensor in load_file(update).items() if not name.startswith("body.0")}
+    save_file(tensors, update)
+    victim = load_update(update, weights, MODEL, image_shape=SHAPE)
+    assert silent_tensors(victim) == ["conv1/bias", "conv1/kernel"]
+    save_file({**tensors, "other.weight": tensors["body.2.weight"]}, update)
+    with pytest.raises(InputError, match="missing body"):  # another name, not another layer
+        load_update(update, weights, MODEL, image_shape=SHAPE)
+
+
+@pytest.mark.parametrize("factor", [1e300, 1e-300])
+def test_updates_out_of_range_are_refused_before_any_work(params, plain, tmp_path, factor):
+    huge = jax.tree.map(lambda leaf: factor * np.asarray(leaf, np.float64), plain)
+    update, weights = files(params, huge, tmp_path)
+    with pytest.raises(InputError, match="largest value"):
+        load_update(update, weights, MODEL, image_shape=SHAPE)
 
 
 @pytest.mark.slow
@@ -370,6 +403,49 @@ def test_more_noise_hides_more(params):
     assert known.error(known.noise_for(0.1)) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_risk_orders_defences_by_what_they_hide(params, tmp_path):
+    pixels = photos(6)
+    victim = victim_of(params, None, images=pixels)
+    compared = ("gaussian:1e-3", "gaussian:1e-1", "fp16", "int8", "prune:0.9", "clip:1", "dp-sgd:1:0.1", "clip:1 fp16")
+    found = risk(victim, compared)
+    errors = {line.defence: line.error for line in found.lines}
+    assert found.lines[0].defence == "none"
+    assert errors["none"] < errors["fp16"] < errors["int8"] < errors["gaussian:1e-1"]
+    assert errors["none"] < errors["gaussian:1e-3"] < errors["gaussian:1e-1"]
+    assert errors["none"] <= errors["clip:1"] * 1.01 < 2 * errors["none"]  # only the length is lost
+    assert errors["fp16"] == pytest.approx(errors["clip:1 fp16"], rel=0.2)
+    assert errors["none"] < errors["prune:0.9"]
+    assert errors["gaussian:1e-1"] > 0.1
+    assert [line.hidden for line in found.lines] == [line.error > 0.1 for line in found.lines]
+    assert 1e-3 < found.hiding_noise < 1e-1
+    json_file, picture = write_risk([found], tmp_path / "RISK")
+    assert json.loads(json_file.read_text())["updates"][0]["defences"][0]["defence"] == "none"
+    assert picture.stat().st_size > 1000
+
+
+def test_risk_from_the_command_line(tmp_path):
+    pixels = (255 * photos(6)).round().astype(np.uint8)
+    np.savez(tmp_path / "own.npz", images=pixels[:, :12, :12], labels=[1])
+    given = ("risk", "--dataset", tmp_path / "own.npz", "--images", 0, "--compare", "gaussian:0.1")
+    told = call(*given, "--out", tmp_path / "RISK")
+    assert told.code == 0, told.err
+    assert "gaussian:0.1" in told.out
+    assert "would hide the images" in told.out
+    assert (tmp_path / "RISK/risk.png").exists()
+    assert "`defence` must be one of" in refusal(*given, "--compare", "none:1", "--out", tmp_path / "R")
+    assert "`update` needs `weights`" in refusal(*given, "--update", tmp_path / "u", "--out", tmp_path / "R")
+
+
+def test_risk_of_a_file_without_its_images(params, plain, tmp_path):
+    update, weights = files(params, plain, tmp_path)
+    given = ("risk", "--update", update, "--weights", weights)
+    given = (*given, "--image-shape", *SHAPE, "--compare", "fp16", "--out", tmp_path / "RISK")
+    assert "has images of 32x32x3" in refusal(*given)
+    np.savez(tmp_path / "own.npz", images=(255 * photos(5)).round().astype(np.uint8), labels=[1])
+    told = call(*given, "--dataset", tmp_path / "own.npz")
+    assert told.code == 0, told.err
+
+
 def test_kinks_are_seen_in_the_program(params):
     assert not piecewise_linear(victim_of(params, None))
     assert piecewise_linear(victim_of(params, None, model=LeNet(num_classes=CLASSES, activation=nn.relu)))
@@ -379,5 +455,8 @@ def test_zeros_of_units_that_are_off_are_no_pruning():
     leaf = np.random.default_rng(0).normal(size=(30, 20))
     leaf[:, :7] = 0
     assert scattered_zeros({"a": leaf}) == 0
-    leaf[np.random.default_rng(1).uniform(size=leaf.shape) < 0.3] = 0
-    assert scattered_zeros({"a": leaf}) == pytest.approx(0.3, abs=0.05)
+    pruned = np.where(np.abs(leaf) < np.quantile(np.abs(leaf[leaf != 0]), 0.3), 0, leaf)
+    assert scattered_zeros({"a": pruned}) == pytest.approx(0.3, abs=0.05)
+    underflown = np.exp(np.random.default_rng(2).normal(scale=30, size=(30, 20)) - 80).astype(np.float32)
+    assert np.mean(underflown == 0) > 0.1
+    assert scattered_zeros({"a": underflown}) == 0

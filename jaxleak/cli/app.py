@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `attack`, `table`, `plot`, `report`, `bench`, `models`."""
+"""The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`."""
 
 import contextlib
 import sys
@@ -13,6 +13,7 @@ from jaxleak.cli.commands import (
     ModelsCommand,
     PlotCommand,
     ReportCommand,
+    RiskCommand,
     RunCommand,
     TableCommand,
 )
@@ -24,6 +25,7 @@ from jaxleak.cli.flags import (
     lanes,
     model_fields,
     own_victim,
+    risk_victim,
     sweep_of,
 )
 from jaxleak.cli.parse import parse
@@ -184,6 +186,28 @@ def attack(command: AttackCommand) -> int:
     return 0
 
 
+def risk(command: RiskCommand) -> int:
+    """`jaxleak risk`."""
+    from jaxleak.engine.devices import use_all_cores
+    from jaxleak.results.tables import risk_table
+    from jaxleak.runs.audit.risk import risk, write_risk
+    from jaxleak.threat.defences import parse_defence
+
+    for text in command.compare:
+        for part in text.split():
+            parse_defence(part)
+    use_all_cores()
+    victim = risk_victim(command)
+    found = [risk(victim, command.compare, update=update) for update in range(victim.updates)]
+    for one in found:
+        _console().print(risk_table([vars(line) for line in one.lines]))
+        noise = one.hiding_noise
+        words = f"noise of {noise:.2g} on every entry" if noise < float("inf") else "no noise"
+        print(f"{words} would hide the images (20 dB); the update's entries are {one.size:.2g} (root mean square)")
+    print(f"{command.out}: {', '.join(path.name for path in write_risk(found, command.out))}")
+    return 0
+
+
 def table(command: TableCommand) -> int:
     """`jaxleak table`."""
     _check_runs(command.runs)
@@ -282,6 +306,7 @@ def _console(width: int = 110):
 COMMANDS = {
     "run": (RunCommand, run),
     "attack": (AttackCommand, attack),
+    "risk": (RiskCommand, risk),
     "table": (TableCommand, table),
     "plot": (PlotCommand, plot),
     "report": (ReportCommand, report),

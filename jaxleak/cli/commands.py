@@ -22,6 +22,7 @@ from jaxleak.cli.groups import (
     OutputFlags,
     PictureFlags,
     Place,
+    RiskHere,
     SolverFlags,
     StartHere,
     UpdateHere,
@@ -53,6 +54,13 @@ ATTACK_GROUPS = {
     "defence": KnownDefence,
     "output": PictureFlags,
     "machine": DeviceFlags,
+}
+RISK_GROUPS = {
+    "most_needed": RiskHere,
+    "private_images": DataFlags,
+    "network": VictimFlags,
+    "client": ClientFlags,
+    "defence": KnownDefence,
 }
 
 
@@ -96,6 +104,16 @@ class AttackCommand(
 
     Says whether the images are recovered, ambiguous (the update does not determine them), unfinished (ended by the
     budget) or unexplained (something is assumed that is not so), and why. It ends as soon as that is certain.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class RiskCommand(KnownDefence, ClientFlags, VictimFlags, DataFlags, RiskHere):
+    """Say how much an update tells of its images, before anyone attacks it, and compare defences by it.
+
+    Example: jaxleak risk --model lenet --dataset photos --images 6 --out RISK
+
+    The Fisher information of the update gives the error of the best attack that can be; no attack is run.
     """
 
 

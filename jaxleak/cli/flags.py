@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxleak.cli.commands import AttackCommand, RunCommand
+from jaxleak.cli.commands import AttackCommand, RiskCommand, RunCommand
 from jaxleak.errors import InputError, check_choice, check_positive
 
 Command = RunCommand | AttackCommand
@@ -169,7 +169,62 @@ def own_victim(command: AttackCommand):
     )
 
 
-def build_client(command: Command):
+def risk_victim(command: RiskCommand):
+    """The victim whose update `jaxleak risk` looks at; images stand in for those of an update that nobody knows."""
+    from jaxleak.data import load_dataset
+    from jaxleak.runs.audit.risk import with_images
+    from jaxleak.threat.defences import parse_defence
+    from jaxleak.threat.from_dataset import make_victim
+    from jaxleak.threat.own_update import load_update
+
+    client, fields = build_client(command), model_fields(command.model_field)
+    defences = tuple(parse_defence(text) for text in command.defence)
+    if command.update is not None:
+        if command.weights is None:
+            raise InputError("`update` needs `weights`, the network before it; give --weights.")
+        victim = load_update(
+            command.update,
+            command.weights,
+            command.model,
+            image_shape=command.image_shape,
+            batch=command.batch,
+            client=client,
+            normalise=command.normalise,
+            truth=command.truth,
+            fields=fields,
+            defences=defences,
+        )
+        if victim.knows_truth:
+            return with_images(victim, victim.images, victim.labels)
+    data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
+    indices = list(command.images) if command.images else data.random_batches(1, command.batch, command.image_seed)
+    indices = [int(index) for index in indices]
+    if command.update is None:
+        return make_victim(
+            command.model,
+            data,
+            indices,
+            fields=fields,
+            network="shared" if command.weights is not None else command.network,
+            network_seed=command.network_seed,
+            weights=command.weights,
+            normalise=command.normalise,
+            batch=command.batch,
+            client=client,
+            defences=defences,
+        )
+    pixels, labels = data.images(indices)
+    if pixels.shape[1:] != command.image_shape:
+        shown = "x".join(map(str, pixels.shape[1:]))
+        wanted = "x".join(map(str, command.image_shape))
+        raise InputError(
+            f"`dataset` {command.dataset} has images of {shown}, and the update's are {wanted}; give --truth, or a "
+            "--dataset or --image-size that fits."
+        )
+    return with_images(victim, pixels, labels % victim.num_classes)
+
+
+def build_client(command: Command | RiskCommand):
     """The client that the flags describe."""
     from jaxleak.threat.client import Client
 

@@ -95,6 +95,39 @@ class UpdateHere:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RiskHere:
+    """What is looked at, and where the results go."""
+
+    out: Place
+    """Folder for risk.json and risk.png."""
+    model: str = "lenet"
+    """A model's name (`jaxleak models` lists them); with --update also a Python file with a function
+    build_model(classes) (or file.py:function)."""
+    dataset: str = "photos"
+    """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz.
+    With --update: stand-ins for images that are not known."""
+    images: Counts = None
+    """Which images: their index in the data set (default: one at random)."""
+    compare: tuple[str, ...] = (
+        "fp16",
+        "int8",
+        "gaussian:1e-4",
+        "gaussian:1e-3",
+        "gaussian:1e-2",
+        "prune:0.9",
+        "clip:1",
+    )
+    """Defences to compare, each written as for --defence; several at once in quotes: 'clip:1 gaussian:1e-3'."""
+    update: File = None
+    """Safetensors file of an update, named as in torch's state_dict; with --weights, as for `jaxleak attack`."""
+    image_shape: tuple[int, int, int] = (32, 32, 3)
+    """With --update: height, width and channels of the network's input."""
+    truth: File = None
+    """With --update: the private images with their labels, an .npz or a folder (default: images of --dataset stand in
+    for them)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataFlags:
     """Where the private images come from."""
 

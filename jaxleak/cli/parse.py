@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxleak.cli import commands, groups
-from jaxleak.cli.commands import ATTACK_GROUPS, RUN_GROUPS, AttackCommand, RunCommand
+from jaxleak.cli.commands import ATTACK_GROUPS, RISK_GROUPS, RUN_GROUPS, AttackCommand, RiskCommand, RunCommand
 
-GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS}
+GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS, RiskCommand: RISK_GROUPS}
 
 METAVARS: dict[Any, str] = {
     str: "NAME",

@@ -105,14 +105,19 @@ def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple
 def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Params:
     """A gradient, or a difference of weights, as a tree like the model's parameters.
 
-    Running statistics among the tensors, as in the difference of two state dicts, are not used.
+    Running statistics among the tensors, as in the difference of two state dicts, are not used. Tensors that are
+    missing, as of layers that were not trained, are zero.
 
     Raises:
-        InputError: a tensor is missing, extra, not finite, or of another shape than the model's parameters.
+        InputError: a tensor is extra, not finite, or of another shape than the model's parameters; or none is there.
     """
     expected = _expected(model, image_shape)
     needed = {name: tensor for name, tensor in expected.items() if tensor.path[0] == "params"}
-    _check_fit("update", model, state, image_shape, needed, expected | _known(model, state, image_shape, needed))
+    known = expected | _known(model, state, image_shape, needed)
+    if needed.keys() & state.keys() and not state.keys() - known.keys():
+        blanks = {name: np.zeros(tensor.torch_shape, np.float32) for name, tensor in needed.items()}
+        state = {**blanks, **state}
+    _check_fit("update", model, state, image_shape, needed, known)
     _check_finite("update", state, needed)
     return _collections(model, state, image_shape, needed)["params"]
 

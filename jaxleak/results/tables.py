@@ -213,6 +213,19 @@ def evidence_table(reports: Sequence[dict[str, Any]]) -> "Table":
     )
 
 
+def risk_table(lines: Sequence[dict[str, Any]]) -> "Table":
+    """One line for each defence, from `defences` of `risk.json`."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title="What the best attack can expect", title_justify="left", box=box.SIMPLE_HEAD)
+    rows = [
+        [line["defence"], f"{line['psnr']:.1f}", f"{line['error']:.2g}", "yes" if line["hidden"] else "no"]
+        for line in lines
+    ]
+    return _fill(table, ["defence"], ["PSNR\n[dB]", "error\nper pixel", "hidden\n(20 dB)"], rows)
+
+
 def rates_by_image(summary: Summary) -> "Table":
     """Success rate of each image, a line each, with a column for each attack, model and data set."""
     names = _name_columns([summary], None)

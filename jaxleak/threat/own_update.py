@@ -1,5 +1,6 @@
 """The user's own update, read from a file, as a victim whose images need not be known."""
 
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Float
 
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.kernels.precision import dtype
 from jaxleak.models.own import adapt_model
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
@@ -66,6 +68,7 @@ def load_update(
     module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
     check_layout(module, image_shape)
     variables = variables_from_torch(module, tensors, image_shape)
+    _check_range(shared)
     gradient = update_from_torch(module, shared, image_shape)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
         raise InputError("`update` is zero everywhere: there is nothing to match.")
@@ -91,6 +94,18 @@ def load_update(
         update=gradient,
         defences=tuple(defences),
     )
+
+
+def _check_range(tensors: Mapping[str, np.ndarray]) -> None:
+    """Raise where squares of an update cannot be computed in the precision jax is set to."""
+    largest = max((float(np.max(np.abs(tensor), initial=0)) for tensor in tensors.values()), default=0.0)
+    low, high = (1e-140, 1e150) if dtype() == "float64" else (1e-13, 1e17)
+    if largest and math.isfinite(largest) and not low < largest < high:
+        other = "" if dtype() == "float64" or not 1e-140 < largest < 1e150 else " Use --x64, or divide it."
+        raise InputError(
+            f"`update` must have its largest value between {low:g} and {high:g} to be computed with in {dtype()}; "
+            f"it is {largest:.2g}.{other or ' Divide it.'}"
+        )
 
 
 def moved_statistics(update: str | Path) -> bool:

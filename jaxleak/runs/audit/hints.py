@@ -21,6 +21,8 @@ CODES = (
 )
 SMALLEST = 1000  # entries of a tensor whose spectrum shows noise
 WHITE = 1.5  # times a random matrix's largest share of variance
+ALIKE = 1.6  # times: how far the sizes of noise in two tensors may differ
+GAP = 1e-4  # of a tensor's largest magnitude: pruning leaves none below
 SPARSE = 0.1  # share of single entries that are zero: more is pruning
 
 
@@ -137,9 +139,9 @@ def scale_hint(factor: float, victim: Victim) -> Hint:
 def noise_hint(victim: Victim, found: Found) -> list[Hint]:
     """A hint where what is left looks like noise, or where single entries of the update are zero.
 
-    In the largest tensor, of which the candidate can fit the smallest part, noise is white: its largest singular value
-    is that of a random matrix, and its kurtosis a Gaussian's (3) or a Laplacian's (6). What a wrong model leaves has
-    the structure of its gradient.
+    In the two largest tensors, of which the candidate can fit the smallest part, noise has one size and is white: its
+    largest singular value is that of a random matrix, and its kurtosis a Gaussian's (3) or a Laplacian's (6). What a
+    wrong model leaves has the structure and the sizes of its gradient.
 
     Source: Marchenko & Pastur 1967, the edge of the spectrum of a random matrix.
     """
@@ -148,19 +150,14 @@ def noise_hint(victim: Victim, found: Found) -> list[Hint]:
         text = f"{zeros:.0%} of the entries are zero, here and there: pruned? Say so with --defence prune:{zeros:.2g}"
         return [Hint("noise", text)]
     there = update_at(victim, victim.params, found.pixels, targets_of(victim, found.labels))
-    pairs = zip(leaves_of(victim.update), leaves_of(there), strict=True)
-    given, mine = max(pairs, key=lambda pair: pair[0].size)
-    if given.ndim < 2 or given.size < SMALLEST or not np.any(given):
+    pairs = sorted(zip(leaves_of(victim.update), leaves_of(there), strict=True), key=lambda pair: -pair[0].size)
+    largest = [(given, given - mine) for given, mine in pairs if given.ndim >= 2 and np.any(given)][:2]
+    if len(largest) < 2 or min(given.size for given, _ in largest) < SMALLEST:
         return []
-    rest = given - mine
-    deviation = float(rest.std())
-    kurtosis = float(np.mean((rest - rest.mean()) ** 4) / deviation**4)
-    matrix = rest.reshape(-1, rest.shape[-1])
-    tall, wide = max(matrix.shape), min(matrix.shape)
-    values = np.linalg.svd(matrix, compute_uv=False)
-    edge = (1 + math.sqrt(wide / tall)) ** 2 / wide
-    if not (values[0] ** 2 / np.sum(values**2) < WHITE * edge and 2 < kurtosis < 8):
+    deviations = [float(rest.std()) for _, rest in largest]
+    if not all(_is_white(rest) for _, rest in largest) or max(deviations) > ALIKE * min(deviations):
         return []
+    given, deviation = largest[0][0], deviations[0]
     levels = np.unique(np.round(given / np.max(np.abs(given)), 9)).size
     if levels < 0.5 * min(given.size, 2**16):
         text = f"the largest tensor has {levels} different values only: rounded? Say so with --defence int8"
@@ -169,17 +166,30 @@ def noise_hint(victim: Victim, found: Found) -> list[Hint]:
     return [Hint("noise", f"{text}Say so with --defence gaussian:{deviation:.2g}")]
 
 
+def _is_white(rest: Float[np.ndarray, "... k"]) -> bool:
+    deviation = float(rest.std())
+    kurtosis = float(np.mean((rest - rest.mean()) ** 4) / deviation**4) if deviation else 0.0
+    matrix = rest.reshape(-1, rest.shape[-1])
+    tall, wide = max(matrix.shape), min(matrix.shape)
+    values = np.linalg.svd(matrix, compute_uv=False)
+    edge = (1 + math.sqrt(wide / tall)) ** 2 / wide
+    return bool(values[0] ** 2 < WHITE * edge * np.sum(values**2)) and 2 < kurtosis < 8
+
+
 def scattered_zeros(update: PyTree) -> float:
-    """Share of the entries that are zero, not counting whole rows, columns or channels: those of units that are off."""
+    """Share of the entries that were set to zero: neither by units that are off (whole rows, columns or channels), nor
+    because small values end there."""
     zeros = total = 0
     for leaf in leaves_of(update):
         if leaf.ndim < 2 or not np.any(leaf):
             continue
+        magnitude = np.abs(leaf[leaf != 0])
+        pruned = magnitude.min() > GAP * magnitude.max()  # else small values have become zero by themselves
         alive = np.ones(leaf.shape, bool)
         for axis in range(leaf.ndim):
             others = tuple(other for other in range(leaf.ndim) if other != axis)
             alive &= np.any(leaf, axis=others, keepdims=True)
-        zeros += int(np.sum((leaf == 0) & alive))
+        zeros += int(np.sum((leaf == 0) & alive)) if pruned else 0
         total += int(np.sum(alive))
     return zeros / max(total, 1)
 
