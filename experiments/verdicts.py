@@ -36,6 +36,11 @@ COSINE = replace(jaxleak.IDLG, objective="cosine")
 Tree = Any
 
 
+def unchanged(update: Tree, rng: np.random.Generator) -> Tree:
+    del rng
+    return update
+
+
 def times(factor: float) -> Callable[[Tree, np.random.Generator], Tree]:
     return lambda update, rng: jax.tree.map(lambda leaf: np.float32(factor) * leaf, update)
 
@@ -62,7 +67,7 @@ class Kind:
     """
 
     hint: str | None = None
-    change: Callable[[Tree, np.random.Generator], Tree] = times(1.0)
+    change: Callable[[Tree, np.random.Generator], Tree] = unchanged
     client: jaxleak.Client = field(default_factory=jaxleak.Client)
     stated: jaxleak.Client = field(default_factory=jaxleak.Client)
     smoothing: float = 0.0
@@ -124,7 +129,7 @@ def main() -> None:
             "restarts": len(result.rows),
             "evaluations": sum(trial["evaluations"] for trial in result.rows),
             "seconds": round(time.perf_counter() - began, 1),
-            **{key: first[key] for key in ("device", "revision")},
+            **{key: first[key] for key in ("device", "git_revision", "git_dirty")},
         }
         with path.open("a") as file:
             file.write(json.dumps(row) + "\n")
