@@ -125,12 +125,12 @@ def audit(
     silent = silent_tensors(victim)
     before = hints_before(victim, silent, moved_statistics)
     sweep, floor = fitted(sweep, silent, stops=stops)
-    enough = Enough(ENOUGH, max(NEAR, floor.value))
+    known, enough = Known(), Enough(ENOUGH, max(NEAR, floor.value))
     result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough)
-    groups = [_group(result, sweep, attack, floor) for attack in sweep.attacks]
+    groups = [_group(result, sweep, attack, floor, known) for attack in sweep.attacks]
     if not result.summary["complete"] and all(group.verdict.at_floor < ENOUGH for group in groups):
         result = run_sweep(sweep, result.run.path, lanes=lanes, quiet=quiet)  # it was not enough after all
-        groups = [_group(result, sweep, attack, floor) for attack in sweep.attacks]
+        groups = [_group(result, sweep, attack, floor, known) for attack in sweep.attacks]
     best = min(groups, key=lambda group: (VERDICTS.index(group.verdict.verdict), _left(group)))
     verdict = _of_all(groups, best)
     hints, tried = list(before), []
@@ -172,7 +172,7 @@ def _found(group: Group) -> Found:
     return Found(group.attack, np.asarray(group.restarts.images[0], np.float64), labels, group.ended[0].left)
 
 
-def _group(result: Result, sweep: Sweep, attack: Attack, floor: Floor) -> Group:
+def _group(result: Result, sweep: Sweep, attack: Attack, floor: Floor, known: "Known") -> Group:
     """The restarts of one attack, carried on in float64 where they ended before the floor."""
     victim, group = sweep.victim, restarts(result, attack.name)
     budget = attack.iterations
@@ -190,7 +190,7 @@ def _group(result: Result, sweep: Sweep, attack: Attack, floor: Floor) -> Group:
         )
         needs = iterations_needed(share_left(attack.objective, traces[row["trial"]], norm2), floor.value)
         ended.append(Restart(left, spent and left > floor.value, needs, tuple(map(int, labels))))
-    group, ended, determined = _polished(victim, attack, group, ended, floor)
+    group, ended, determined = _polished(victim, attack, group, ended, floor, known)
     same = group.distances < AGREES
     undetermined = determined.sentences if determined else None
     flag = "--max-evaluations" if attack.max_evaluations is not None else "--iterations"
@@ -208,7 +208,7 @@ def compared(victim: Victim, attack: Attack) -> Any:
 
 
 def _polished(
-    victim: Victim, attack: Attack, group: Restarts, ended: list[Restart], floor: Floor
+    victim: Victim, attack: Attack, group: Restarts, ended: list[Restart], floor: Floor, known: "Known"
 ) -> tuple[Restarts, list[Restart], Determined | None]:
     """The restarts, those carried on in float64 that came near; and what is determined of the best one's images."""
     near = max(NEAR, floor.value)
@@ -221,15 +221,16 @@ def _polished(
         return group, ended, None
     weights, free = compared(victim, attack), attack.objective == "cosine"
     images, left, ended = list(group.images), [restart.left for restart in ended], list(ended)
-    known: dict[int, Information] = {}
+    computed = 0
     for place in places:
-        beside = next((there for there in known if np.all(_apart(images[place], group.images[there]) < AGREES)), None)
-        if beside is None and len(known) == DIFFERENT:
-            continue
         target = targets_of(victim, group.labels[place])
-        there = None if beside is None else known[beside]
-        carried, found = carry_on(victim, images[place], target, weights, floor.value, free_of_scale=free, known=there)
-        known[place if beside is None else beside] = found
+        beside = known.beside(attack, images[place], target)
+        computed += beside is None
+        if computed > DIFFERENT:
+            continue
+        carried, found = carry_on(victim, images[place], target, weights, floor.value, free_of_scale=free, known=beside)
+        if found is not beside:
+            known.add(attack, carried.pixels, target, found)
         if carried.left < left[place]:
             images[place], left[place] = carried
         # A Gauss-Newton step that gains nothing shows a minimum: more iterations would not lower it.
@@ -254,14 +255,33 @@ def _polished(
     polished = group._replace(rows=rows, images=np.stack(ordered), distances=distances, labels=labels)
     if left[best] > 10 * near:
         return polished, ended, None
-    if best not in known:
-        target = targets_of(victim, labels[0])
-        known[best] = information(victim, victim.params, images[best], target, weights, free_of_scale=free)
-    return polished, ended, determined_at(victim, images[best], known[best], floor)
+    target = targets_of(victim, labels[0])
+    found = known.beside(attack, images[best], target)
+    if found is None:
+        found = information(victim, victim.params, images[best], target, weights, free_of_scale=free)
+    return polished, ended, determined_at(victim, images[best], found, floor)
 
 
-def _apart(images: np.ndarray, others: np.ndarray) -> np.ndarray:
-    return relative_error(np.asarray(images), np.asarray(others))
+class Known:
+    """Information that was computed, for attacks that compare the same and images that are nearly the same."""
+
+    def __init__(self):
+        self._entries: list[tuple[Any, np.ndarray, np.ndarray, Information]] = []
+
+    def beside(self, attack: Attack, images: np.ndarray, target: np.ndarray) -> Information | None:
+        """That of the same images or nearly the same; None if there is none."""
+        for compares, others, targets, found in self._entries:
+            alike = compares == self._compares(attack) and np.array_equal(targets, target)
+            if alike and np.all(relative_error(np.asarray(images), others) < AGREES):
+                return found
+        return None
+
+    def add(self, attack: Attack, images: np.ndarray, target: np.ndarray, found: Information) -> None:
+        """Keep it; that of the latest images is found first."""
+        self._entries.insert(0, (self._compares(attack), np.asarray(images), target, found))
+
+    def _compares(self, attack: Attack) -> Any:
+        return attack.layers, attack.objective, attack.knows_defence
 
 
 def _of_all(groups: list[Group], best: Group) -> Verdict:
