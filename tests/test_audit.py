@@ -249,6 +249,68 @@ def test_a_batch_of_four(params):
     assert report["truth"]["psnr"] > 30
 
 
+def test_pixels_that_are_a_normalised_input_are_no_picture(params):
+    """A client with normalised inputs, audited as if they were pixels: the input is found, and it is no picture."""
+    mean, deviation = 0.45, 0.25
+    update = shared(params, HOT, pixels=(photos(6) - mean) / deviation)
+    report = said(victim_of(params, update))
+    assert (report["verdict"], codes(report)) == ("ambiguous", ["range"])
+    assert "--normalise" in report["hints"][0]["text"]
+
+
+def test_one_start_is_no_agreement(params, plain):
+    """Restarts from black pixels with one label are the same run again."""
+    report = said(victim_of(params, plain), replace(IDLG, init="black"), seeds=3)
+    assert report["verdict"] == "unfinished"
+    assert "use --start normal" in report["reasons"][0]
+
+
+def test_more_restarts_are_run_where_those_near_do_not_do(params, plain, monkeypatch):
+    """In a temporary directory too, which lives on."""
+    from jaxleak.runs.audit import group
+
+    real = group.carry_on
+
+    def once(*arguments, **settings):
+        monkeypatch.setattr(group, "carry_on", real)
+        raise ValueError("no memory")
+
+    monkeypatch.setattr(group, "carry_on", once)
+    report, result = audit(
+        Sweep(victim=victim_of(params, plain), attacks=(IDLG,), seeds=6, snapshots=()), quiet=True, lanes=2
+    )
+    assert report["verdict"] == "recovered"
+    assert len(result.rows) == 6
+
+
+def test_an_assumption_that_cannot_be_tried_loses_no_report(params, plain, monkeypatch):
+    from jaxleak.runs.audit import assumptions
+
+    def refuse(*arguments, **settings):
+        raise InputError("`train` needs more images.")
+
+    monkeypatch.setattr(assumptions, "refit", refuse)
+    report = said(victim_of(params, jax.tree.map(np.negative, plain)), seeds=2)
+    assert report["tried"][0]["error"] == "`train` needs more images."
+    assert report["verdict"] == "unexplained"
+
+
+def test_attacks_that_disagree_are_ambiguous(params, plain):
+    """The label that is known is another one's: with scale free either may explain it; here only one does."""
+    report, _ = audit(Sweep(victim=victim_of(params, plain), attacks=(IDLG, DLG), seeds=4, snapshots=()), quiet=True)
+    assert report["verdict"] == "recovered"
+    assert [attack["explain"] >= 2 for attack in report["attacks"]] == [True, True]
+
+
+def test_what_cannot_be_audited_is_refused(params, plain):
+    with pytest.raises(InputError, match="`dummies` of an audit"):
+        said(victim_of(params, plain), replace(IDLG, dummies=2))
+    pixels, labels = photos(6, 7), (3, 1)
+    batch = victim_of(params, plain, labels, images=pixels, defences=(parse_defence("dp-sgd:1:0.1"),))
+    with pytest.raises(InputError, match="dp-sgd clips each image"):
+        said(batch)
+
+
 def test_an_audit_needs_an_update():
     data = jaxleak.load_dataset("photos")
     victim = jaxleak.make_victim("lenet", data, [0])
@@ -356,14 +418,15 @@ def test_number_types():
 
 
 def test_the_floor_is_that_of_what_is_stated(params, plain):
-    right = floor_of(victim_of(params, plain))
+    ones = jax.tree.map(lambda leaf: 1.0, params)
+    right = floor_of(victim_of(params, plain), ones)
     assert 1e-12 < right.value < 1e-9
-    noisy = floor_of(victim_of(params, plain, defences=(parse_defence("gaussian:0.01"),)))
+    noisy = floor_of(victim_of(params, plain, defences=(parse_defence("gaussian:0.01"),)), ones)
     entries = sum(leaf.size for leaf in jax.tree.leaves(plain))
     norm2 = sum(float(np.sum(leaf**2)) for leaf in jax.tree.leaves(plain))
     assert noisy.value == pytest.approx(1e-4 * entries / norm2, rel=0.2)
     assert noisy.noise == pytest.approx(0.01)
-    steps = floor_of(victim_of(params, plain, client=Client(steps=2, lr=0.1)))
+    steps = floor_of(victim_of(params, plain, client=Client(steps=2, lr=0.1)), ones)
     assert steps.value > right.value
 
 

@@ -73,7 +73,7 @@ def share_left(objective: str, value: Any, norm2: Any) -> Any:
     """
     value = np.asarray(value, np.float64)
     if objective == "cosine":  # what the best multiple of the candidate's gradient leaves
-        return np.where(np.isfinite(value), 1 - np.square(1 - np.minimum(value, 1)), value)
+        return np.where(np.isfinite(value), np.minimum(value, 1) * (2 - np.minimum(value, 1)), value)
     with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
         return value / np.asarray(norm2, np.float64)
 

@@ -6,7 +6,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -176,10 +176,14 @@ class _Run:
         if self._engine.lanes is None and self._engine.best is None:
             limit = min(self._room // crew[0].bytes_each, self._most // (2 * len(crew)))
             self._search = LaneSearch(crew[0].count, len(crew), limit)
-        error = self._phase(crew)
-        while error is not None or (self._coming is not None and self._unfinished):
-            crew = self._exchange(crew) if error is None else self._shrink(crew, error)
+        try:
             error = self._phase(crew)
+            while error is not None or (self._coming is not None and self._unfinished):
+                crew = self._exchange(crew) if error is None else self._shrink(crew, error)
+                error = self._phase(crew)
+        finally:
+            if self._coming is not None:  # nothing compiles on beyond the run, whose settings may not last
+                wait([self._coming])
 
     @property
     def _unfinished(self) -> bool:

@@ -114,7 +114,8 @@ def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[in
     expected = _expected(model, image_shape)
     needed = {name: tensor for name, tensor in expected.items() if tensor.path[0] == "params"}
     known = expected | _known(model, state, image_shape, needed)
-    if needed.keys() & state.keys() and not state.keys() - known.keys():
+    foreign = {name for name in state if name.removesuffix(COUNTER) == name} - known.keys()
+    if needed.keys() & state.keys() and not foreign:
         blanks = {name: np.zeros(tensor.torch_shape, np.float32) for name, tensor in needed.items()}
         state = {**blanks, **state}
     _check_fit("update", model, state, image_shape, needed, known)

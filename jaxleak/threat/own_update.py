@@ -20,6 +20,8 @@ from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Defence
 from jaxleak.threat.victim import NORMALISATIONS, Victim
 
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
 
 def load_update(
     update: str | Path,
@@ -98,7 +100,8 @@ def load_update(
 
 def _check_range(tensors: Mapping[str, np.ndarray]) -> None:
     """Raise where squares of an update cannot be computed in the precision jax is set to."""
-    largest = max((float(np.max(np.abs(tensor), initial=0)) for tensor in tensors.values()), default=0.0)
+    parameters = [tensor for name, tensor in tensors.items() if not name.endswith(STATISTICS)]
+    largest = max((float(np.max(np.abs(tensor), initial=0)) for tensor in parameters), default=0.0)
     low, high = (1e-140, 1e150) if dtype() == "float64" else (1e-13, 1e17)
     if largest and math.isfinite(largest) and not low < largest < high:
         other = "" if dtype() == "float64" or not 1e-140 < largest < 1e150 else " Use --x64, or divide it."
@@ -111,7 +114,7 @@ def _check_range(tensors: Mapping[str, np.ndarray]) -> None:
 def moved_statistics(update: str | Path) -> bool:
     """True if the file of an update holds running statistics that moved, as a difference of two state dicts does."""
     tensors = read_tensors(update, "update")
-    return any(np.any(tensor) for name, tensor in tensors.items() if name.endswith(("running_mean", "running_var")))
+    return any(np.any(tensor) for name, tensor in tensors.items() if name.endswith(STATISTICS[:2]))
 
 
 def _with_head(model: Any, image_shape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

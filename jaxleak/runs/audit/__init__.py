@@ -1,10 +1,11 @@
-"""What can be said of an update whose images nobody knows.
+"""What can be said of an update whose images nobody knows: README.md in this folder.
 
-- `audit.py`: attack, then judge: the whole of `jaxleak attack`.
-- `floor.py`: what a right model leaves of an update.
+- `audit.py`: attack, then judge: the whole of `jaxleak attack`. `group.py`: the restarts of one attack.
+- `floor.py`: what a right model leaves of an update. `polish.py`: restarts brought there by Gauss-Newton steps.
 - `verdict.py`: recovered, ambiguous, unfinished or unexplained.
 - `information.py`: the Fisher information of an update about its images; `determinacy.py`: what it says of a finding.
-- `hints.py`: why nothing explains an update; `refit.py`: attacks again, in float64, under other assumptions.
+- `hints.py`: hints without an attack; `assumptions.py`: attacks under other assumptions; `losses.py`: which loss it was.
+- `refit.py`: an attack in float64 without a run directory.
 - `risk.py`: how much an update tells, before anyone attacks it.
 - `report.py`: report.json and the terminal.
 """

@@ -93,7 +93,11 @@ def search(victim: Victim, found: Found, floor: Floor, before: list[Hint]) -> Se
         if time.monotonic() - began > PATIENCE:
             tried.append({"assumption": assumption, "left": None})
             continue
-        outcome = act(found)
+        try:
+            outcome = act(found)
+        except Exception as error:  # it cannot be tried, as train mode on one value per channel; the report is written
+            tried.append({"assumption": assumption, "left": None, "error": " ".join(str(error).split())[:200]})
+            continue
         if outcome is None:
             continue
         tried.append({"assumption": assumption, "left": outcome.best.left})
@@ -160,7 +164,7 @@ def _any_loss(victim: Victim, found: Found, floor: Floor) -> Tried:
     again = refit(assumed, attack, starts=starts, iterations=150, floor=NEAR)
     best = _carried(assumed, again, slope[None], found, floor)
     best = replace(best, labels=np.array([np.argmin(slope)]))
-    if best.left > floor.value:
+    if not best.left <= floor.value:
         return Tried(best, [])
     hints = loss_hints(logits_at(victim, victim.params, best.pixels)[0], slope, victim, int(found.labels[0]))
     return Tried(best, hints, as_stated=not hints)
@@ -172,7 +176,7 @@ def _any_scale(victim: Victim, found: Found, floor: Floor, sign: int) -> Tried:
     again = refit(given, replace(found.attack, objective="cosine"), seeds=STARTS, iterations=200, floor=NEAR)
     target = targets_of(victim, again.labels[0])
     best = _carried(given, again, target, found, floor, free_of_scale=True)
-    if best.left > floor.value:
+    if not best.left <= floor.value:
         return Tried(best, [])
     factor = factor_between(update_at(victim, victim.params, best.pixels, target), given.update)
     hints = [] if abs(factor - 1) < 1e-3 else [scale_hint(factor, victim)]
@@ -199,7 +203,7 @@ def _any_loss_of_batch(victim: Victim, found: Found, floor: Floor) -> Tried:
 
 def _loss_of_batch(victim: Victim, found: Found, floor: Floor) -> list[Hint]:
     """The update as a sum of those with one-hot and with uniform targets: f ((1 - e) u(hot) + e u(uniform))."""
-    if found.left > max(floor.value, NEAR):
+    if not found.left <= max(floor.value, NEAR):
         return []
     hot = targets_of(victim, _in_order(victim, found))
     plain = flat(update_at(victim, victim.params, found.pixels, hot))

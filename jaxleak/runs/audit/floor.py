@@ -6,8 +6,22 @@ from dataclasses import dataclass
 
 import jax
 import numpy as np
+from jaxtyping import PyTree
 
-from jaxleak.threat.defences import DPSGD, BFloat16, Defence, Float16, Gaussian, Laplace, Quantise, shows_zeros
+from jaxleak.threat.defences import (
+    DPSGD,
+    BFloat16,
+    Clip,
+    Defence,
+    Float16,
+    Gaussian,
+    Laplace,
+    Prune,
+    PruneLayer,
+    Quantise,
+    TopK,
+    shows_zeros,
+)
 from jaxleak.threat.victim import Victim
 
 # Significant bits of the number types that updates are stored in, and the step of their smallest numbers.
@@ -54,16 +68,29 @@ def number_type(arrays: list[np.ndarray]) -> str:
     return "float64"
 
 
-def floor_of(victim: Victim) -> Floor:
+def clips(victim: Victim) -> bool:
+    """True if the client is known to clip: then only the direction of its update can be compared."""
+    return any(
+        (isinstance(defence, Clip) and defence.norm > 0) or (isinstance(defence, DPSGD) and defence.clip > 0)
+        for defence in victim.defences
+    )
+
+
+def floor_of(victim: Victim, weights: PyTree) -> Floor:
     """The floor for a given update; restarts are carried on in float64 before they are held against it.
 
     Args:
         victim: with `update`, and the `defences` that its client is known to use.
+        weights: of each entry in the comparison (`group.compared`); entries of weight 0 do not count.
     """
-    leaves = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.update)]
+    masks = [np.asarray(weight) > 0 for weight in jax.tree.leaves(weights)]
+    leaves = [
+        np.where(mask, np.asarray(leaf, np.float64), 0)
+        for mask, leaf in zip(masks, jax.tree.leaves(victim.update), strict=True)
+    ]
     norm2 = sum(float(np.sum(leaf**2)) for leaf in leaves)
-    stored = number_type(leaves)
-    bits, step = NUMBER_TYPES[stored]
+    kind = number_type(leaves)
+    bits, step = NUMBER_TYPES[kind]
 
     def rounding(arrays: list[np.ndarray], bits: int, step: float) -> float:
         """Expected squared error of rounding to so many bits."""
@@ -76,46 +103,62 @@ def floor_of(victim: Victim) -> Floor:
         "arithmetic": (ARITHMETIC * 2.0**-client_bits) ** 2 + SOLVED,
     }
     if victim.client.trains:  # a difference of two stored sets of weights
-        weights = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.params)]
-        parts["weights"] = 2 * rounding(weights, *NUMBER_TYPES[number_type(weights)]) / norm2
-    noise2, entries = _noise(victim, leaves)
+        stored = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.params)]
+        roundings = 1 + victim.client.total_steps(victim.batch)
+        parts["weights"] = roundings * rounding(stored, *NUMBER_TYPES[number_type(stored)]) / norm2
+    noise2, entries = _noise(victim, leaves, masks)
     if noise2:
         parts["defences"] = noise2 / norm2
     value = MARGIN * sum(share for name, share in parts.items() if name != "defences")
     value += parts.get("defences", 0.0) * (1 + DEVIATIONS * math.sqrt(2 / max(entries, 1)))
-    return Floor(min(value, 1.0), stored, parts, math.sqrt(noise2 / max(entries, 1)))
+    return Floor(min(value, 1.0), kind, parts, math.sqrt(noise2 / max(entries, 1)))
 
 
-def noise_variances(defences: Sequence[Defence], leaves: Sequence[np.ndarray], batch: int) -> list[float]:
-    """Variance that defences add to each entry of each tensor; of those that round, of the rounding.
+def noise_variances(defence: Defence, leaves: Sequence[np.ndarray], batch: int) -> list[np.ndarray]:
+    """Variance that a defence adds to each entry of each tensor; of one that rounds, of the rounding.
 
     Args:
-        defences: in their order. What is set to zero is not noise: see `floor_of`.
+        defence: what is set to zero is not noise: see `floor_of`.
         leaves: tensors of the update.
         batch: images of the update.
     """
-    variances = [0.0 for _ in leaves]
-    for defence in defences:
-        for place, leaf in enumerate(leaves):
-            if isinstance(defence, Gaussian | Laplace):
-                variances[place] += defence.sigma**2
-            elif isinstance(defence, DPSGD):
-                variances[place] += (defence.noise * defence.clip / batch) ** 2
-            elif isinstance(defence, Quantise) and defence.bits:
-                step = float(np.max(np.abs(leaf), initial=0)) / (2 ** (int(defence.bits) - 1) - 1)
-                variances[place] += step**2 / 12
-            elif isinstance(defence, Float16 | BFloat16) and defence.bits:
-                bits, step = NUMBER_TYPES["float16" if isinstance(defence, Float16) else "bfloat16"]
-                variances[place] += float(np.mean(np.maximum(np.abs(leaf) * 2.0**-bits, step / 2) ** 2)) / 3
-    return variances
+    if isinstance(defence, Gaussian | Laplace):
+        return [np.full(leaf.shape, defence.sigma**2) for leaf in leaves]
+    if isinstance(defence, DPSGD):
+        return [np.full(leaf.shape, (defence.noise * defence.clip / batch) ** 2) for leaf in leaves]
+    if isinstance(defence, Quantise) and defence.bits:
+        largest = 2 ** (int(defence.bits) - 1) - 1
+        return [np.full(leaf.shape, (np.max(np.abs(leaf), initial=0) / largest) ** 2 / 12) for leaf in leaves]
+    if isinstance(defence, Float16 | BFloat16) and defence.bits:
+        bits, step = NUMBER_TYPES["float16" if isinstance(defence, Float16) else "bfloat16"]
+        return [np.maximum(np.abs(leaf) * 2.0**-bits, step / 2) ** 2 / 3 for leaf in leaves]
+    return [np.zeros(leaf.shape) for leaf in leaves]
 
 
-def _noise(victim: Victim, leaves: list[np.ndarray]) -> tuple[float, int]:
+def _noise(victim: Victim, leaves: list[np.ndarray], masks: list[np.ndarray]) -> tuple[float, int]:
     """Expected squared norm of what the stated defences changed, and the entries it lies on."""
-    variances = noise_variances(victim.defences, leaves, victim.batch)
-    total = sum(leaf.size * variance for leaf, variance in zip(leaves, variances, strict=True))
-    if any(defence.sparse for defence in victim.defences) and not shows_zeros(victim.defences):
-        for leaf in leaves:  # entries that were dropped were no larger than the smallest one kept
-            kept = np.abs(leaf[leaf != 0])
-            total += float(np.sum(leaf == 0)) * float(np.min(kept, initial=np.inf)) ** 2 if kept.size else 0.0
-    return total, sum(leaf.size for leaf in leaves)
+    total, entries = (
+        0.0,
+        sum(int(np.sum(np.broadcast_to(mask, leaf.shape))) for mask, leaf in zip(masks, leaves, strict=True)),
+    )
+    for defence in victim.defences:
+        variances = noise_variances(defence, leaves, victim.batch)
+        total += sum(float(np.sum(mask * variance)) for mask, variance in zip(masks, variances, strict=True))
+        if defence.sparse and not shows_zeros(victim.defences):
+            total += _dropped(defence, leaves)
+    return total, entries
+
+
+def _dropped(defence: Defence, leaves: list[np.ndarray]) -> float:
+    """At most what entries were worth that were dropped and cannot be seen: they were the smallest ones."""
+    everything = np.concatenate([np.abs(leaf).ravel() for leaf in leaves])
+    parts = [everything]
+    if isinstance(defence, PruneLayer):
+        parts = [np.abs(leaf).ravel() for leaf in leaves]
+    dropped = 0.0
+    for values in parts:
+        share = defence.share if isinstance(defence, Prune | PruneLayer) else 0.0
+        if isinstance(defence, TopK) and defence.count:
+            share = max(0.0, 1 - defence.count / values.size)
+        dropped += share * values.size * float(np.quantile(values, share)) ** 2
+    return dropped

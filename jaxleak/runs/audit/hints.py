@@ -69,6 +69,8 @@ def hints_before(victim: Victim, silent: Sequence[str], moved_statistics: bool =
     if silent:
         shown = ", ".join(silent[:4]) + (f" and {len(silent) - 4} more" if len(silent) > 4 else "")
         text = "zero everywhere or missing; left out of what is compared, as layers that the client did not train"
+        if victim.client.total_steps(victim.batch) > 1:
+            text += " (later local steps are computed as if it had)"
         hints.append(Hint("frozen-layers", f"{shown} {'are' if len(silent) > 1 else 'is'} {text}"))
     alike = cosine(victim.update, victim.params)
     if alike > 0.5:
@@ -108,11 +110,12 @@ def factor_between(there: PyTree, update: PyTree) -> float:
 
 
 def head_bias(victim: Victim) -> Float[np.ndarray, "k"] | None:
-    """Gradient of the head's bias, None where it has none."""
+    """Gradient of the head's bias, None where it has none or was not trained."""
     try:
-        return np.asarray(head_gradient(victim.update, "bias"), np.float64)
+        bias = np.asarray(head_gradient(victim.update, "bias"), np.float64)
     except InputError:
         return None
+    return bias if np.any(bias) else None
 
 
 def sign_is_flipped(victim: Victim) -> bool:
@@ -127,13 +130,13 @@ def sign_is_flipped(victim: Victim) -> bool:
     return 0 < positive <= victim.batch and negative >= bias.size - victim.batch
 
 
-def scale_hint(factor: float, victim: Victim) -> Hint:
+def scale_hint(factor: float, victim: Victim, *, by_direction: bool = False) -> Hint:
     """A hint about an update that is a multiple of what was assumed."""
     what = "as by a learning rate, by clipping, or by a sum over images or steps"
     if victim.batch > 1 and abs(factor - victim.batch) < 1e-3 * factor:
         what = "the batch size: a sum over images instead of the mean"
-    text = f"the update is {factor:.4g} times what was assumed, {what}: divide it, or use --objective cosine"
-    return Hint("scale", text, proven=True)
+    advice = "" if by_direction else ": divide it, or use --objective cosine"
+    return Hint("scale", f"the update is {factor:.4g} times what was assumed, {what}{advice}", proven=True)
 
 
 def noise_hint(victim: Victim, found: Found) -> list[Hint]:
@@ -145,6 +148,8 @@ def noise_hint(victim: Victim, found: Found) -> list[Hint]:
 
     Source: Marchenko & Pastur 1967, the edge of the spectrum of a random matrix.
     """
+    if victim.defences:
+        return []  # it is stated
     zeros = scattered_zeros(victim.update)
     if zeros > SPARSE:
         text = f"{zeros:.0%} of the entries are zero, here and there: pruned? Say so with --defence prune:{zeros:.2g}"

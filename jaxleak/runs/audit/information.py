@@ -56,10 +56,18 @@ class Information:
         """Number of pixels of all images, channels counted singly."""
         return int(np.prod(self.shape))
 
+    @property
+    def smallest(self) -> float | None:
+        """The smallest singular value of the Jacobian; None where it is not known."""
+        return float(np.sqrt(max(self.values[0], 0))) if self.exact else None
+
     def variances(self, noise: float) -> Float[np.ndarray, "m"]:
         """Variance of the best attack's error along each direction, at noise of this standard deviation."""
         prior = 1 / (PIXEL_VARIANCE * self.pixels)
-        return 1 / (np.maximum(self.values, 0) / max(noise, 1e-300) ** 2 + prior)
+        # Eigenvalues that rounding may have made are 0.
+        rounding = self.pixels * np.finfo(np.float64).eps * float(self.values[-1])
+        values = np.where(self.values > rounding, self.values, 0)
+        return 1 / (values / max(noise, 1e-140) ** 2 + prior)
 
     def error(self, noise: float) -> float:
         """Expected root mean squared error per pixel, in 0..0.29; 0.29 is that of a guess."""
@@ -178,17 +186,24 @@ def compiled(victim: Victim, function: Callable, free_of_scale: bool, arguments:
     """
     types = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), arguments)
     leaves, structure = jax.tree.flatten(types)
-    key = None if victim.key is None else (victim.key, function, free_of_scale, structure, tuple(leaves))
-    if key is not None and key in _kept:
-        return _kept[key]
-    bound = functools.partial(function, victim.without_data() if key is not None else victim, free_of_scale)
+    key = (_key(victim), function, free_of_scale, structure, tuple(leaves))
+    if key in _kept:
+        return _kept[key][0]
+    bound = functools.partial(function, victim.without_data(), free_of_scale)
     options = chunk_options() if jax.default_backend() == "cpu" else None
     result = jax.jit(bound, compiler_options=options).lower(*types).compile()
-    if key is not None:
-        while len(_kept) >= KEPT:
-            _kept.pop(next(iter(_kept)))
-        _kept[key] = result
+    while len(_kept) >= KEPT:
+        _kept.pop(next(iter(_kept)))
+    _kept[key] = result, victim.model, victim.batch_stats  # which must live as long as their `id` stands in the key
     return result
+
+
+def _key(victim: Victim) -> Hashable:
+    """What a function of a victim depends on besides its arguments."""
+    if victim.key is not None:
+        return victim.key
+    own = id(victim.model), id(victim.batch_stats), victim.client, victim.normalisation, victim.knows_statistics
+    return own, victim.batch, victim.shape, victim.num_classes
 
 
 def _randomised(victim: Victim, free_of_scale: bool, arguments: Any, shape: tuple[int, ...]) -> Information:

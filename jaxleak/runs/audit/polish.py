@@ -56,7 +56,8 @@ def residual(victim: Victim, free_of_scale: bool, params, pixels, target, weight
         factor = dot(there, wanted) / jnp.where(own > 0, own, 1)
     rest = jax.tree.map(lambda u, g: u - factor * g, wanted, there)
     pulled = jax.tree.map(lambda leaf, w: w * leaf / jnp.where(factor == 0, 1, factor), rest, weights)
-    return Residual(dot(rest, rest) / norm2, back(pulled)[0])
+    left = dot(rest, rest) / norm2
+    return Residual(jnp.where(factor > 0, left, jnp.maximum(left, 1)), back(pulled)[0])
 
 
 def solved(victim: Victim, free_of_scale: bool, params, pixels, target, weights, slope, damping) -> Float[Any, "p"]:

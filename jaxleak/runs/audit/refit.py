@@ -1,6 +1,7 @@
 """An update attacked again in float64, from given or drawn starts, without a run directory."""
 
 import contextlib
+import time
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, PyTree
 
+from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
@@ -18,11 +20,12 @@ from jaxleak.solvers import LBFGS
 from jaxleak.threat.client import client_update
 from jaxleak.threat.victim import Victim
 
+PATIENCE = 60.0  # seconds of a second attack, compiling not counted
 CONFIDENT = 6.0  # logit by which a start's label stands above the others
 
 
 class _ReachedError(Exception):
-    """A restart has reached the floor: the others need not go on."""
+    """A restart has reached the floor, or time is up: the others do not go on."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,7 @@ def refit(
     seeds: int = 4,
     iterations: int = 100,
     floor: float = 0.0,
+    every: bool = False,
 ) -> Refit:
     """Attack again in float64 with L-BFGS, without priors.
 
@@ -60,6 +64,7 @@ def refit(
         seeds: restarts.
         iterations: of L-BFGS, of 20 evaluations each.
         floor: share at which a restart ends, and the others with it.
+        every: the others go on.
     """
     plain = Attack(
         name="refit",
@@ -71,7 +76,7 @@ def refit(
         knows_defence=attack.knows_defence,
         solver=LBFGS(history=50),
         iterations=iterations,
-        stop_objective=stop_for(attack.objective, floor, victim),
+        stop_objective=stop_for(attack.objective, floor, victim, layer_weights(attack.layers, victim.params)),
     )
     if starts is not None:
         seeds = len(next(iter(starts.values())))
@@ -83,32 +88,45 @@ def refit(
         image = np.full(seeds, victim.indices[0], np.int32)
         jobs = Job(np.arange(seeds, dtype=np.int32), zeros, image, np.arange(seeds, dtype=np.int32))
 
+        began = time.monotonic()
+
+        def in_time() -> None:
+            if time.monotonic() - began > PATIENCE:
+                raise _ReachedError
+
         def take(finished: Finished) -> None:
             ended.append((finished.outcomes, finished.jobs.seed))
-            if np.any(
-                share_left(plain.objective, finished.outcomes.objective, finished.outcomes.update_norm2) <= floor
-            ):
+            outcomes = finished.outcomes
+            reached = share_left(plain.objective, outcomes.objective, outcomes.update_norm2) <= floor
+            if not every and np.any(reached):
                 raise _ReachedError
 
         with contextlib.suppress(_ReachedError):
-            engine.run(jobs, take)
+            engine.run(jobs, take, in_time)
         engine.forget()
+    if not ended:
+        nothing = np.full((1, victim.batch, *victim.shape), np.nan)
+        return Refit(nothing, np.zeros((1, victim.batch), int), np.array([np.inf]), np.zeros(1, int))
     outcome, seed = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     left = share_left(plain.objective, outcome.objective, outcome.update_norm2)
-    order = np.argsort(np.where(np.isfinite(left), left, np.inf))
+    left = np.where(np.isfinite(left), left, np.inf)
+    order = np.argsort(left)
     return Refit(outcome.candidate[order], outcome.label_found[order], left[order], seed[order])
 
 
-def stop_for(objective: str, floor: float, victim: Victim) -> float:
-    """The objective at which half the floor is left."""
+def stop_for(objective: str, floor: float, victim: Victim, weights: PyTree | None = None) -> float:
+    """The objective at which half the floor is left; `weights` are those of the comparison."""
     if objective == "cosine":
         return floor / 4  # 1 - cos^2 is about twice 1 - cos
-    return floor / 2 * squared_norm_of(victim.update)
+    return floor / 2 * squared_norm_of(victim.update, weights)
 
 
-def squared_norm_of(update: PyTree) -> float:
-    """Squared norm over all tensors, in float64."""
-    return sum(float(np.sum(np.asarray(leaf, np.float64) ** 2)) for leaf in jax.tree.leaves(update))
+def squared_norm_of(update: PyTree, weights: PyTree | None = None) -> float:
+    """Squared norm over all tensors, in float64; with the weight of each entry, if there are any."""
+    if weights is None:
+        weights = jax.tree.map(lambda leaf: 1.0, update)
+    pairs = zip(jax.tree.leaves(weights), jax.tree.leaves(update), strict=True)
+    return sum(float(np.sum(weight * np.asarray(leaf, np.float64) ** 2)) for weight, leaf in pairs)
 
 
 def starts_from(victim: Victim, pixels: Float[np.ndarray, "n b h w c"], labels: Int[np.ndarray, "n b"]) -> dict:

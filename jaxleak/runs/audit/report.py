@@ -1,11 +1,13 @@
 """The report of an audit: `report.json`, and what the terminal says."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxleak.data.paths import write_atomically
 from jaxleak.results.store.parts import json_bytes
+from jaxleak.runs.audit.determinacy import HIDDEN
 
 MEANS = {
     "recovered": "the update gives the private data away",
@@ -17,7 +19,16 @@ MEANS = {
 
 def write(folder: Path, report: dict[str, Any]) -> None:
     """Write `report.json`."""
-    write_atomically(folder / "report.json", json_bytes(report))
+    write_atomically(folder / "report.json", json_bytes(finite(report)))
+
+
+def finite(content: Any) -> Any:
+    """The same with None for numbers that JSON does not have."""
+    if isinstance(content, dict):
+        return {key: finite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def sentences(report: dict[str, Any]) -> Iterator[str]:
@@ -26,12 +37,15 @@ def sentences(report: dict[str, Any]) -> Iterator[str]:
     reasons = "; ".join(report["reasons"])
     yield f"verdict: {verdict} ({MEANS[verdict]}): {reasons}."
     found = report["determined"]
-    if found is not None:
+    if found is not None and verdict != "unexplained":
         hidden = found["hiding_noise"]
         noise = "no noise hides it" if hidden is None else f"noise of {hidden:.2g} on every entry would hide it (20 dB)"
-        yield f"determined: to {found['psnr']:.0f} dB by the update alone; {noise}."
+        noise = "it is hidden without noise" if found["error_per_pixel"] >= HIDDEN else noise
+        at_most = "" if found["exact"] else "at most "
+        yield f"determined: {at_most}to {found['psnr']:.0f} dB by the update alone; {noise}."
     if report["truth"] is not None:
         truth = report["truth"]
-        yield f"truth: {truth['psnr']:.1f} dB, {'the same image' if truth['right'] else 'another image'}."
+        decibels = "exact" if truth["psnr"] is None else f"{truth['psnr']:.1f} dB"
+        yield f"truth: {decibels}, {'the same image' if truth['right'] else 'another image'}."
     for hint in report["hints"]:
         yield f"hint: {hint['code']}: {hint['text']}."

@@ -22,7 +22,7 @@ from jaxleak.runs.audit.determinacy import HIDDEN, psnr
 from jaxleak.runs.audit.floor import ARITHMETIC, MARGIN, noise_variances
 from jaxleak.runs.audit.information import Information, information
 from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
-from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence, shows_zeros
+from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence
 from jaxleak.threat.victim import Victim
 
 # What is compared where nothing else is asked for, the weakest first.
@@ -79,7 +79,7 @@ class Risk:
             "hiding_noise": hiding if math.isfinite(hiding) else None,
             "hiding_noise_over_update": hiding / self.size if math.isfinite(hiding) and self.size else None,
             "exact": known.exact,
-            "smallest_singular_value": float(np.sqrt(max(known.values[0], 0))),
+            "smallest_singular_value": known.smallest,
             "largest_singular_value": float(np.sqrt(max(known.values[-1], 0))),
             "defences": [vars(line) for line in self.lines],
             "noise": [
@@ -108,6 +108,8 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
     params, pixels, target = _one(victim, update, seed)
     shared = update_at(victim, params, pixels, target)
     norm2 = squared_norm_of(shared)
+    if not norm2 > 0:
+        raise InputError("`risk` needs an update; this network has no gradient at these images.")
     entries = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(shared))
     size = math.sqrt(norm2 / entries)
     noise = size * math.sqrt(MARGIN) * ARITHMETIC * 2.0**-24
@@ -144,33 +146,59 @@ def _error(
     """Expected error per pixel under these defences, by an attacker who knows them."""
     if not defences:
         return known.error(noise)
-    leaves, structure = jax.tree.flatten(shared)
-    clip = next((defence for defence in defences if isinstance(defence, Clip | DPSGD)), None)
-    factor = 1.0
-    if clip is not None:
-        limit = clip.norm if isinstance(clip, Clip) else clip.clip
-        factor = min(1.0, limit / math.sqrt(squared_norm_of(shared))) if limit else 1.0
-    scaled = [factor * np.asarray(leaf) for leaf in leaves]
-    variances = [(factor * noise) ** 2 + each for each in noise_variances(defences, scaled, victim.batch)]
-    masks = [np.ones(()) for _ in leaves]
-    if shows_zeros(defences):
-        with float64():
-            kept = defend(defences, structure.unflatten(list(map(jnp.asarray, scaled))), jax.random.key(0))
-        masks = [np.asarray(leaf) != 0 for leaf in jax.tree.leaves(kept)]
-    alike = np.allclose(variances, variances[0], rtol=1e-6, atol=0)
-    if alike and factor == 1.0 and not shows_zeros(defences):
-        return known.error(math.sqrt(variances[0]))
-    weights = [mask * (variances[0] / each) for mask, each in zip(masks, variances, strict=True)]
-    changed = information(
-        victim,
-        params,
-        pixels,
-        target,
-        structure.unflatten(weights),
-        free_of_scale=factor < 1,
-        spectrum_only=True,
-    )
-    return changed.error(math.sqrt(variances[0]) / factor)
+    seen = _through(defences, shared, victim.batch, noise)
+    variances = [
+        np.broadcast_to(variance, mask.shape) for variance, mask in zip(seen.variances, seen.masks, strict=True)
+    ]
+    first = float(variances[0].ravel()[0])
+    alike = all(np.allclose(variance, first, rtol=1e-6, atol=0) for variance in variances)
+    if alike and all(np.all(mask) for mask in seen.masks) and not seen.clipped:
+        return known.error(math.sqrt(first) / seen.factor)
+    weights = [mask * (first / variance) for mask, variance in zip(seen.masks, variances, strict=True)]
+    tree = jax.tree.structure(shared).unflatten(weights)
+    changed = information(victim, params, pixels, target, tree, free_of_scale=seen.clipped, spectrum_only=True)
+    return changed.error(math.sqrt(first) / seen.factor)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """An update after defences: what an attacker who knows them sees of the one before.
+
+    Attributes:
+        factor: by which it was scaled.
+        variances: of the noise on each entry, after all defences.
+        masks: False where entries were set to zero.
+        clipped: the factor is not known to the attacker.
+    """
+
+    factor: float
+    variances: list[np.ndarray]
+    masks: list[np.ndarray]
+    clipped: bool
+
+
+def _through(defences: Sequence[Defence], shared: PyTree, batch: int, noise: float) -> _Seen:
+    """The defences in their order. An attacker is taken to know which entries were set to zero: the safe side."""
+    leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, shared))
+    factor, clipped = 1.0, False
+    variances = [np.full(leaf.shape, noise**2) for leaf in leaves]
+    masks = [np.ones(leaf.shape, bool) for leaf in leaves]
+    for defence in defences:
+        limit = defence.norm if isinstance(defence, Clip) else defence.clip if isinstance(defence, DPSGD) else 0.0
+        norm = math.sqrt(squared_norm_of(leaves))
+        if limit and norm > limit:
+            times = limit / norm
+            factor, clipped = factor * times, True
+            leaves = [times * leaf for leaf in leaves]
+            variances = [times**2 * variance for variance in variances]
+        added = noise_variances(defence, leaves, batch)
+        variances = [variance + more for variance, more in zip(variances, added, strict=True)]
+        if defence.sparse:
+            with float64():
+                kept = defend((defence,), structure.unflatten(list(map(jnp.asarray, leaves))), jax.random.key(0))
+            leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(kept)]
+            masks = [mask & (leaf != 0) for mask, leaf in zip(masks, leaves, strict=True)]
+    return _Seen(factor, variances, masks, clipped)
 
 
 def with_images(victim: Victim, pixels: Float[np.ndarray, "b h w c"], labels: Any) -> Victim:

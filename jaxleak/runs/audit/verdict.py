@@ -55,6 +55,8 @@ def judge(
     *,
     budget: int,
     flag: str = "--iterations",
+    needed: int = 2,
+    alone: str = "",
 ) -> Verdict:
     """The verdict on the restarts of one attack.
 
@@ -66,6 +68,8 @@ def judge(
             where no restart comes near.
         budget: iterations that a restart had.
         flag: the budget's.
+        needed: restarts that must agree: one of an attack in closed form.
+        alone: advice where one restart explains the update and nothing agrees with it.
     """
     explains = [restart.left <= floor for restart in restarts]
     count = sum(explains)
@@ -91,9 +95,12 @@ def judge(
         parts.insert(0, _disagreement(slots, count, labels))
     if parts:
         return Verdict("ambiguous", [f"{reached}, but {parts[0]}", *parts[1:]], **numbers)
-    if count == 1:
+    if undetermined is None:
+        reason = f"{reached}, but whether it determines their images could not be computed"
+        return Verdict("ambiguous", [reason], **numbers)
+    if count < needed:
         unfinished = [restart for restart in restarts[1:] if restart.by_budget]
-        more = f"raise {flag}" if unfinished else "use more --seeds"
+        more = alone or (f"raise {flag}" if unfinished else "use more --seeds")
         return Verdict(
             "unfinished",
             [f"one of {len(restarts)} restarts explains the update, and nothing agrees with it: {more}"],
