@@ -138,6 +138,7 @@ def test_a_right_update_is_recovered(params, plain, tmp_path):
         assert (tmp_path / "RUN" / name).stat().st_size > 100
 
 
+@pytest.mark.slow
 def test_a_budget_that_ended_is_said_with_what_would_do(params, plain):
     report = said(victim_of(params, plain), replace(IDLG, iterations=6), seeds=2)
     assert report["verdict"] == "unfinished"
@@ -151,6 +152,7 @@ def test_a_clipped_gradient_is_recovered_by_its_direction(params, plain):
     assert "0.07 times" in report["hints"][0]["text"]
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_stated_is_attacked_by_its_direction(params, plain):
     clipped = jax.tree.map(lambda leaf: 0.07 * leaf, plain)
     assert said(victim_of(params, clipped, defences=(parse_defence("clip:1"),)))["verdict"] == "recovered"
@@ -171,6 +173,7 @@ def test_another_loss(params):
     assert "label smoothing 0.1 " in report["hints"][0]["text"]
 
 
+@pytest.mark.slow
 def test_layers_that_are_zero_are_named_and_not_compared(params, plain):
     frozen = {**plain, "conv1": jax.tree.map(np.zeros_like, plain["conv1"])}
     report = said(victim_of(params, frozen))
@@ -179,6 +182,7 @@ def test_layers_that_are_zero_are_named_and_not_compared(params, plain):
     assert report["verdict"] != "unexplained" or report["truth"]["psnr"] < 20
 
 
+@pytest.mark.slow
 def test_noise_is_told_from_a_wrong_model_and_can_be_stated(params, plain):
     rng = np.random.default_rng(0)
     noisy = jax.tree.map(lambda leaf: leaf + np.float32(0.02) * rng.normal(size=leaf.shape).astype(np.float32), plain)
@@ -190,6 +194,7 @@ def test_noise_is_told_from_a_wrong_model_and_can_be_stated(params, plain):
     assert stated["determined"]["psnr"] == pytest.approx(stated["truth"]["psnr"], abs=4)
 
 
+@pytest.mark.slow
 def test_half_precision_lowers_the_floor_and_is_recovered(params, plain):
     half = jax.tree.map(lambda leaf: leaf.astype(np.float16).astype(np.float32), plain)
     report = said(victim_of(params, half))
@@ -206,6 +211,7 @@ def test_local_steps_that_were_not_stated(params):
     assert (report["verdict"], codes(report)) == ("unexplained", ["client-steps"])
 
 
+@pytest.mark.slow
 def test_weights_instead_of_a_difference(params):
     report = said(victim_of(params, jax.tree.map(np.asarray, params)), seeds=1)
     assert report["verdict"] == "unexplained"
@@ -258,6 +264,7 @@ def test_pixels_that_are_a_normalised_input_are_no_picture(params):
     assert "--normalise" in report["hints"][0]["text"]
 
 
+@pytest.mark.slow
 def test_one_start_is_no_agreement(params, plain):
     """Restarts from black pixels with one label are the same run again."""
     report = said(victim_of(params, plain), replace(IDLG, init="black"), seeds=3)
@@ -265,6 +272,7 @@ def test_one_start_is_no_agreement(params, plain):
     assert "use --start normal" in report["reasons"][0]
 
 
+@pytest.mark.slow
 def test_more_restarts_are_run_where_those_near_do_not_do(params, plain, monkeypatch):
     """In a temporary directory too, which lives on."""
     from jaxleak.runs.audit import group
@@ -295,6 +303,7 @@ def test_an_assumption_that_cannot_be_tried_loses_no_report(params, plain, monke
     assert report["verdict"] == "unexplained"
 
 
+@pytest.mark.slow
 def test_attacks_that_disagree_are_ambiguous(params, plain):
     """The label that is known is another one's: with scale free either may explain it; here only one does."""
     report, _ = audit(Sweep(victim=victim_of(params, plain), attacks=(IDLG, DLG), seeds=4, snapshots=()), quiet=True)

@@ -4,7 +4,7 @@
 - `floor.py`: what a right model leaves of an update. `polish.py`: restarts brought there by Gauss-Newton steps.
 - `verdict.py`: recovered, ambiguous, unfinished or unexplained.
 - `information.py`: the Fisher information of an update about its images; `determinacy.py`: what it says of a finding.
-- `hints.py`: hints without an attack; `assumptions.py`: attacks under other assumptions; `losses.py`: which loss it was.
+- `hints.py`: hints without an attack; `assumptions.py`: attacks under others; `losses.py`: which loss it was.
 - `refit.py`: an attack in float64 without a run directory.
 - `risk.py`: how much an update tells, before anyone attacks it.
 - `report.py`: report.json and the terminal.
