@@ -441,7 +441,7 @@ def test_a_complete_run_is_not_run_again(small, data, no_engine):
         ({"images": (4, 1)}, "victim.images: [4,1,3] in the directory, [4,1] asked"),
         ({"network": "shared"}, 'victim.network: "per-trial" in the directory, "shared" asked'),
         ({"attacks": (QUICK_DLG,)}, "attacks: "),
-        ({"attacks": (QUICK_DLG, replace(QUICK_IDLG, iterations=3))}, "attacks: "),
+        ({"attacks": (QUICK_DLG, replace(QUICK_IDLG, iterations=3))}, "attacks.idlg.iterations: 2 in the directory, 3"),
         ({"criteria": Criteria(objective=1e-3)}, "criteria.objective: 0.0001 in the directory, 0.001 asked"),
         ({"snapshots": (0,)}, "snapshots: [0,1] in the directory, [0] asked"),
         ({"starts": {name: np.zeros((2, 1, 3)) for name in ("image", "label")}}, "starts"),

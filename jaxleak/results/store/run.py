@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import pyarrow
 
 FORMAT = 3  # raise it when a column's type or a file's layout changes: parts of another format are refused, not rerun
+_ABSENT = object()
 
 
 def _canonical(value: Any) -> str:
@@ -57,23 +58,39 @@ def settings_hash(settings: dict[str, Any]) -> str:
     return hashlib.sha256(_canonical(_as_json(settings)).encode()).hexdigest()[:12]
 
 
-def _leaves(settings: Any, prefix: str = "") -> dict[str, str]:
-    if isinstance(settings, dict) and settings:
-        nested = (_leaves(value, f"{prefix}.{key}" if prefix else key) for key, value in settings.items())
-        return {name: text for leaves in nested for name, text in leaves.items()}
-    return {prefix: _canonical(settings)}
+def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
+    """`seeds: 50 in the directory, 20 asked`, for every setting that differs, with nested names dotted.
+
+    What stands in a list of several settings goes by its own name, as in `attacks.dlg.iterations`.
+    """
+    if isinstance(stored, dict) and isinstance(asked, dict):
+        pairs = [(key, stored.get(key, _ABSENT), asked.get(key, _ABSENT)) for key in stored | asked]
+    elif _holds_settings(stored) and _holds_settings(asked) and len(stored) == len(asked):
+        pairs = [(old.get("name", n), old, new) for n, (old, new) in enumerate(zip(stored, asked, strict=True))]
+    else:
+        old, new = _text(stored), _text(asked)
+        return [] if old == new else [f"{name}: {_near(old, new)} in the directory, {_near(new, old)} asked"]
+    nested = (_differences(old, new, f"{name}.{key}" if name else str(key)) for key, old, new in pairs)
+    return [text for texts in nested for text in texts]
 
 
-def _differences(stored: dict[str, Any], asked: dict[str, Any]) -> list[str]:
-    """`seeds: 50 in the directory, 20 asked`, for every setting that differs, with nested names dotted."""
-    old, new = _leaves(stored), _leaves(_as_json(asked))
+def _holds_settings(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
 
-    def shown(leaves: dict[str, str], name: str) -> str:
-        text = leaves.get(name, "absent")
-        return text if len(text) <= 80 else f"{text[:77]}..."
 
-    names = [name for name in old | new if old.get(name) != new.get(name)]
-    return [f"{name}: {shown(old, name)} in the directory, {shown(new, name)} asked" for name in names]
+def _text(value: Any) -> str:
+    """As JSON; of several settings their names."""
+    named = _holds_settings(value) and all("name" in part for part in value)
+    return "absent" if value is _ABSENT else _canonical([part["name"] for part in value] if named else value)
+
+
+def _near(text: str, other: str) -> str:
+    """The text, or of a long one the part where it begins to differ from the other."""
+    if len(text) <= 80:
+        return text
+    first = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
+    start = max(0, first - 37)
+    return f"{'...' * (start > 0)}{text[start : start + 74]}{'...' * (start + 74 < len(text))}"
 
 
 def _other_settings(path: Path, differences: list[str]) -> str:
@@ -108,7 +125,7 @@ def _begun(path: Path, settings: dict[str, Any], environment: dict[str, Any]) ->
             create(path / "run.json", json_bytes(description))
             return description
     description = _read_description(path)
-    differences = _differences(description["settings"], settings)
+    differences = _differences(description["settings"], _as_json(settings))
     if differences:
         raise InputError(_other_settings(path, differences))
     return description
@@ -227,7 +244,7 @@ class Run:
             return
         _make_directory(path)
         if (path / "run.json").exists():
-            differences = _differences(_read_description(path)["settings"], settings)
+            differences = _differences(_read_description(path)["settings"], _as_json(settings))
             known = [text for text in differences if not text.startswith(tuple(f"{name}:" for name in later))]
             if known:
                 raise InputError(_other_settings(path, known))
