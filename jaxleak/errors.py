@@ -1,9 +1,12 @@
 """The one exception for a user's mistake: the command line prints it as one line and exits with 2."""
 
+import contextlib
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from numbers import Real
+from pathlib import Path
+from typing import Any
 
 
 class InputError(ValueError):
@@ -22,6 +25,54 @@ def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:
     close = difflib.get_close_matches(str(value), names, n=1, cutoff=0.5)
     hint = f" Did you mean {close[0]!r}?" if close else ""
     raise InputError(f"`{argument}` must be one of {', '.join(names)}; got {value!r}.{hint}")
+
+
+def check_type(argument: str, value: Any, kinds: type | tuple[type, ...], what: str) -> None:
+    """Raise unless `value` is of one of these types; `what` says in words which.
+
+    Raises:
+        InputError: it is of another type.
+    """
+    if not isinstance(value, kinds):
+        shown = (
+            repr(value) if isinstance(value, str | int | float | None) else f"a value of type {type(value).__name__}"
+        )
+        raise InputError(f"`{argument}` must be {what}; got {shown}.")
+
+
+def check_file(argument: str, path: Any, what: str) -> None:
+    """Raise unless `path` is a file that has an end; `what` is its kind, "a safetensors file".
+
+    Raises:
+        InputError: no such file, a directory, a pipe, a device, or no path at all.
+    """
+    check_type(argument, path, (str, Path), f"the path of {what}")
+    file = Path(path)
+    try:
+        there = file.exists()
+    except OSError as error:
+        raise InputError(f"`{argument}` must be {what}; {str(path)!r} cannot be read ({error.strerror}).") from None
+    if not there:
+        raise InputError(f"`{argument}` must be {what}; there is no file {str(path)!r}.")
+    if not file.is_file():
+        kind = "a directory" if file.is_dir() else "a pipe or a device"
+        raise InputError(f"`{argument}` must be {what}; {str(path)!r} is {kind}.")
+
+
+@contextlib.contextmanager
+def naming(**names: str) -> Iterator[None]:
+    """What is refused inside goes by the names that the user has for these arguments.
+
+    Raises:
+        InputError: as inside, with each `key` in backticks replaced by its value.
+    """
+    try:
+        yield
+    except InputError as error:
+        text = str(error)
+        for inner, outer in names.items():
+            text = text.replace(f"`{inner}`", f"`{outer}`")
+        raise InputError(text) from error
 
 
 def check_positive(argument: str, value: float, *, integer: bool = False) -> None:

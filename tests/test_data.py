@@ -251,7 +251,7 @@ def test_batches_are_drawn_over_all_classes():
     ("count", "batch", "labels", "message"),
     [
         (0, 2, "same", "`num_images` must be above 0; got 0."),
-        (9, 7, "any", "`num_images` must be at most 60, all of photos; got 63"),
+        (9, 7, "any", "`batch` asks for 9 times 7 images; photos has 60."),
         (
             11,
             6,
@@ -579,11 +579,14 @@ GOOD = np.zeros((2, 8, 8, 3), np.uint8)
         ({"images": GOOD.transpose(0, 3, 1, 2), "labels": [0, 1]}, "c 1 or 3; got (2, 3, 8, 8)"),
         ({"images": GOOD[:0], "labels": []}, "got (0, 8, 8, 3)"),
         ({"images": GOOD.astype(int), "labels": [0, 1]}, "uint8 or float in [0, 1]; got int64"),
-        ({"images": GOOD + 255.0, "labels": [0, 1]}, "must be in [0, 1]; got 255 to 255. Divide"),
-        ({"images": GOOD * np.nan, "labels": [0, 1]}, "must be in [0, 1]; got nan to nan"),
+        ({"images": GOOD + 255.0, "labels": [0, 1]}, "must be in [0, 1]; got 255 to 255. Scale"),
+        (
+            {"images": GOOD * np.nan, "labels": [0, 1]},
+            "images must be finite; not those of index 0, 1. Leave these out.",
+        ),
         ({"images": GOOD, "labels": [0]}, "labels must be 2 whole numbers from 0"),
         ({"images": GOOD, "labels": [0.0, 1.0]}, "labels must be 2 whole numbers from 0"),
-        ({"images": GOOD, "labels": [0, -1]}, "labels must be 2 whole numbers from 0"),
+        ({"images": GOOD, "labels": [0, -1]}, "labels must be whole numbers from 0; the least is -1."),
         ({"images": GOOD, "labels": [0, 2], "class_names": ["a", "b"]}, "label 2 but only 2 `class_names`"),
         ({"images": np.asarray([None]), "labels": [0]}, "nor a readable .npz file"),
     ],

@@ -94,6 +94,11 @@ class Dataset:
         check_choice("batch_labels", labels, BATCH_LABELS)
         check_positive("num_images", count, integer=True)
         if labels == "any" or batch == 1:
+            if batch > 1 and count * batch > len(self):
+                raise InputError(
+                    f"`batch` asks for {count} times {batch} images; {self._label} has {len(self)}. "
+                    "Use fewer or smaller batches."
+                )
             return self.random_indices(count * batch, seed)
         open_batches: list[list[tuple[int, int]]] = []
         whole: list[int] = []

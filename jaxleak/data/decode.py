@@ -21,6 +21,8 @@ def open_picture(file: Path) -> Any:
     from PIL import Image
 
     try:
+        if not file.is_file():  # opening a pipe would wait for a writer
+            raise OSError
         return Image.open(file)
     except (OSError, Image.DecompressionBombError):
         problem = "a folder inside a class folder" if file.is_dir() else "not a picture"

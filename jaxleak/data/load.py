@@ -5,7 +5,7 @@ from pathlib import Path
 from jaxleak.data.dataset import DATASETS, Dataset
 from jaxleak.data.pictures import load_folder, load_npz, load_photos
 from jaxleak.data.prepared import data_directory, load_prepared
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_positive, check_type
 
 
 def load_dataset(
@@ -34,6 +34,11 @@ def load_dataset(
     Raises:
         InputError: no such data set, not prepared, no such split, or a file that is not a picture.
     """
+    check_type("dataset", name, (str, Path), "a name or a path")
+    if name == "":
+        raise InputError(
+            f"`dataset` must be one of {', '.join(DATASETS)}, a folder of pictures or an .npz file; got ''."
+        )
     if image_size is not None:
         check_positive("image_size", image_size, integer=True)
     if name == "photos":
@@ -47,7 +52,11 @@ def load_dataset(
 
 def _existing_path(name: str | Path) -> Path:
     path = Path(name).expanduser()
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:  # a name that is too long
+        raise InputError(f"`dataset` {str(name)!r} cannot be read ({error.strerror}).") from None
+    if not there:
         if isinstance(name, Path) or len(path.parts) > 1 or path.suffix == ".npz":
             raise InputError(f"`dataset` {str(name)!r} does not exist; give a folder of pictures or an .npz file.")
         try:

@@ -16,7 +16,7 @@ from typing import Any
 from jaxleak.errors import InputError
 
 # Not of one letter, as Windows' drives are; `Path` has made one slash of two.
-_URL = re.compile(r"([a-z][a-z0-9+.-]+):/+(.*)", re.DOTALL)
+_URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
 
 
 def place(path: str | Path) -> Path:
@@ -28,9 +28,11 @@ def place(path: str | Path) -> Path:
     match = _URL.fullmatch(str(path))
     if not is_local(path) or not match:
         return Path(path) if isinstance(path, str) else path
-    kind, rest = match.groups()
+    kind, rest = match.groups(default="")
     if kind == "file":
         return Path(f"/{rest}")
+    if not rest and kind != "memory":
+        raise InputError(f"`{kind}://` names no bucket; give {kind}://BUCKET/PATH.")
     try:
         from upath import UPath
 
@@ -50,10 +52,14 @@ def reachable(path: str | Path) -> Path:
     """The directory of `place`; an object store has answered for this bucket with these credentials.
 
     Raises:
-        InputError: the store does not answer.
+        InputError: the store does not answer, or the file system refuses the name.
     """
     directory = place(path)
     if is_local(directory):
+        try:
+            directory.exists()
+        except OSError as error:  # a name that is too long, a folder that may not be looked into
+            raise InputError(f"`{directory}` cannot be reached ({error.strerror}). Give another path.") from error
         return directory
     try:
         remote: Any = directory

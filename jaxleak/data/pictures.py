@@ -9,9 +9,11 @@ import numpy as np
 
 from jaxleak.data.dataset import Dataset, in_memory
 from jaxleak.data.decode import decode, one_line, open_picture, read_picture, square
-from jaxleak.errors import InputError, check_choice
+from jaxleak.errors import InputError, check_choice, check_file
 
 FOLDER_SIZE = 32
+MOST_CLASSES = 100_000  # without names: the network has an output for each number up to the largest label
+DEBRIS = ("thumbs.db", "ehthumbs.db", "desktop.ini")  # what file managers leave, beside hidden files
 
 
 def load_photos(split: str | None, image_size: int | None) -> Dataset:
@@ -65,16 +67,18 @@ def load_folder(name: str, folder: Path, split: str | None, image_size: int | No
 
 
 def _visible(folder: Path) -> list[Path]:
-    return sorted((entry for entry in folder.iterdir() if not entry.name.startswith(".")), key=lambda e: e.name)
+    entries = [file for file in folder.iterdir() if not file.name.startswith(".") and file.name.lower() not in DEBRIS]
+    return sorted(entries, key=lambda entry: entry.name)
 
 
 def load_npz(name: str, file: Path, split: str | None, image_size: int | None) -> Dataset:
     check_choice("split", split or "all", ["all"])
+    check_file("dataset", file, "a folder of pictures or an .npz file")
     try:
         with np.load(file, allow_pickle=False) as archive:
             arrays = {key: archive[key] for key in archive.files}
     except Exception as error:  # numpy and zipfile raise a dozen types for a file that is not an archive
-        problem = one_line(error)
+        problem = "it holds Python objects" if "allow_pickle" in str(error) else one_line(error)
         raise InputError(
             f"`dataset` {name!r} is neither a folder of pictures nor a readable .npz file ({problem})."
         ) from None
@@ -84,9 +88,15 @@ def load_npz(name: str, file: Path, split: str | None, image_size: int | None) -
         held = ", ".join(sorted(arrays)) or "nothing"
         raise InputError(f"`dataset` {name!r} must hold arrays `images` (or `pixels`) and `labels`; it has {held}.")
     _check_npz(name, pixels, labels)
-    class_names = [str(class_name) for class_name in arrays.get("class_names", range(labels.max() + 1))]
-    if labels.max() >= len(class_names):
-        raise InputError(f"`dataset` {name!r} has label {labels.max()} but only {len(class_names)} `class_names`.")
+    largest = int(labels.max())
+    if "class_names" not in arrays and largest >= MOST_CLASSES:
+        raise InputError(
+            f"`dataset` {name!r}: labels must be below {MOST_CLASSES:,}, as there is a class for each number; the "
+            f"largest is {largest}. Number the classes from 0."
+        )
+    class_names = [str(class_name) for class_name in arrays.get("class_names", range(largest + 1))]
+    if largest >= len(class_names):
+        raise InputError(f"`dataset` {name!r} has label {largest} but only {len(class_names)} `class_names`.")
     if image_size is not None:
         pixels = np.stack([square(picture, image_size) for picture in pixels])
     return in_memory(name, pixels, labels, _at_least_two(class_names))
@@ -97,16 +107,25 @@ def _check_npz(name: str, pixels: np.ndarray, labels: np.ndarray) -> None:
         raise InputError(f"`dataset` {name!r}: images must have shape [n, h, w, c] with c 1 or 3; got {pixels.shape}.")
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise InputError(f"`dataset` {name!r}: images must be uint8 or float in [0, 1]; got {pixels.dtype}.")
+    if pixels.dtype.kind == "f" and not np.isfinite(pixels).all():
+        raise InputError(f"`dataset` {name!r}: images must be finite; {_count_not_finite(pixels)}. Leave these out.")
     if pixels.dtype.kind == "f" and not (pixels.min() >= 0 and pixels.max() <= 1):
         raise InputError(
             f"`dataset` {name!r}: float images must be in [0, 1]; "
-            f"got {pixels.min():g} to {pixels.max():g}. Divide by the largest value first."
+            f"got {pixels.min():g} to {pixels.max():g}. Scale them first; pixels from 0 to 255 may be uint8."
         )
-    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu" or labels.min() < 0:
+    if labels.size and labels.dtype.kind in "iu" and labels.min() < 0:
+        raise InputError(f"`dataset` {name!r}: labels must be whole numbers from 0; the least is {labels.min()}.")
+    if labels.shape != pixels.shape[:1] or labels.dtype.kind not in "iu":
         raise InputError(
             f"`dataset` {name!r}: labels must be {len(pixels)} whole numbers from 0, one per image; "
             f"got {labels.dtype} of shape {labels.shape}."
         )
+
+
+def _count_not_finite(pixels: np.ndarray) -> str:
+    broken = [n for n, picture in enumerate(pixels) if not np.isfinite(picture).all()]
+    return f"not those of index {', '.join(map(str, broken[:5]))}{' and others' * (len(broken) > 5)}"
 
 
 def _at_least_two(class_names: Sequence[str]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxleak.errors import InputError
+from jaxleak.errors import InputError, check_file
 
 Params = dict[str, Any]
 Variables = dict[str, dict[str, Any]]
@@ -259,8 +259,7 @@ def read_tensors(path: str | Path, what: str = "weights") -> dict[str, np.ndarra
     from safetensors import SafetensorError
     from safetensors.numpy import load_file
 
-    if not Path(path).is_file():
-        raise InputError(f"`{what}` must be a safetensors file; there is no file {str(path)!r}.")
+    check_file(what, path, "a safetensors file")
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, AttributeError) as error:

@@ -51,6 +51,8 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
     module = _linen_like(model)
     arguments = _arguments(module, image_shape, arguments, num_classes or "k")
     variables = jax.eval_shape(lambda: _init(module, image_shape, arguments))
+    if not variables.get("params"):
+        raise InputError(f"`model` must have parameters, whose gradient is shared; {module_name(model)} has none.")
     state = _state(module, image_shape, arguments) if set(variables) - {"params"} else {}
     adapted = AdaptedModel(module, (), tuple(sorted(arguments.items())), state)
     head = find_head(adapted, image_shape, variables["params"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxleak.errors import InputError, check_choice
+from jaxleak.errors import InputError, check_choice, check_file
 from jaxleak.models import MODELS, build_model
 from jaxleak.models.own import module_name
 
@@ -47,8 +47,7 @@ def _given_fields(model: Any) -> Callable[..., Any]:
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
-    if not file.is_file():
-        raise InputError(f"`model` must be a name or a Python file; there is no file {str(file)!r}.")
+    check_file("model", file, "a name or a Python file")
     spec = importlib.util.spec_from_file_location(f"jaxleak_model_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
