@@ -156,7 +156,7 @@ class Attacker:
 
     def step(self, shared: Shared, problem: Problem, state: Any) -> tuple[Any, Info]:
         """One step of the solver."""
-        solver, group = self.attack.solver, self.attack.group
+        solver, group = self.attack.minimiser, self.attack.group
 
         def project(flat):
             return ravel_pytree(self.candidate.project(self.parts(flat, group)))[0]

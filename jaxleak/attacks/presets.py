@@ -1,5 +1,6 @@
 """Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy."""
 
+import functools
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -7,7 +8,7 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.layer_weights import parse_layer
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.starts import check_init
-from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_type
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
 WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency")
@@ -65,6 +66,9 @@ class Attack:
     stop_objective: float = 1e-6
 
     def __post_init__(self):
+        check_type("name", self.name, str, "a name")
+        check_type("solver", self.solver, Solver, f"a solver, as in Adam(); one of {', '.join(SOLVERS)} by its class")
+        check_type("layers", self.layers, (tuple, list), "a tuple of layers")
         check_choice("label", self.label, LABEL_STRATEGIES)
         check_init(self.init)
         check_choice("objective", self.objective, OBJECTIVES)
@@ -96,6 +100,15 @@ class Attack:
                 "`start` analytic is the image itself and goes with the solver none, and the other way round; "
                 "use the attack analytic, or another start and solver."
             )
+
+    @functools.cached_property
+    def minimiser(self) -> Solver:
+        """The solver; one with a history keeps no more pairs than the budget's steps can make."""
+        history, steps = (getattr(self.solver, name, 0) for name in ("history", "inner_steps"))
+        budget = self.iterations * steps
+        if self.max_evaluations is not None:
+            budget = min(budget, self.max_evaluations + steps)
+        return replace(self.solver, history=budget) if history > budget else self.solver  # pyright: ignore
 
     @property
     def published_as_it_is(self) -> bool:
@@ -178,6 +191,7 @@ def get_attack(attack: str | Attack) -> Attack:
     """
     if isinstance(attack, Attack):
         return attack
+    check_type("attack", attack, str, f"an Attack or a name, one of {', '.join(ATTACKS)}")
     preset, solver = named_attack(attack)
     return preset if solver is None else with_solver(preset, SOLVERS[solver]())
 

@@ -214,7 +214,7 @@ class Trial:
         data = jax.eval_shape(lambda x: self._data(x), x[: x.size // self.attack.group])
         blank = jnp.full((self.attack.iterations + 1,), jnp.nan, x.dtype)
         return TrialState(
-            solver=self.attack.solver.init(self.attacker.objective(shared, problem), x),
+            solver=self.attack.minimiser.init(self.attacker.objective(shared, problem), x),
             ending=jnp.full((), RUNNING, jnp.int32),
             evaluations=zero,
             iterations=zero,

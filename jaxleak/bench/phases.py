@@ -52,7 +52,7 @@ class PhaseProgram:
             attack = self.trial.attack
             # Adam's schedule needs the run's length; the box is left to the bookkeeping.
             return state._replace(
-                solver=attack.solver.step(_weighted_squares, solver, Context(horizon=attack.iterations))[0]
+                solver=attack.minimiser.step(_weighted_squares, solver, Context(horizon=attack.iterations))[0]
             )
         value, gradient = objective(solver.x)
         change = value if self.phase == "objective" else gradient

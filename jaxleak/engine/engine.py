@@ -18,6 +18,8 @@ from jaxleak.engine.lanes import Finished, JobQueue, Lanes, Report
 from jaxleak.engine.programs import Program, Programs, Traced, compile_for, traced_for
 from jaxleak.errors import InputError, check_positive
 
+SMALLER = "Use a smaller history, model or image."
+
 
 @dataclass
 class EngineStats:
@@ -194,7 +196,13 @@ class _Run:
     def _hire(self, wanted: int) -> list[Lanes]:
         """Lanes for every device: `wanted` on each, or what the memory allows."""
         began = time.perf_counter()
-        lanes = max(1, min(wanted, self._room // memory.tree_bytes(self._traced.trial_type)))
+        size = memory.tree_bytes(self._traced.trial_type)
+        if size > self._room / (1 - memory.KEPT_FREE):
+            raise InputError(
+                f"`lanes` cannot be fewer than one per device, and one takes {size / 1e9:,.1f} GB, more than is free. "
+                f"{SMALLER}"
+            )
+        lanes = max(1, min(wanted, self._room // size))
         while True:
             try:
                 programs = self._engine.compile(self._traced, self._devices, lanes)
@@ -331,6 +339,6 @@ def _fewer(lanes: int, error: Exception) -> int:
     if lanes == 1:
         raise InputError(
             f"`lanes` cannot be fewer than one per device, and the memory is too small for it"
-            f" ({str(error).splitlines()[0]}). Use a smaller history, model or image."
+            f" ({str(error).splitlines()[0]}). {SMALLER}"
         ) from error
     return lanes // 2
