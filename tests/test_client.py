@@ -198,9 +198,9 @@ def test_batchnorm_sees_each_clients_own_images():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"steps": -1}, "`client_steps` must be above 0; got -1."),
+        ({"steps": -1}, "`client_steps` must be 0 or above; got -1."),
         ({"steps": 1.5}, "`client_steps` must be a whole number; got 1.5."),
-        ({"epochs": -2}, "`client_epochs` must be above 0; got -2."),
+        ({"epochs": -2}, "`client_epochs` must be 0 or above; got -2."),
         ({"steps": 1, "epochs": 1}, "`client_steps` and `client_epochs` exclude each other; give one of them."),
         (
             {"steps": 1, "optimizer": "adamw"},

@@ -1,6 +1,7 @@
 """The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`."""
 
 import contextlib
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,7 @@ from jaxleak.results.store.shard import ALL, parse_shard
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
 BAD_INPUT = 2
+UNSAID = 1
 
 
 def build_sweep(command: RunCommand):
@@ -316,16 +318,45 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. A user's mistake is one line on stderr and exit code 2."""
+    """Entry point. A user's mistake is one line on stderr and exit code 2; where nothing can be printed it is 1."""
     warnings.showwarning = lambda message, *_: print(f"jaxleak: warning: {message}", file=sys.stderr)
-    command = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments)
-    act = next(act for kind, act in COMMANDS.values() if isinstance(command, kind))
+    closed = sys.stdout is None
+    if closed:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
     try:
-        code = act(command)  # pyright: ignore[reportArgumentType]
+        code, error = _answer(arguments), _unsaid()
+    except OSError:
+        code, error = UNSAID, _unsaid("\n")  # unbuffered, nothing is left to try again with
+        if error is None:
+            raise
+    if error is not None:
+        if not isinstance(error, BrokenPipeError):
+            print(f"jaxleak: the output cannot be written ({error.strerror}).", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more when it ends
+    sys.exit(code or (UNSAID if closed or error is not None else 0))
+
+
+def _unsaid(more: str = "") -> OSError | None:
+    """The reason why what was printed, and this too, cannot be written; None if it is."""
+    try:
+        sys.stdout.write(more)
+        sys.stdout.flush()
+    except OSError as error:
+        return error
+    return None
+
+
+def _answer(arguments: list[str] | None) -> int:
+    """Parse and act; returns the exit code."""
+    try:
+        command = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments)
+        act = next(act for kind, act in COMMANDS.values() if isinstance(command, kind))
+        return act(command)  # pyright: ignore[reportArgumentType]
+    except SystemExit as ended:  # tyro's, after help or a mistake, or an interrupted run's
+        return int(ended.code or 0)
     except InputError as error:
         print(f"jaxleak: {' '.join(str(error).split())}", file=sys.stderr)
-        code = BAD_INPUT
+        return BAD_INPUT
     except KeyboardInterrupt:
         print("\nInterrupted.", file=sys.stderr)
-        code = INTERRUPTED
-    sys.exit(code)
+        return INTERRUPTED

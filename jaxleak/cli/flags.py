@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from jaxleak.cli.commands import AttackCommand, RiskCommand, RunCommand
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_positive, naming
 
 Command = RunCommand | AttackCommand
 ADAM_FLAGS = ("sign", "schedule", "warmup", "weight_decay", "langevin")
@@ -126,12 +126,13 @@ def build_criteria(command: Command):
     """The success criteria that the flags describe."""
     from jaxleak.results.verdict import Criteria
 
-    return Criteria(
-        objective=command.success_objective,
-        cosine=command.success_cosine,
-        relative_error=command.success_error,
-        mse_thresholds=command.mse_thresholds,
-    )
+    with naming(objective="success_objective", cosine="success_cosine", relative_error="success_error"):
+        return Criteria(
+            objective=command.success_objective,
+            cosine=command.success_cosine,
+            relative_error=command.success_error,
+            mse_thresholds=command.mse_thresholds,
+        )
 
 
 def sweep_of(victim: Any, attacks: tuple, command: Command):

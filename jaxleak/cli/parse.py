@@ -1,6 +1,7 @@
 """Parses the command line with tyro; `--help` shows flags in groups, each with its text on one line."""
 
 import ast
+import difflib
 import functools
 import inspect
 import sys
@@ -12,6 +13,7 @@ import tyro
 
 from jaxleak.cli import commands, groups
 from jaxleak.cli.commands import ATTACK_GROUPS, RISK_GROUPS, RUN_GROUPS, AttackCommand, RiskCommand, RunCommand
+from jaxleak.errors import InputError, check_choice
 
 GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS, RiskCommand: RISK_GROUPS}
 
@@ -31,15 +33,19 @@ METAVARS: dict[Any, str] = {
 def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> Any:
     """The command that these words describe.
 
-    Ends the program with a text where they describe none, or ask for help.
+    Ends the program with a text where they lack something, or ask for help.
 
     Args:
         kinds: the commands, by name.
         arguments: the words; None takes the process's.
+
+    Raises:
+        InputError: an unknown command or flag.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     config: Any = (tyro.conf.FlagCreatePairsOff,)
-    if not words or words[0] not in kinds:  # help, or a mistake: tyro says so and ends the program
+    _check_names(kinds, words)
+    if not words or words[0] not in kinds:  # help, or nothing: tyro says so and ends the program
         shown = {name: _shown(kind) for name, kind in kinds.items()}
         about = "Gradient-leakage attacks in JAX, hundreds of restarts at once."
         tyro.extras.subcommand_cli_from_dict(shown, prog="jaxleak", description=about, args=words, config=config)
@@ -49,6 +55,34 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
     if kind in GROUPS:
         values = {flag: value for group in values.values() for flag, value in vars(group).items()}
     return kind(**values)
+
+
+def _check_names(kinds: Mapping[str, type], words: Sequence[str]) -> None:
+    """Raise at a command or a flag that there is not, naming the closest one, or the commands that have the flag.
+
+    Raises:
+        InputError: an unknown name.
+    """
+    if not words or {"-h", "--help"} & set(words):
+        return
+    if not words[0].startswith("-"):
+        check_choice("command", words[0], kinds)
+    command = words[0] if words[0] in kinds else ""
+    flags = {name: _flags(kind) for name, kind in kinds.items()}
+    for word in words:
+        flag = word.partition("=")[0].replace("_", "-")
+        if not flag.startswith("--") or flag.startswith("--tyro") or flag in flags.get(command, ()):
+            continue
+        others = [f"jaxleak {name}" for name in kinds if flag in flags[name]]
+        close = difflib.get_close_matches(flag, flags.get(command, ()), n=1)
+        hint = f"it is one of {', '.join(others)}." if others else f"did you mean {close[0]}?" if close else ""
+        where = f"jaxleak {command}" if command else "jaxleak itself"
+        raise InputError(f"{flag} is no flag of {where}; {hint or f'see jaxleak {command} --help.'}")
+
+
+def _flags(kind: type) -> list[str]:
+    names = [(flag.name.replace("_", "-"), flag.default is True) for flag in fields(kind)]
+    return [f"--no-{name}" if on else f"--{name}" for name, on in names]
 
 
 def _shown(kind: type) -> type:

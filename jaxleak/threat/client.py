@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive
 from jaxleak.threat.loss import CROSS_ENTROPY, Loss, loss_gradient
 
 # Differentiating Adam needs a root that is never 0: below the smallest square of a float32 that is not.
@@ -48,8 +48,7 @@ class Client:
 
     def __post_init__(self):
         for name in ("steps", "epochs"):
-            if getattr(self, name):
-                check_positive(f"client_{name}", getattr(self, name), integer=True)
+            check_not_negative(f"client_{name}", getattr(self, name), integer=True)
         if self.steps and self.epochs:
             raise InputError("`client_steps` and `client_epochs` exclude each other; give one of them.")
         check_choice("client_optimizer", self.optimizer, OPTIMIZERS)

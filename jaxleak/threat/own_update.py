@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.data import load_dataset
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, check_choice, check_positive, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.own import adapt_model
 from jaxleak.models.own.from_file import model_builder
@@ -59,7 +59,7 @@ def load_update(
         InputError: a file that is not there or does not fit, or a model or truth that does not.
     """
     check_positive("batch", batch, integer=True)
-    tensors, shared = read_tensors(weights, "weights"), read_tensors(update, "update")
+    shared, tensors = read_tensors(update, "update"), read_tensors(weights, "weights")
     for size in image_shape:
         check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)
@@ -154,7 +154,8 @@ def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b
     if truth is None:
         known = [-1] * batch if labels is None else _given(labels, batch)
         return np.full((batch, h, w, c), np.nan, np.float32), known
-    data = load_dataset(truth, image_size=h if h == w and Path(truth).is_dir() else None)
+    with naming(dataset="truth"):
+        data = load_dataset(truth, image_size=h if h == w and Path(truth).is_dir() else None)
     if data.image_shape != (h, w, c) or len(data) != batch:
         raise InputError(
             f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
