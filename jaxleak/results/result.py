@@ -25,6 +25,11 @@ class Result:
     summary: dict[str, Any]
     _keep: Any = None  # a temporary directory lives as long as the result
 
+    def __repr__(self) -> str:
+        groups = [group for group in self.summary["groups"] if group["image"] is None]
+        rates = ", ".join(f"{group['attack']} {group['success_rate']:.0%} of {group['trials']}" for group in groups)
+        return f"Result({self.run.path}: {rates})"
+
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One dict per trial."""

@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxleak.attacks.presets import Attack, get_attack
 from jaxleak.data.paths import place
@@ -52,7 +54,7 @@ def attack(
     Raises:
         InputError: a setting is wrong, or `out` holds a run with other settings.
     """
-    several = [attacks] if isinstance(attacks, str | Attack) else list(attacks)
+    several: list[Any] = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
     sweep = Sweep(victim=victim, attacks=tuple(get_attack(preset) for preset in several), seeds=seeds, **settings)
     return run_sweep(sweep, out, lanes=lanes, quiet=quiet)
 
@@ -82,6 +84,8 @@ def run_sweep(
     Raises:
         InputError: `out` holds a run with other settings, or cannot be written; or the cluster cannot be used.
     """
+    if isinstance(jnp.zeros(()), Tracer):
+        raise InputError("`attack` writes files and cannot be called inside jax.jit; call it outside.")
     shard = parse_shard(shard) if isinstance(shard, str) else shard
     if shard.count > 1 and out is None:
         raise InputError("`shard` needs `out`, the run directory that all shards write to.")

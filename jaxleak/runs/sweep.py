@@ -11,7 +11,7 @@ from jaxtyping import Int
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
-from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed
+from jaxleak.errors import InputError, check_not_negative, check_positive, check_seed, check_type
 from jaxleak.kernels.precision import dtype
 from jaxleak.results.store.shard import ALL, Shard
 from jaxleak.results.verdict import Criteria
@@ -46,6 +46,10 @@ class Sweep:
     starts: Mapping[str, np.ndarray] | None = None
 
     def __post_init__(self):
+        check_type("victim", self.victim, Victim, "a Victim, as `make_victim` and `load_update` give it")
+        for attack in self.attacks:
+            check_type("attacks", attack, Attack, "a tuple of Attack objects; `get_attack` gives them by name")
+        check_type("criteria", self.criteria, Criteria, "a Criteria")
         check_positive("seeds", self.seeds, integer=True)
         check_seed("start_seed", self.start_seed)
         if not self.attacks:

@@ -1,6 +1,7 @@
 """The threat model: private data, the client's computation of its update, and defences.
 
 victim.py         private data, network and client of one sweep
+validate.py       ... what it refuses
 from_dataset.py   ... made of a data set's images
 client.py         local steps, and the mean over clients
 loss.py           the loss and its gradient

@@ -362,11 +362,13 @@ def defence_text(defence: Defence) -> str:
 
 
 def check_defences(defences: tuple[Defence, ...]) -> None:
-    """Raise unless a defence on each image's gradient comes before all others.
+    """Raise unless these are defences, and one on each image's gradient comes before all others.
 
     Raises:
-        InputError: a per-example defence is not the first.
+        InputError: a per-example defence is not the first, or it is no tuple of defences.
     """
+    if not (isinstance(defences, tuple) and all(isinstance(defence, Defence) for defence in defences)):
+        raise InputError(f"`defences` must be a tuple, as in (parse_defence('prune:0.5'),); got {defences!r}.")
     for defence in defences[1:]:
         if defence.per_example:
             name, given = defence_text(defence).split(":")[0], ", ".join(map(defence_text, defences))

@@ -1,7 +1,8 @@
 """Victims whose private images come from a data set; their networks are trained if asked for."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import fields as dataclass_fields
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from jaxtyping import PyTree
 
 from jaxleak.data import Dataset
 from jaxleak.data.paths import reachable
-from jaxleak.errors import InputError, check_choice, check_not_negative
+from jaxleak.errors import InputError, check_choice, check_not_negative, check_type
 from jaxleak.models import build_model, load_variables
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
@@ -54,6 +55,9 @@ def make_victim(
     Raises:
         InputError: unknown model, index out of range, weights that do not fit, a threat model that makes no sense.
     """
+    check_type("data", data, Dataset, "a Dataset, as `load_dataset` gives it")
+    if isinstance(images, str) or not isinstance(images, Iterable):
+        raise InputError(f"`images` must be indices in the data set, as in [0, 1]; got {images!r}.")
     module: Any = model
     if isinstance(model, str):
         module = build_model(model, data.num_classes, **(fields or {}))
@@ -68,6 +72,10 @@ def make_victim(
         variables = load_variables(weights, module, data.image_shape)
         params = variables["params"]
         threat_model = {"batch_stats": variables.get("batch_stats"), **threat_model}
+    known = [field.name for field in dataclass_fields(Victim)]
+    for name in threat_model:
+        check_choice("threat_model", name, known)
+    images = list(images)
     pixels, labels = data.images(images)
     steps = threat_model.pop("trained_steps", 0)
     victim = Victim(

@@ -21,6 +21,7 @@ from jaxleak.threat.checkpoint import write_checkpoint
 from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.threat.defences import DEFENCES, Defence, check_defences, defence_text, defend
 from jaxleak.threat.loss import ANY_LOSS, LOSSES, loss_gradient
+from jaxleak.threat.validate import check_kinds, check_private, check_tensors
 
 NETWORKS = ("shared", "per-image", "per-trial")
 DEFENCE_DRAWS = ("per-victim", "per-trial")
@@ -48,8 +49,8 @@ class Victim:
         model: a Linen module whose last dense layer is named "head".
         model_name, dataset, split: names in rows and tables.
         indices: index of each image in its data set [i].
-        images: [i, h, w, c], in [0, 1].
-        labels: [i], in 0..k-1.
+        images: [i, h, w, c], in [0, 1]; NaN where they are not known.
+        labels: [i], in 0..k-1; -1 where they are not known.
         num_classes: k, the outputs of the head.
         network: "shared" (one network), "per-image" (one per update) or "per-trial" (a fresh one for each trial).
         network_seed: seed from which networks are drawn.
@@ -70,12 +71,15 @@ class Victim:
         batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
             None: those of a new network, 0 and 1.
         knows_statistics: True if the attacker has `batch_stats`; else it works with 0 and 1.
-        update: the shared update where it is given and not computed: of one victim, with given `params`. Images that
-            are not known are NaN, labels -1.
+        update: the shared update where it is given and not computed: of one victim, with given `params`, a tree of
+            floats like these.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
         modality: kind of data in `images`, one of `attacks.candidate.CANDIDATES`.
         class_names: one per class, where the data set has some; they decide nothing.
+
+    Raises:
+        InputError: a field is of another type or shape, or out of range, or fields do not go together.
     """
 
     model: nn.Module
@@ -109,6 +113,7 @@ class Victim:
     class_names: tuple[str, ...] = ()
 
     def __post_init__(self):
+        check_kinds(self)
         check_choice("network", self.network, NETWORKS)
         check_seed("network_seed", self.network_seed)
         if self.params is not None and self.network == "per-trial":
@@ -121,6 +126,8 @@ class Victim:
         repeated = sorted({index for index in self.indices if self.indices.count(index) > 1})
         if repeated:
             raise InputError(f"`images` must be distinct; {', '.join(map(str, repeated))} is named twice.")
+        check_private(self)
+        check_tensors(self)
         self._check_threat_model()
 
     def _check_threat_model(self) -> None:
@@ -362,5 +369,7 @@ def _digest(params: PyTree) -> str:
 
 def draw_params(model: nn.Module, key, image_shape: tuple[int, ...]) -> PyTree:
     """A network drawn with the model's own initialisation, in the precision jax is set to."""
-    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape)))["params"]
+    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape))).get("params")
+    if not params:
+        raise InputError(f"`model` must have parameters, whose gradient is shared; {type(model).__name__} has none.")
     return jax.tree.map(lambda leaf: leaf.astype(float), params)  # Linen draws float32
