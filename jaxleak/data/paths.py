@@ -57,7 +57,9 @@ def reachable(path: str | Path) -> Path:
     directory = place(path)
     if is_local(directory):
         try:
-            directory.exists()
+            directory.stat()  # newer Pythons' `exists` does not tell
+        except (FileNotFoundError, NotADirectoryError):
+            pass
         except OSError as error:  # a name that is too long, a folder that may not be looked into
             raise InputError(f"`{directory}` cannot be reached ({error.strerror}). Give another path.") from error
         return directory
