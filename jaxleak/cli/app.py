@@ -190,11 +190,13 @@ def attack(command: AttackCommand) -> int:
 
 def risk(command: RiskCommand) -> int:
     """`jaxleak risk`."""
+    from jaxleak.data.paths import reachable
     from jaxleak.engine.devices import use_all_cores
     from jaxleak.results.tables import risk_table
     from jaxleak.runs.audit.risk import risk, write_risk
     from jaxleak.threat.defences import parse_defence
 
+    reachable(command.out)
     for text in command.compare:
         for part in text.split():
             parse_defence(part)

@@ -163,7 +163,7 @@ def test_a_history_that_fits_no_memory_is_refused(data, tmp_path):
 # --- where results and words go ---
 
 
-@pytest.mark.parametrize("command", [("run", "--images", 1, "--seeds", 1, "--out"), ("table",)])
+@pytest.mark.parametrize("command", [("run", "--images", 1, "--seeds", 1, "--out"), ("risk", "--out"), ("table",)])
 def test_places_that_there_cannot_be(command):
     assert "`s3://` names no bucket; give s3://BUCKET/PATH." in refusal(*command, "s3://")
     assert "cannot be reached (File name too long)" in refusal(*command, f"/tmp/{'a' * 300}")
