@@ -430,8 +430,9 @@ def test_an_unreadable_file_is_named(content, small, tmp_path):
 
 def test_no_file_and_a_directory_are_named(small, tmp_path):
     case, model = small
-    for path in (tmp_path / "absent.safetensors", tmp_path):
-        assert f"there is no file {str(path)!r}" in refused(path, model, case.image.shape[1:])
+    absent = tmp_path / "absent.safetensors"
+    assert f"there is no file {str(absent)!r}" in refused(absent, model, case.image.shape[1:])
+    assert f"{str(tmp_path)!r} is a directory" in refused(tmp_path, model, case.image.shape[1:])
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,8 @@ def victim(settings: dict[str, Any], network: str) -> Victim:
         model_name=name,
         num_classes=classes,
         images=made.images[:, :size, :size],
+        labels=np.asarray(made.labels) % classes,
+        surrogates=None,
         params=weights(model, size) if network == "shared" else None,
     )
 
