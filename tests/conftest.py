@@ -186,7 +186,7 @@ FURTHER = {
         )
         for case in ("gray12", "odd18", "rgb16", "odd11")
     ),
-    "test_update": ("test_a_resnet_from_pytorch",),
+    "test_update": ("test_a_resnet_from_pytorch", "test_local_steps_from_pytorch", "test_labels_go_with"),
     "test_worker": (
         "test_blocks_of_two_attacks",
         "test_memory_that_runs_out_halves",

@@ -85,7 +85,7 @@ class UpdateHere:
     (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
     solver of its own after a colon, as in dlg:torch-lbfgs."""
     seeds: int = 16
-    """Random starts per attack."""
+    """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels of the network's input."""
     labels: Counts = None
