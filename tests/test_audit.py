@@ -504,6 +504,9 @@ def test_risk_from_the_command_line(tmp_path):
     assert "gaussian:0.1" in told.out
     assert "would hide the images" in told.out
     assert (tmp_path / "RISK/risk.png").exists()
+    trained = call(*given, "--out", tmp_path / "T", "--trained-steps", 3, "--trained-on", "own", "--train-lr", 0.1)
+    assert trained.code == 0, trained.err
+    assert (tmp_path / "T/risk.json").read_text() != (tmp_path / "RISK/risk.json").read_text()  # it is another network
     assert "`defence` must be one of" in refusal(*given, "--compare", "none:1", "--out", tmp_path / "R")
     assert "`update` needs `weights`" in refusal(*given, "--update", tmp_path / "u", "--out", tmp_path / "R")
 

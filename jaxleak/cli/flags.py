@@ -150,11 +150,13 @@ def sweep_of(victim: Any, attacks: tuple, command: Command):
     )
 
 
-def own_victim(command: AttackCommand):
-    """The victim whose update the flags of `jaxleak attack` name."""
+def own_victim(command: AttackCommand | RiskCommand):
+    """The victim whose update the flags name."""
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.own_update import load_update
 
+    if command.update is None or command.weights is None:
+        raise InputError("`update` needs `weights`, the network before it; give --weights.")
     return load_update(
         command.update,
         command.weights,
@@ -164,7 +166,7 @@ def own_victim(command: AttackCommand):
         client=build_client(command),
         normalise=command.normalise,
         truth=command.truth,
-        labels=command.labels,
+        labels=command.labels if isinstance(command, AttackCommand) else None,
         fields=model_fields(command.model_field),
         defences=tuple(parse_defence(text) for text in command.defence),
     )
@@ -176,43 +178,36 @@ def risk_victim(command: RiskCommand):
     from jaxleak.runs.audit.risk import with_images
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
-    from jaxleak.threat.own_update import load_update
 
-    client, fields = build_client(command), model_fields(command.model_field)
-    defences = tuple(parse_defence(text) for text in command.defence)
     if command.update is not None:
-        if command.weights is None:
-            raise InputError("`update` needs `weights`, the network before it; give --weights.")
-        victim = load_update(
-            command.update,
-            command.weights,
-            command.model,
-            image_shape=command.image_shape,
-            batch=command.batch,
-            client=client,
-            normalise=command.normalise,
-            truth=command.truth,
-            fields=fields,
-            defences=defences,
-        )
+        victim = own_victim(command)
         if victim.knows_truth:
             return with_images(victim, victim.images, victim.labels)
     data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
-    indices = list(command.images) if command.images else data.random_batches(1, command.batch, command.image_seed)
+    indices = (
+        list(command.images)
+        if command.images
+        else data.random_batches(1, command.batch, command.image_seed, command.batch_labels)
+    )
     indices = [int(index) for index in indices]
     if command.update is None:
         return make_victim(
             command.model,
             data,
             indices,
-            fields=fields,
+            fields=model_fields(command.model_field),
+            knows_statistics=not command.hide_statistics,
             network="shared" if command.weights is not None else command.network,
             network_seed=command.network_seed,
             weights=command.weights,
             normalise=command.normalise,
             batch=command.batch,
-            client=client,
-            defences=defences,
+            client=build_client(command),
+            defences=tuple(parse_defence(text) for text in command.defence),
+            trained_steps=command.trained_steps,
+            trained_on=command.trained_on,
+            train_optimizer=command.train_optimizer,
+            train_lr=command.train_lr,
         )
     pixels, labels = data.images(indices)
     if pixels.shape[1:] != command.image_shape:

@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,7 +101,11 @@ class Session:
         )
         if rows and len(rows) < total:
             self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
-        self.explaining = Counter(row["attack"] for row in rows if self._explains(row["objective_kind"], row))
+        self.explaining: Counter[str] = Counter()  # restarts of each attack, where it matters
+        if enough is not None:
+            for row in rows:
+                left = share_left(row["objective_kind"], row["objective"], row["update_norm2"])
+                self.explaining[row["attack"]] += bool(left <= enough.left)
         self.engines: list[Engine] = []
         self.buffer: list[Judged] = []  # not written
         self.flushed = time.monotonic()
@@ -183,11 +187,6 @@ class Session:
             self.flush()
         self.progress.update(attack.name, engine.stats, force=True)
 
-    def _explains(self, objective: str, row: Mapping[str, Any]) -> bool:
-        return (
-            self.enough is not None and share_left(objective, row["objective"], row["update_norm2"]) <= self.enough.left
-        )
-
     def _seen_enough(self, attack: Attack) -> bool:
         return self.enough is not None and self.explaining[attack.name] >= self.enough.restarts
 
@@ -199,10 +198,10 @@ class Session:
             finished: as the engine hands them over.
             made: `ENVIRONMENT_COLUMNS` of the process that ran them; None: this one.
         """
-        outcomes: Outcome = finished.outcomes
-        for objective, norm2 in zip(outcomes.objective, outcomes.update_norm2, strict=True):
-            row = {"objective": objective, "update_norm2": norm2}
-            self.explaining[attack.name] += self._explains(attack.objective, row)
+        if self.enough is not None:
+            outcomes: Outcome = finished.outcomes
+            left = share_left(attack.objective, outcomes.objective, outcomes.update_norm2)
+            self.explaining[attack.name] += int(np.sum(left <= self.enough.left))
         self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
 
     def lose(self, attack: Attack, trials: Sequence[int], reason: str) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.runs.audit.floor import Floor
+from jaxleak.runs.audit.group import HOPEFUL, NEAR
 from jaxleak.runs.audit.hints import (
     Found,
     Hint,
@@ -41,8 +42,6 @@ from jaxleak.threat.victim import Victim
 PATIENCE = 75.0  # seconds after which no further assumption is tried
 BETTER = 30  # times less left: an assumption that does this is worth a hint, though it does not reach the floor
 BETTER_STEPS = 3  # the same of local steps, whose number and length are guessed
-NEAR = 1e-6  # share left at which L-BFGS stops and Gauss-Newton steps go on
-HOPEFUL = 1e-3  # share left from which they may reach the floor
 STARTS = 6  # of which the first is the best candidate so far
 
 

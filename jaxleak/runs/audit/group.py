@@ -1,6 +1,6 @@
 """The restarts of one attack: carried on in float64, held against the floor, and judged."""
 
-import logging
+import warnings
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -164,7 +164,8 @@ def _brought_to_floor(
     try:
         carried = _carried_on(victim, attack, group, ended, floor, known)
     except Exception as error:  # a model that cannot be differentiated forwards, memory
-        logging.getLogger(__name__).warning("restarts cannot be carried on in float64: %s", error)
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"{attack.name}: restarts cannot be carried on in float64 ({reason})", stacklevel=2)
         return group, ended, None
     images, left, ended = carried
     order = sorted(range(len(ended)), key=lambda place: left[place] if np.isfinite(left[place]) else np.inf)

@@ -137,25 +137,31 @@ def information(
         return _randomised(victim, free_of_scale, arguments, tuple(pixels.shape))
 
 
-def product(victim: Victim, free_of_scale: bool, params, pixels, target, weights) -> Callable[[Array], Array]:
-    """v -> J^T W J v on flat images."""
+def sharing(victim: Victim, params, shape: tuple[int, ...], target) -> Callable[[Array], PyTree]:
+    """Flat images, in pixels -> the update that the assumed client would share."""
 
     def update(flat):
-        x = victim.to_input(flat.reshape(pixels.shape))
+        x = victim.to_input(flat.reshape(shape))
         return client_update(victim.client, victim.attacker_model, params, x, target)
 
-    shared, forward = jax.linearize(update, pixels.ravel())
+    return update
+
+
+def dot(a: PyTree, b: PyTree, weights: PyTree) -> Float[Array, ""]:
+    """Inner product of two trees, with the weight of each entry."""
+    return sum(jax.tree.leaves(jax.tree.map(lambda x, y, w: jnp.sum(w * x * y), a, b, weights)), jnp.zeros(()))
+
+
+def product(victim: Victim, free_of_scale: bool, params, pixels, target, weights) -> Callable[[Array], Array]:
+    """v -> J^T W J v on flat images."""
+    shared, forward = jax.linearize(sharing(victim, params, pixels.shape, target), pixels.ravel())
     back = jax.linear_transpose(forward, pixels.ravel())
-
-    def dot(a, b):
-        return sum(jax.tree.leaves(jax.tree.map(lambda x, y, w: jnp.sum(w * x * y), a, b, weights)))
-
-    norm2 = dot(shared, shared)
+    norm2 = dot(shared, shared, weights)
 
     def apply(v):
         change = forward(v)
         if free_of_scale:
-            along = dot(shared, change) / jnp.where(norm2 > 0, norm2, 1)
+            along = dot(shared, change, weights) / jnp.where(norm2 > 0, norm2, 1)
             change = jax.tree.map(lambda leaf, g: leaf - along * g, change, shared)
         return back(jax.tree.map(jnp.multiply, change, weights))[0]
 

@@ -13,8 +13,7 @@ import numpy as np
 from jaxtyping import Float, PyTree
 
 from jaxleak.kernels.precision import float64, full_precision
-from jaxleak.runs.audit.information import Information, compiled, information, product
-from jaxleak.threat.client import client_update
+from jaxleak.runs.audit.information import Information, compiled, dot, information, product, sharing
 from jaxleak.threat.victim import Victim
 
 STEPS = 25  # at most
@@ -40,23 +39,15 @@ class Residual(NamedTuple):
 
 def residual(victim: Victim, free_of_scale: bool, params, pixels, target, weights, wanted) -> Residual:
     """What a candidate leaves of the update `wanted`; free of scale, of its nearest multiple."""
-
-    def update(flat):
-        x = victim.to_input(flat.reshape(pixels.shape))
-        return client_update(victim.client, victim.attacker_model, params, x, target)
-
-    def dot(a, b):
-        return sum(jax.tree.leaves(jax.tree.map(lambda x, y, w: jnp.sum(w * x * y), a, b, weights)))
-
-    there, back = jax.vjp(update, pixels.ravel())
-    norm2 = dot(wanted, wanted)
+    there, back = jax.vjp(sharing(victim, params, pixels.shape, target), pixels.ravel())
+    norm2 = dot(wanted, wanted, weights)
     factor = jnp.asarray(1.0)
     if free_of_scale:
-        own = dot(there, there)
-        factor = dot(there, wanted) / jnp.where(own > 0, own, 1)
+        own = dot(there, there, weights)
+        factor = dot(there, wanted, weights) / jnp.where(own > 0, own, 1)
     rest = jax.tree.map(lambda u, g: u - factor * g, wanted, there)
     pulled = jax.tree.map(lambda leaf, w: w * leaf / jnp.where(factor == 0, 1, factor), rest, weights)
-    left = dot(rest, rest) / norm2
+    left = dot(rest, rest, weights) / norm2
     return Residual(jnp.where(factor > 0, left, jnp.maximum(left, 1)), back(pulled)[0])
 
 
@@ -153,7 +144,6 @@ def carry_on(
         if best.left <= floor or not gained or best.left > HOPELESS:
             break
         known = None
-    assert known is not None or best.left < np.inf
     if known is None:
         known = information(victim, victim.params, best.pixels, target, weights, free_of_scale=free_of_scale)
     return best, known

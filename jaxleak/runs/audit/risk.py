@@ -130,7 +130,9 @@ def _one(victim: Victim, update: int, seed: int) -> tuple[PyTree, np.ndarray, np
         trial = Trial(attack=IDLG, victim=victim, threshold=0.0)
         shared, image = trial.shared(), victim.indices[update * victim.batch]
         params, _ = trial.network(shared, Job(*(jnp.asarray(number) for number in (0, update, image, seed))))
-        return jax.tree.map(np.asarray, params), pixels, targets_of(victim, labels)
+        target = targets_of(victim, labels)
+        params = victim.train(params, victim.to_input(jnp.asarray(pixels)), jnp.asarray(target))
+        return jax.tree.map(np.asarray, params), pixels, target
 
 
 def _error(
