@@ -29,7 +29,7 @@ from tests.commands import call, refusal
 from tests.oracles.require_torch import require_torch
 
 ROOT = Path(__file__).parent.parent
-SHAPE = (16, 16, 3)
+SHAPE = (16, 16, 1)
 CLASSES, LABEL = 10, 3
 MODEL = LeNet(num_classes=CLASSES)
 COSINE = replace(IDLG, objective="cosine")
@@ -65,11 +65,11 @@ def build_model(classes, **fields):
 """
 
 
-def photos(*which: int) -> np.ndarray:
-    """Embedded photographs at half their size [n, 16, 16, 3], in [0, 1]."""
+def photos(*which: int, colour: bool = False) -> np.ndarray:
+    """Embedded photographs at half their size [n, 16, 16, 1 or 3], in [0, 1]."""
     with np.load(ROOT / "jaxleak/data/photos/tiles.npz") as tiles:
         halves = tiles["pixels"][list(which)].reshape(-1, 16, 2, 16, 2, 3)
-    return halves.mean(axis=(2, 4)).round() / 255
+    return halves.mean(axis=(2, 4) if colour else (2, 4, 5)).reshape(-1, 16, 16, 3 if colour else 1).round() / 255
 
 
 @pytest.fixture(scope="module")
@@ -353,19 +353,19 @@ def test_updates_from_pytorch(kind, verdict, code, settings, tmp_path):
     from tests.oracles.export_audits import make
 
     torch.manual_seed(0)
-    picture = torch.from_numpy(photos(6).astype(np.float32)).permute(0, 3, 1, 2)
+    picture = torch.from_numpy(photos(6, colour=True).astype(np.float32)).permute(0, 3, 1, 2)
     make(kind, picture, torch.tensor([LABEL]), tmp_path, CLASSES)
     model = settings.get("model", "lenet")
     if "\n" in model:
         (tmp_path / "net.py").write_text(model)
         model = tmp_path / "net.py"
-    np.savez(tmp_path / "truth.npz", images=(255 * photos(6)).round().astype(np.uint8), labels=[LABEL])
+    np.savez(tmp_path / "truth.npz", images=(255 * photos(6, colour=True)).round().astype(np.uint8), labels=[LABEL])
     update = tmp_path / "grads.safetensors"
     victim = load_update(
         update,
         tmp_path / "w.safetensors",
         model,
-        image_shape=SHAPE,
+        image_shape=(16, 16, 3),
         fields=settings.get("fields"),
         truth=tmp_path / "truth.npz",
     )

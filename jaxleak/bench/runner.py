@@ -2,7 +2,6 @@
 
 import importlib.util
 import os
-import platform
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +13,7 @@ from jaxleak.bench.report import report
 from jaxleak.bench.settings import OURS, PYTORCH, Settings
 from jaxleak.bench.workers import Entry, Team, WorkerError
 from jaxleak.errors import InputError
+from jaxleak.results.store.environment import processor
 
 Say = Callable[[str], None]
 LOOK_SECONDS = 1.0  # at most, of the first look
@@ -76,7 +76,7 @@ class Bench:
         """Name of the device that computes, for people."""
         ready = self.machine.ready
         if ready.get("platform") == "cpu":
-            return f"{self.cores} CPU cores ({platform.machine()})"
+            return f"{self.cores} CPU cores ({processor()})"
         return f"{ready['devices']}x {ready['device']}" if ready else "unknown"
 
     def run(self) -> None:

@@ -1,6 +1,7 @@
 """Device, versions and git revision of a run."""
 
 import os
+import platform
 import shlex
 import subprocess
 import sys
@@ -17,13 +18,12 @@ ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision
 
 def environment() -> dict[str, Any]:
     """Device, versions, git revision and command, as `run.json` keeps them; some go into every row."""
-    import platform
-
     device = jax.devices()[0]
     revision, dirty = git_state(PACKAGE)
     kind = device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
     return {
         "device": f"{len(jax.devices())}x {kind}",
+        "processor": processor(),
         "jax_version": jax.__version__,
         "jaxleak_version": version_of("jaxleak"),
         "git_revision": revision,
@@ -32,6 +32,16 @@ def environment() -> dict[str, Any]:
         "versions": {name: version_of(name) for name in VERSIONS},
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
     }
+
+
+def processor() -> str:
+    """The processor's own name; where the system does not tell it, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
 
 
 def version_of(package: str) -> str:
