@@ -177,7 +177,7 @@ def _brought_to_floor(
     ended = [replace(ended[place], labels=tuple(map(int, found))) for place, found in zip(order, labels, strict=True)]
     rows = [group.rows[place] for place in order]
     group = group._replace(rows=rows, images=np.stack(ordered), distances=distances, labels=labels)
-    if not left[order[0]] <= near:
+    if not left[order[0]] <= max(near, HOPEFUL):
         return group, ended, None
     found = _information_at(victim, attack, best, targets_of(victim, labels[0]), known)
     agreeing = [
@@ -186,7 +186,10 @@ def _brought_to_floor(
     ]  # fmt: skip
     spread = float(np.max(agreeing)) if len(agreeing) > 1 else None
     weights = compared(victim, attack)
-    return group, ended, determined_at(victim, best, found, floor, weights, spread)
+    determined = determined_at(victim, best, found, floor, weights, spread)
+    # Restarts drift along directions that are free and end above the floor; others have nothing to show there.
+    drifted = bool(determined.sentences) and found.exact
+    return group, ended, determined if left[order[0]] <= near or drifted else None
 
 
 def _information_at(victim: Victim, attack: Attack, images, target, known: Known) -> Information:
