@@ -11,6 +11,8 @@ import pytest
 from scipy import stats
 
 from jaxleak.errors import InputError
+from jaxleak.models import LeNet
+from jaxleak.models.weights import to_torch
 from jaxleak.threat.defences import (
     DEFENCES,
     DPSGD,
@@ -18,12 +20,14 @@ from jaxleak.threat.defences import (
     BFloat16,
     Clip,
     Defence,
+    ErrorFeedback,
     Float16,
     Gaussian,
     Laplace,
     Prune,
     PruneLayer,
     Quantise,
+    Soteria,
     TopK,
     check_defences,
     defence_form,
@@ -32,6 +36,8 @@ from jaxleak.threat.defences import (
     parse_defence,
     sparse_mask,
 )
+from jaxleak.threat.observe import follows
+from jaxleak.threat.victim import Victim, draw_params
 
 KEY = jax.random.key(3)
 DTYPES = ("float32", "float64")
@@ -42,12 +48,15 @@ EXAMPLES = {
     "prune": "prune:0.6",
     "prune-layer": "prune-layer:0.6",
     "top-k": "top-k:7",
+    "error-feedback": "error-feedback:0.6:3",
+    "soteria": "soteria:0.4",
     "clip": "clip:0.5",
     "dp-sgd": "dp-sgd:0.5:0.2",
     "fp16": "fp16",
     "bf16": "bf16",
     "int8": "int8",
 }
+SCORES = np.array([2.0, 0.0, 1.0])  # of the features that the head of the updates below reads
 RANDOM = sorted(name for name, kind in DEFENCES.items() if kind.random)
 
 
@@ -75,7 +84,11 @@ def flat(tree):
 @functools.cache
 def compiled(defence):
     """Compiling is most of the tests' time: noise as jax keeps it, for each shape; all else at once for all tests."""
-    return defence.apply if defence.random else jax.jit(defence.apply)
+
+    def apply(update, key):
+        return defence.apply_to(update, SCORES) if defence.looks_at_features else defence.apply(update, key)
+
+    return apply if defence.random else jax.jit(apply)
 
 
 def run(defence, update, key=KEY):
@@ -117,7 +130,10 @@ def test_every_defence_is_tested_and_has_a_zero_setting():
 def test_which_draw_noise_prune_and_act_on_examples():
     assert [name for name, kind in DEFENCES.items() if kind.per_example] == ["dp-sgd"]
     assert set(RANDOM) == {"gaussian", "laplace", "dp-sgd"}
-    assert {name for name, kind in DEFENCES.items() if kind.sparse} == {"prune", "prune-layer", "top-k"}
+    assert {name for name, kind in DEFENCES.items() if kind.sparse} == {
+        *("prune", "prune-layer", "top-k", "error-feedback", "soteria")
+    }
+    assert {name for name, kind in DEFENCES.items() if kind.looks_at_features} == {"soteria"}
 
 
 def test_switched_off_it_is_the_identity(name):
@@ -130,7 +146,7 @@ def test_over_a_trial_axis_it_is_a_loop_and_stays_in_float32(name):
     trials = make_update(dtype="float32", lead=(3,))
     keys = jax.random.split(KEY, 3)
     defence = parse_defence(EXAMPLES[name])
-    together = jax.jit(jax.vmap(defence.apply))(trials, keys)
+    together = jax.jit(jax.vmap(compiled(defence)))(trials, keys)
     one_by_one = [run(defence, trial(trials, i), keys[i]) for i in range(3)]
     assert_trees_close(together, jax.tree.map(lambda *parts: np.stack(parts), *one_by_one), 1e-6)  # the order of sums
     assert all(np.any(flat(trial(together, i)) != flat(trial(trials, i))) for i in range(3))
@@ -202,6 +218,58 @@ def smallest_zeroed(values, zeros):
     for i in order[:zeros]:
         pruned.flat[i] = 0
     return pruned
+
+
+@pytest.mark.parametrize(("share", "rounds"), [(0.5, 1), (0.5, 2), (0.8, 7)])
+def test_error_feedback_is_numpys_loop(share, rounds):
+    update = make_update()
+    values, memory, sent = flat(update), 0.0, np.zeros(0)
+    for _ in range(rounds):
+        gathered = values + memory
+        sent = smallest_zeroed(gathered, round(share * values.size))
+        memory = gathered - sent
+    np.testing.assert_allclose(flat(run(ErrorFeedback(share=share, rounds=rounds), update)), sent, rtol=1e-12)
+    if rounds == 1:
+        assert_trees_close(run(Prune(share=share), update), run(ErrorFeedback(share=share, rounds=1), update))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_soteria_hides_the_features_that_torch_finds(torch, batch):
+    """The scores by torch's autograd, one feature after the other, as the reference implementation has them."""
+    from tests.oracles.torch_lenet import lenet_from
+
+    model, shape, share = LeNet(num_classes=5), (12, 12, 1), 0.25
+    params = draw_params(model, jax.random.key(1), shape)
+    pixels = np.random.default_rng(0).random((batch, *shape))
+    network = lenet_from(to_torch(model, params, shape), 12, 12)
+    x = torch.tensor(pixels.transpose(0, 3, 1, 2), requires_grad=True)
+    features = network.body(x).flatten(1)
+    scores = []
+    for feature in range(features.shape[1]):
+        (slope,) = torch.autograd.grad(features[:, feature].sum(), x, retain_graph=True)
+        scores.append(float(sum(slope.flatten(1).norm(dim=1) / features[:, feature].detach())))
+    # torch flattens channel by channel, we pixel by pixel.
+    side = model.head_input_shape(shape)
+    wanted = np.abs(np.array(scores)).reshape(side[2], side[0], side[1]).transpose(1, 2, 0).ravel()
+    np.testing.assert_allclose(follows(model, params, jnp.asarray(pixels)), wanted, rtol=1e-9)
+    labels = np.arange(batch)
+    fields = {"model": model, "model_name": "lenet", "dataset": "own", "split": "train", "num_classes": 5}
+    victim = Victim(
+        **fields, indices=list(range(batch)), images=pixels, labels=labels, network="shared", params=params,
+        batch=batch, defences=(Soteria(share=share),),
+    )  # fmt: skip
+    update = jax.jit(victim.share)(params, jnp.asarray(pixels), victim.target(labels), KEY)
+    hidden = np.all(np.asarray(update["head"]["kernel"]) == 0, axis=1)
+    assert hidden.sum() == round(share * wanted.size)
+    assert wanted[hidden].max() <= wanted[~hidden].min()
+    assert all(np.all(leaf != 0) for leaf in leaves({**update, "head": {"bias": update["head"]["bias"]}}))
+
+
+def test_soteria_without_images_is_refused():
+    with pytest.raises(InputError, match="needs the private images"):
+        Soteria(share=0.5).apply(make_update(), KEY)
+    with pytest.raises(InputError, match="named 'head'"):
+        Soteria(share=0.5).apply_to({"conv": make_update()["conv"]}, jnp.asarray(SCORES))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.29, 0.5, 1.0])
@@ -495,6 +563,8 @@ TEXTS = [
     ("gaussian:1e-5", Gaussian(sigma=1e-5), "gaussian:1e-05"),
     ("laplace:0.1", Laplace(sigma=0.1), "laplace:0.1"),
     ("prune:0.9", Prune(share=0.9), "prune:0.9"),
+    ("error-feedback:0.9:5", ErrorFeedback(share=0.9, rounds=5), "error-feedback:0.9:5"),
+    ("soteria:0.01", Soteria(share=0.01), "soteria:0.01"),
     ("prune-layer:0.3", PruneLayer(share=0.3), "prune-layer:0.3"),
     ("top-k:100", TopK(count=100), "top-k:100"),
     ("top-k:1e3", TopK(count=1000), "top-k:1000"),

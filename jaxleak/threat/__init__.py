@@ -6,7 +6,8 @@ from_dataset.py   ... made of a data set's images
 client.py         local steps, and the mean over clients
 loss.py           the loss and its gradient
 observe.py        gradient, logits and BatchNorm statistics of one pass
-defences.py       noise, clipping, pruning of what is shared
+defences.py       defences by name, one after the other
+defence_kinds.py  ... noise, clipping, pruning of what is shared
 training.py       networks trained before they are attacked
 checkpoint.py     ... kept beside the run
 own_update.py     an update of one's own, from a file

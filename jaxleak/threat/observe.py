@@ -10,10 +10,12 @@ from flax.core.tracers import current_trace
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, PyTree
 
+from jaxleak.errors import InputError
 from jaxleak.kernels.outer import Outer
 from jaxleak.models.norms import BatchNorm
 from jaxleak.threat.loss import CROSS_ENTROPY, Loss
 
+FEATURES = 64  # derivatives of features at once
 NORMS = (BatchNorm, nn.BatchNorm)  # layers whose inputs' statistics are looked at
 
 
@@ -85,6 +87,42 @@ def factored_gradient(model, params: PyTree, x: Float[Array, "b h w c"], target:
     `loss_gradient`.
     """
     return observe(model, params, x, target).gradient
+
+
+def follows(model, params: PyTree, x: Float[Array, "b h w c"], layer: str = "head") -> Float[Array, "f"]:
+    """How much each feature that a dense layer reads follows the images, for its size: |sum of |dr_i/dx| / r_i|.
+
+    Features that are 0 get inf. Arguments as for `loss_gradient`.
+
+    Source: Sun et al. 2021 (Soteria), reference implementation.
+
+    Raises:
+        InputError: the network has no dense layer of this name that reads one vector per image.
+    """
+
+    def features(x):
+        seen = []
+
+        def note(module, args, output):
+            if _path(model, module) == (layer,) and args[0].ndim == 2:
+                seen.append(args[0])
+            return output
+
+        with nn.intercept_methods(_after(note, nn.Dense)):
+            model.apply({"params": params}, x)
+        if not seen:
+            raise InputError(f"this `defence` needs a dense layer named {layer!r} that reads one vector per image.")
+        return seen[-1]
+
+    values, back = jax.vjp(features, x)
+
+    def slopes_of(feature: Float[Array, "f"]) -> Float[Array, "b"]:
+        (change,) = back(jnp.broadcast_to(feature, values.shape))
+        return jnp.sqrt(jnp.sum(jnp.square(change), axis=tuple(range(1, change.ndim))))
+
+    slopes = jax.lax.map(slopes_of, jnp.eye(values.shape[1], dtype=values.dtype), batch_size=FEATURES).T
+    ratios = jnp.where(values == 0, jnp.inf, slopes / jnp.where(values == 0, 1, values))
+    return jnp.abs(jnp.sum(ratios, axis=0))
 
 
 def _moments(x: Float[Array, "b h w c"]) -> Moments:

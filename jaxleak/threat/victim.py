@@ -21,6 +21,7 @@ from jaxleak.threat.checkpoint import write_checkpoint
 from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
 from jaxleak.threat.defences import DEFENCES, Defence, check_defences, defence_text, defend
 from jaxleak.threat.loss import ANY_LOSS, LOSSES, loss_gradient
+from jaxleak.threat.observe import follows
 from jaxleak.threat.validate import check_kinds, check_private, check_tensors
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -308,15 +309,16 @@ class Victim:
             target: their labels, one-hot.
             key: key from which defences draw.
         """
+        model = self.client_model
+        scores = functools.partial(follows, model, params, x)  # computed only where a defence asks for them
         if self._clips_examples:
-            model = self.client_model
             each = jax.vmap(lambda x, target: loss_gradient(model, params, x[None], target[None], self.client.loss))(
                 x, target
             )
             first: Any = self.defences[0]
             update = first.apply_examples(each, jax.random.fold_in(key, 0))
-            return defend(self.defences[1:], update, jax.random.fold_in(key, 1))
-        return defend(self.defences, client_update(self.client, self.client_model, params, x, target), key)
+            return defend(self.defences[1:], update, jax.random.fold_in(key, 1), scores)
+        return defend(self.defences, client_update(self.client, model, params, x, target), key, scores)
 
     def settings(self) -> dict[str, Any]:
         """Settings that identify the victim, as plain data: another victim has other settings."""

@@ -13,6 +13,7 @@ from jaxleak.threat.defences import (
     BFloat16,
     Clip,
     Defence,
+    ErrorFeedback,
     Float16,
     Gaussian,
     Laplace,
@@ -132,6 +133,8 @@ def noise_variances(defence: Defence, leaves: Sequence[np.ndarray], batch: int) 
     if isinstance(defence, Float16 | BFloat16) and defence.bits:
         bits, step = NUMBER_TYPES["float16" if isinstance(defence, Float16) else "bfloat16"]
         return [np.maximum(np.abs(leaf) * 2.0**-bits, step / 2) ** 2 / 3 for leaf in leaves]
+    if isinstance(defence, ErrorFeedback) and defence.rounds > 1:  # how often an entry was kept back is not seen
+        return [np.square((1 - 1 / defence.rounds) * leaf) for leaf in leaves]
     return [np.zeros(leaf.shape) for leaf in leaves]
 
 

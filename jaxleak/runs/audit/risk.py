@@ -1,8 +1,9 @@
 """How much an update tells of its images, before anyone attacks it; with defences compared."""
 
+import functools
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from jaxleak.runs.audit.floor import ARITHMETIC, MARGIN, noise_variances
 from jaxleak.runs.audit.information import Information, information
 from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
 from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence
+from jaxleak.threat.observe import follows
 from jaxleak.threat.victim import Victim
 
 # What is compared where nothing else is asked for, the weakest first.
@@ -148,7 +150,9 @@ def _error(
     """Expected error per pixel under these defences, by an attacker who knows them."""
     if not defences:
         return known.error(noise)
-    seen = _through(defences, shared, victim.batch, noise)
+    with float64():
+        x = victim.to_input(jnp.asarray(pixels))
+    seen = _through(defences, shared, victim.batch, noise, functools.partial(follows, victim.client_model, params, x))
     variances = [
         np.broadcast_to(variance, mask.shape) for variance, mask in zip(seen.variances, seen.masks, strict=True)
     ]
@@ -179,7 +183,7 @@ class _Seen:
     clipped: bool
 
 
-def _through(defences: Sequence[Defence], shared: PyTree, batch: int, noise: float) -> _Seen:
+def _through(defences: Sequence[Defence], shared: PyTree, batch: int, noise: float, scores: Callable[[], Any]) -> _Seen:
     """The defences in their order. An attacker is taken to know which entries were set to zero: the safe side."""
     leaves, structure = jax.tree.flatten(jax.tree.map(np.asarray, shared))
     factor, clipped = 1.0, False
@@ -197,7 +201,8 @@ def _through(defences: Sequence[Defence], shared: PyTree, batch: int, noise: flo
         variances = [variance + more for variance, more in zip(variances, added, strict=True)]
         if defence.sparse:
             with float64():
-                kept = defend((defence,), structure.unflatten(list(map(jnp.asarray, leaves))), jax.random.key(0))
+                before = structure.unflatten(list(map(jnp.asarray, leaves)))
+                kept = defend((defence,), before, jax.random.key(0), scores)
             leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(kept)]
             masks = [mask & (leaf != 0) for mask, leaf in zip(masks, leaves, strict=True)]
     return _Seen(factor, variances, masks, clipped)
