@@ -26,6 +26,8 @@ STRENGTHS: dict[str, tuple[str, ...]] = {
     "laplace": ("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
     "prune": ("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
     "prune-layer": ("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
+    "soteria": ("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8"),
+    "error-feedback": ("error-feedback:0.5:5", "error-feedback:0.9:5", "error-feedback:0.9:20"),
     "precision": ("fp16", "bf16", "int8"),
     "clip": ("clip:1", "clip:0.1"),
     "dp-sgd": ("dp-sgd:1:1e-4", "dp-sgd:1:1e-3", "dp-sgd:1:1e-2", "dp-sgd:1:0.1"),
@@ -36,6 +38,9 @@ BASE = replace(jaxleak.IDLG, label="bias", init="uniform", stop_objective=0.0, m
 ATTACKS = (replace(BASE, name="L2"), replace(BASE, name="cosine", objective="cosine", tv=1e-6))
 TOLD = replace(BASE, name="L2, told", knows_defence=True)
 RECOVERED = 0.2  # relative error
+# Nothing is trained with these here: Soteria differentiates every feature in each step, and error feedback remembers
+# other steps' updates.
+UNTRAINED = ("soteria", "error-feedback")
 
 
 def main() -> None:
@@ -43,22 +48,23 @@ def main() -> None:
     options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
     chosen = data.random_indices(options.images, seed=2019)
-    folder, told = results_folder("defences"), []
+    folder = results_folder("defences")
     digits = jaxleak.load_dataset("mnist", split="test", data_dir=options.data_dir)
     for kind in chosen_runs(STRENGTHS, options):
         for text in STRENGTHS[kind]:
             name = text.replace(":", "-") or "none"
             defences = tuple(jaxleak.parse_defence(part) for part in text.split())
             victim = jaxleak.make_victim("lenet", data, chosen, defences=defences)
-            attacks = (*ATTACKS, TOLD) if kind.startswith("prune") else ATTACKS
+            attacks = (*ATTACKS, TOLD) if any(defence.sparse for defence in defences) else ATTACKS
             sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
             (result,) = run_all("defences", {name: sweep}, replace_only(options)).values()
-            cost = accuracy(defences, digits, options.steps)
+            cost = None if kind in UNTRAINED else accuracy(defences, digits, options.steps)
             device = result.rows[0]["device"]
-            told.append({"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result)})
-            told[-1]["device"] = device
-            write_json(folder / f"{name}-rates.json", told[-1])
-    draw(told, folder / "defences.png")
+            found = {"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result), "device": device}
+            write_json(folder / f"{name}-rates.json", found)
+    names = [text.replace(":", "-") or "none" for texts in STRENGTHS.values() for text in texts]
+    stored = (tables.stored(f"defences/{name}-rates.json") for name in names)
+    draw([found for found in stored if found], folder / "defences.png")
 
 
 def replace_only(options):
@@ -95,7 +101,7 @@ def accuracy(defences: tuple, data: jaxleak.Dataset, steps: int) -> float:
 def draw(told: list[dict], path: Path) -> None:
     """A panel for each kind: images that came back, with intervals, and accuracy, against strength."""
     kinds = list(dict.fromkeys(one["kind"] for one in told if one["kind"] != "none"))
-    figure = Figure(figsize=(7.2, 4.4), dpi=140, layout="constrained")
+    figure = Figure(figsize=(8.6, 4.6), dpi=140, layout="constrained")
     panels = figure.subplots(2, -(-len(kinds) // 2), sharey=True, squeeze=False).ravel()
     colours = {"L2": "tab:blue", "cosine": "tab:orange", "L2, told": "tab:green"}
     for axes, kind in zip(panels, kinds, strict=False):
@@ -107,8 +113,10 @@ def draw(told: list[dict], path: Path) -> None:
                 axes.plot([x, x], one["ci95"], color=colour, lw=1)
             shares = [one["recovered"] / one["trials"] for _, one in points]
             axes.plot([x for x, _ in points], shares, "o-", color=colour, ms=3, lw=1)
-        axes.plot(range(len(own)), [one["accuracy"] for one in own], "s:", color="grey", ms=3, lw=1)
-        names = [one["text"].rpartition(":")[2] or "none" for one in own]
+        costs = [np.nan if one["accuracy"] is None else one["accuracy"] for one in own]
+        if np.all(np.isfinite(costs)):
+            axes.plot(range(len(own)), costs, "s:", color="grey", ms=3, lw=1)
+        names = [one["text"].removeprefix(f"{kind}:") or "none" for one in own]
         axes.set_xticks(range(len(own)), names, rotation=45, fontsize=6, ha="right")
         if kind in THRESHOLDS:
             place = next(x for x, one in enumerate(own) if names[x] != "none" and float(names[x]) >= THRESHOLDS[kind])
@@ -137,7 +145,8 @@ def results() -> list[tables.Results]:
         if told:
             found = [told["attacks"].get(name) for name in attacks]
             pairs = [tables.share(one, "recovered") if one else [tables.NONE] * 2 for one in found]
-            cells = [*(cell for pair in pairs for cell in pair), f"{told['accuracy']:.3f}"]
+            trained = tables.NONE if told["accuracy"] is None else f"{told['accuracy']:.3f}"
+            cells = [*(cell for pair in pairs for cell in pair), trained]
         rows.append([f"`{text or 'none'}`", *cells])
     return [
         tables.Results(
