@@ -265,10 +265,12 @@ def test_weights_that_do_not_fit(pictures, tmp_path, no_engine):
         assert not (tmp_path / "run").exists()
         return line
 
-    assert f"`weights` must be a safetensors file; there is no file '{file}'." in refused()
+    assert (
+        f"`weights` must be a file of tensors (safetensors, .npz, torch.save); there is no file '{file}'." in refused()
+    )
     assert f"{str(tmp_path)!r} is a directory" in refused(tmp_path)
     file.write_bytes(b"PK\x03\x04 a file of another kind")
-    assert f"`weights` must be a safetensors file; '{file}' cannot be read" in refused()
+    assert f"`weights` must be a file of tensors (safetensors, .npz, torch.save); '{file}' cannot be read" in refused()
     save_file({"body.0.weight": np.zeros((12, 3, 5, 5), np.float32), "extra": np.zeros(1, np.float32)}, file)
     line = refused()
     assert "`weights` do not fit LeNet with 3 classes on 8x8x1 images" in line

@@ -525,12 +525,6 @@ def test_a_truncated_picture(tmp_path):
     one_line(error)
 
 
-def test_a_picture_of_16_bits(tmp_path):
-    Image.fromarray(np.zeros((4, 4), np.uint16)).save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="more than 8 bits"):
-        load_dataset(tmp_path).images([0])
-
-
 def test_folder_mistakes(tmp_path):
     assert "holds no pictures" in fails(tmp_path)
     save_picture(tmp_path / "cat" / "a.png")
@@ -602,9 +596,11 @@ def test_a_file_that_is_not_an_npz(tmp_path, content):
     assert "is neither a folder of pictures nor a readable .npz file" in fails(tmp_path / "a.npz")
 
 
-def test_a_plain_array_file_is_not_an_npz(tmp_path):
+def test_in_an_array_without_labels_each_picture_is_a_class(tmp_path):
     np.save(tmp_path / "a.npy", GOOD)
-    assert "is neither a folder of pictures nor a readable .npz file" in fails(tmp_path / "a.npy")
+    own = load_dataset(tmp_path / "a.npy")
+    assert own.class_names == ("0", "1")
+    assert own.images([0, 1])[1].tolist() == [0, 1]
 
 
 # --- names --------------------------------------------------------------------------------------------------

@@ -168,9 +168,11 @@ def given(folder: Path, shape: tuple[int, int, int] = SHAPE, **changes: object) 
 
 
 def test_files_that_are_not_there_or_no_tensors(files, tmp_path):
-    assert "`update` must be a safetensors file; there is no file" in refusal(*given(files, update=tmp_path / "no"))
+    assert "`update` must be a file of tensors (safetensors, .npz, torch.save); there is no file" in refusal(
+        *given(files, update=tmp_path / "no")
+    )
     (tmp_path / "text").write_text("no tensors")
-    assert "`weights` must be a safetensors file" in refusal(*given(files, weights=tmp_path / "text"))
+    assert "`weights` must be a file of tensors" in refusal(*given(files, weights=tmp_path / "text"))
 
 
 def test_files_that_do_not_fit(files, tmp_path):
@@ -288,7 +290,8 @@ def test_a_stock_model_in_a_file_whatever_its_name(tmp_path):
     tensors = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
     tensors |= {name.replace("weight", "bias"): np.zeros(shape[0], np.float32) for name, shape in shapes.items()}
     save_file(tensors, tmp_path / "w.safetensors")
-    victim = load_update(tmp_path / "w.safetensors", tmp_path / "w.safetensors", tmp_path / "mlp.py", image_shape=SHAPE)
+    save_file({name: -tensor for name, tensor in tensors.items()}, tmp_path / "g.safetensors")
+    victim = load_update(tmp_path / "g.safetensors", tmp_path / "w.safetensors", tmp_path / "mlp.py", image_shape=SHAPE)
     params: Any = victim.params
     wanted = tensors["Dense_0.weight"].reshape(6, 4, 8, 8).transpose(2, 3, 1, 0).reshape(-1, 6)
     np.testing.assert_array_equal(params["Dense_0"]["kernel"], wanted)
@@ -304,7 +307,8 @@ def test_the_last_layer_may_have_its_own_name(tmp_path):
         tensors |= {"conv.weight": rng.normal(size=(4, 3, 3, 3)), "conv.bias": np.zeros(4)}
         tensors = {key: value.astype(np.float32) for key, value in tensors.items()}
         save_file(tensors, tmp_path / "w.safetensors")
-        files = (tmp_path / "w.safetensors", tmp_path / "w.safetensors", tmp_path / "net.py")
+        save_file({key: -tensor for key, tensor in tensors.items()}, tmp_path / "g.safetensors")
+        files = (tmp_path / "g.safetensors", tmp_path / "w.safetensors", tmp_path / "net.py")
         params: Any = load_update(*files, image_shape=SHAPE).params
         np.testing.assert_array_equal(params["head"]["kernel"], tensors[f"{name}.weight"].T)
 

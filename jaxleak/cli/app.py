@@ -25,7 +25,9 @@ from jaxleak.cli.flags import (
     build_criteria,
     lanes,
     model_fields,
+    normalise,
     own_victim,
+    pictures,
     risk_victim,
     sweep_of,
 )
@@ -41,12 +43,12 @@ UNSAID = 1
 
 def build_sweep(command: RunCommand):
     """The sweep that the flags of `jaxleak run` describe, checked before any long work."""
-    from jaxleak.data import BATCH_LABELS, load_dataset
+    from jaxleak.data import BATCH_LABELS
     from jaxleak.models import MODELS, build_model
     from jaxleak.results.store.run import Run
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
-    from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
+    from jaxleak.threat.victim import NETWORKS, normalisation_of
 
     # Names and counts first: they are checked without touching data.
     check_choice("model", command.model, MODELS)
@@ -55,7 +57,7 @@ def build_sweep(command: RunCommand):
         check_positive("num_images", command.num_images, integer=True)
     attacks = build_attacks(command)
     check_choice("batch_labels", command.batch_labels, BATCH_LABELS)
-    check_choice("normalise", command.normalise, NORMALISATIONS)
+    normalisation_of(normalise(command))
     if command.images is not None and command.num_images is not None:
         raise InputError("`images` and `num_images` exclude each other; give one of them.")
     if command.images is not None and command.batch_labels != "any":
@@ -65,7 +67,7 @@ def build_sweep(command: RunCommand):
     build_model(command.model, 2, **fields)
     defences = tuple(parse_defence(text) for text in command.defence)
     build_criteria(command)
-    data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
+    data = pictures(command)
     images = command.images
     if images is None:
         count = command.num_images or 4
@@ -82,7 +84,7 @@ def build_sweep(command: RunCommand):
             network=command.network,
             network_seed=command.network_seed,
             weights=command.weights,
-            normalise=command.normalise,
+            normalise=normalise(command),
             batch=command.batch,
             client=client,
             defences=defences,
@@ -171,7 +173,8 @@ def attack(command: AttackCommand) -> int:
     _prepare(command)
     attacks = build_attacks(command)
     sweep = sweep_of(own_victim(command), attacks, command)
-    moved = moved_statistics(command.update)
+    shared: Any = command.update or command.after
+    moved = moved_statistics(shared, command.before)
     with _interruptible(command.out):
         report, _ = audit(
             sweep,

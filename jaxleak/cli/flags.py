@@ -155,17 +155,18 @@ def own_victim(command: AttackCommand | RiskCommand):
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.own_update import load_update
 
-    if command.update is None or command.weights is None:
-        raise InputError("`update` needs `weights`, the network before it; give --weights.")
     return load_update(
         command.update,
         command.weights,
         command.model,
+        before=command.before,
+        after=command.after,
         image_shape=command.image_shape,
         batch=command.batch,
         client=build_client(command),
-        normalise=command.normalise,
+        normalise=normalise(command),
         truth=command.truth,
+        pixel_max=command.pixel_max,
         labels=command.labels if isinstance(command, AttackCommand) else None,
         fields=model_fields(command.model_field),
         defences=tuple(parse_defence(text) for text in command.defence),
@@ -174,23 +175,23 @@ def own_victim(command: AttackCommand | RiskCommand):
 
 def risk_victim(command: RiskCommand):
     """The victim whose update `jaxleak risk` looks at; images stand in for those of an update that nobody knows."""
-    from jaxleak.data import load_dataset
     from jaxleak.runs.audit.risk import with_images
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
 
-    if command.update is not None:
+    given = any(file is not None for file in (command.update, command.before, command.after))
+    if given:
         victim = own_victim(command)
         if victim.knows_truth:
             return with_images(victim, victim.images, victim.labels)
-    data = load_dataset(command.dataset, split=command.split, data_dir=command.data_dir, image_size=command.image_size)
+    data = pictures(command)
     indices = (
         list(command.images)
         if command.images
         else data.random_batches(1, command.batch, command.image_seed, command.batch_labels)
     )
     indices = [int(index) for index in indices]
-    if command.update is None:
+    if not given:
         return make_victim(
             command.model,
             data,
@@ -200,7 +201,7 @@ def risk_victim(command: RiskCommand):
             network="shared" if command.weights is not None else command.network,
             network_seed=command.network_seed,
             weights=command.weights,
-            normalise=command.normalise,
+            normalise=normalise(command),
             batch=command.batch,
             client=build_client(command),
             defences=tuple(parse_defence(text) for text in command.defence),
@@ -218,6 +219,51 @@ def risk_victim(command: RiskCommand):
             "--dataset or --image-size that fits."
         )
     return with_images(victim, pixels, labels % victim.num_classes)
+
+
+def pictures(command: RunCommand | RiskCommand):
+    """The data set that the flags name."""
+    from jaxleak.data import load_dataset
+
+    return load_dataset(
+        command.dataset,
+        split=command.split,
+        data_dir=command.data_dir,
+        image_size=_sides(command.image_size),
+        pixel_max=command.pixel_max,
+    )
+
+
+def _sides(text: str | None) -> int | tuple[int, int] | None:
+    """`32` or `24x32` as a size.
+
+    Raises:
+        InputError: it is neither.
+    """
+    if text is None:
+        return None
+    try:
+        height, *width = (int(side) for side in text.split("x"))
+    except ValueError:
+        height, width = 0, [0, 0]
+    if len(width) > 1:
+        raise InputError(f"`image_size` must be a number of pixels, or height and width as in 24x32; got {text!r}.")
+    return (height, width[0]) if width else height
+
+
+def normalise(command: Command | RiskCommand) -> Any:
+    """A name, or means and deviations.
+
+    Raises:
+        InputError: both, or one without the other.
+    """
+    if command.mean is None and command.std is None:
+        return command.normalise
+    if command.mean is None or command.std is None:
+        raise InputError("`mean` and `std` go together; give both, as in --mean 0.5 --std 0.25.")
+    if command.normalise != "none":
+        raise InputError("`normalise` and `mean` exclude each other; give one of them.")
+    return command.mean, command.std
 
 
 def build_client(command: Command | RiskCommand):

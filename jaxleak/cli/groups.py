@@ -20,6 +20,8 @@ Name = Annotated[str | None, optional("NAME")]
 Names = Annotated[tuple[str, ...] | None, optional("NAME [NAME ...]")]
 Number = Annotated[float | None, optional("NUMBER")]
 Count = Annotated[int | None, optional("N")]
+Numbers = Annotated[tuple[float, ...] | None, optional("NUMBER [NUMBER ...]")]
+Size = Annotated[str | None, optional("N|HxW")]
 Counts = Annotated[tuple[int, ...] | None, optional("N [N ...]")]
 YesNo = Annotated[bool | None, optional("True|False")]
 File = Annotated[Path | None, optional("PATH")]
@@ -72,12 +74,17 @@ class StartHere:
 class UpdateHere:
     """What is attacked, and where the results go."""
 
-    update: Path
-    """Safetensors file of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict."""
-    weights: Path
-    """Safetensors file of the network before it, in torch's names and layout."""
     out: Place
     """Run directory; in it report.json, best.npz (images in [0, 1]) and best.png."""
+    update: File = None
+    """File of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict: safetensors, .npz,
+    or what torch.save wrote (.pt, .pth, .bin), of which nothing is run; FILE:PART is one part of a checkpoint."""
+    weights: File = None
+    """File of the network before it, in torch's names and layout, of the same kinds."""
+    before: File = None
+    """Instead of --update and --weights: the network before the client's local steps (--client-steps, or one), ..."""
+    after: File = None
+    """... and the network after them."""
     model: str = "lenet"
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
@@ -92,6 +99,8 @@ class UpdateHere:
     """The labels, where they are known (for --label known, and to be compared with)."""
     truth: File = None
     """The private images with their labels, to measure against: an .npz or a folder."""
+    pixel_max: Number = None
+    """The value of white in --truth, where its pictures have more than 8 bits: 4095 for 12, 65535 for 16."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +128,11 @@ class RiskHere:
     )
     """Defences to compare, each written as for --defence; several at once in quotes: 'clip:1 gaussian:1e-3'."""
     update: File = None
-    """Safetensors file of an update, named as in torch's state_dict; with --weights, as for `jaxleak attack`."""
+    """File of an update, named as in torch's state_dict; with --weights, as for `jaxleak attack`."""
+    before: File = None
+    """Instead of --update and --weights: the network before the client's local steps, as for `jaxleak attack`, ..."""
+    after: File = None
+    """... and the network after them."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """With --update: height, width and channels of the network's input."""
     truth: File = None
@@ -135,8 +148,12 @@ class DataFlags:
     """Where tensorflow-datasets finds its prepared data (default: $JAXLEAK_DATA_DIR, or its own)."""
     split: Name = None
     """Split of the data set (default: train if it is there, else test)."""
-    image_size: Count = None
-    """Height and width in pixels that pictures are resized to (default: the data set's own, 32, MNIST 28)."""
+    image_size: Size = None
+    """Height and width in pixels that pictures are resized to, as 32 or 24x32 (default: the data set's own, 32, MNIST
+    28)."""
+    pixel_max: Number = None
+    """The value of white in your own pictures of more than 8 bits, and arrays of other than uint8: 4095 for 12 bits,
+    65535 for 16."""
     image_seed: int = 0
     """Seed from which --num-images draws images."""
     batch_labels: str = "any"
@@ -188,6 +205,10 @@ class ModelFlags:
     """Fields of the model, as in width=16 train=false activation=relu."""
     normalise: str = "none"
     """Whose mean and deviation the network's input is brought to: none, cifar100, cifar10, mnist, imagenet."""
+    mean: Numbers = None
+    """Instead of --normalise: the means that are subtracted from pixels in [0, 1], one for each channel or for all."""
+    std: Numbers = None
+    """With --mean: the deviations that the differences are divided by."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +220,8 @@ class VictimFlags(ModelFlags):
     network_seed: int = 0
     """Seed from which the networks are drawn."""
     weights: File = None
-    """Weights of the network instead of drawn ones: a safetensors file in torch's names and layout (with --network
-    shared)."""
+    """Weights of the network instead of drawn ones: a file in torch's names and layout, safetensors, .npz or of
+    torch.save (with --network shared)."""
     hide_statistics: bool = False
     """The attacker does not have the running statistics of BatchNorm in evaluation mode, and works with 0 and 1."""
     trained_steps: int = 0

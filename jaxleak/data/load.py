@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from jaxleak.data.dataset import DATASETS, Dataset
-from jaxleak.data.pictures import load_folder, load_npz, load_photos
+from jaxleak.data.pictures import load_arrays, load_folder, load_photos
 from jaxleak.data.prepared import data_directory, load_prepared
 from jaxleak.errors import InputError, check_choice, check_positive, check_type
 
@@ -13,14 +13,16 @@ def load_dataset(
     *,
     split: str | None = None,
     data_dir: str | Path | None = None,
-    image_size: int | None = None,
+    image_size: int | tuple[int, int] | None = None,
+    pixel_max: float | None = None,
 ) -> Dataset:
     """Open a data set by its name, or the user's own pictures by their path.
 
-    Own pictures are either a folder or an `.npz` file. In a folder each sub-folder is a class; in a folder
-    without sub-folders each picture is a class of its own. Pictures are cropped to the central square and
-    resized; their index is their place in the order of class and file name. An `.npz` file holds `images` (or
-    `pixels`) [n, h, w, c], uint8 or float in [0, 1], `labels` [n], and perhaps `class_names`. With one class
+    Own pictures are a folder, an `.npz` or an `.npy` file. In a folder each sub-folder is a class; in a folder without
+    sub-folders each picture is a class of its own. Of a picture the largest central part of the size's shape is
+    resized; its index is its place in the order of class and file name. An `.npz` file holds `images` (or `pixels`)
+    [n, h, w, c], or [n, h, w] of grey ones, `labels` [n], and perhaps `class_names`; an `.npy` file holds images alone,
+    each a class of its own. Images are uint8, or float in [0, 1]; others need `pixel_max`. With one class
     the cross-entropy loss is zero whatever the picture, so a single class gets an empty second one, `other`.
 
     Args:
@@ -28,8 +30,10 @@ def load_dataset(
         split: `train` or `test` of a prepared data set; `train` if left out and prepared, else `test`.
         data_dir: Where data sets are prepared; if left out, the variable JAXLEAK_DATA_DIR, then
             tensorflow-datasets' own default. `photos` and paths need none.
-        image_size: Height and width in pixels; if left out, as in `DATASETS`, 32 for a folder, and as stored
-            for an `.npz` file. `photos` has 32, 224 and 299.
+        image_size: Height and width in pixels, one number if they are the same; if left out, as in `DATASETS`, 32 for a
+            folder, and as stored for a file. `photos` has 32, 224 and 299.
+        pixel_max: The value of white in own pictures of more than 8 bits, as 4095 in those of 12; if left out, 65535
+            for pictures that use all 16 bits, and 1 for floats.
 
     Raises:
         InputError: no such data set, not prepared, no such split, or a file that is not a picture.
@@ -39,15 +43,20 @@ def load_dataset(
         raise InputError(
             f"`dataset` must be one of {', '.join(DATASETS)}, a folder of pictures or an .npz file; got ''."
         )
-    if image_size is not None:
-        check_positive("image_size", image_size, integer=True)
+    sides = image_size if image_size is None or isinstance(image_size, tuple) else (image_size, image_size)
+    for side in sides or ():
+        check_positive("image_size", side, integer=True)
+    if pixel_max is not None:
+        check_positive("pixel_max", pixel_max)
+        if name in DATASETS:
+            raise InputError(f"`pixel_max` is for pictures of your own; {name} has 255. Leave it out.")
     if name == "photos":
-        return load_photos(split, image_size)
+        return load_photos(split, sides)
     if name in DATASETS:
-        return load_prepared(str(name), split, data_directory(data_dir), image_size)
+        return load_prepared(str(name), split, data_directory(data_dir), sides)
     path = _existing_path(name)
-    load_path = load_folder if path.is_dir() else load_npz
-    return load_path(str(name), path, split, image_size)
+    load_path = load_folder if path.is_dir() else load_arrays
+    return load_path(str(name), path, split, sides, pixel_max)
 
 
 def _existing_path(name: str | Path) -> Path:
@@ -57,7 +66,7 @@ def _existing_path(name: str | Path) -> Path:
     except OSError as error:  # a name that is too long
         raise InputError(f"`dataset` {str(name)!r} cannot be read ({error.strerror}).") from None
     if not there:
-        if isinstance(name, Path) or len(path.parts) > 1 or path.suffix == ".npz":
+        if isinstance(name, Path) or len(path.parts) > 1 or path.suffix in (".npz", ".npy"):
             raise InputError(f"`dataset` {str(name)!r} does not exist; give a folder of pictures or an .npz file.")
         try:
             check_choice("dataset", name, DATASETS)

@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from jaxleak.data.dataset import DATASETS, Dataset
-from jaxleak.data.decode import decode, square
+from jaxleak.data.decode import decode, fitted
 from jaxleak.errors import InputError, check_choice
 
 
-def load_prepared(name: str, split: str | None, directory: Path, image_size: int | None) -> Dataset:
+def load_prepared(name: str, split: str | None, directory: Path, sides: tuple[int, int] | None) -> Dataset:
     import tensorflow_datasets as tfds
 
     info = _prepared_info(name, directory)
@@ -42,11 +42,11 @@ def load_prepared(name: str, split: str | None, directory: Path, image_size: int
         class_names = sorted({value.decode() for value in column("label")})
     class_names = tuple(class_names)
     label_of = {class_name: label for label, class_name in enumerate(class_names)}
-    size = image_size or DATASETS[name]
+    sides = sides or (DATASETS[name], DATASETS[name])
 
     def reader(positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         records = source.__getitems__(list(positions))
-        pixels = [square(decode(record["image"]), size) for record in records]
+        pixels = [fitted(decode(record["image"]), sides) for record in records]
         labels = [record["label"] for record in records]
         labels = [label_of[label.decode()] if isinstance(label, bytes) else label for label in labels]
         return np.stack(pixels), np.asarray(labels)
@@ -54,7 +54,7 @@ def load_prepared(name: str, split: str | None, directory: Path, image_size: int
     return Dataset(
         name=name,
         split=split,
-        image_shape=(size, size, info.features["image"].shape[-1]),
+        image_shape=(*sides, info.features["image"].shape[-1]),
         class_names=class_names,
         index=index,
         reader=reader,

@@ -1,5 +1,8 @@
-"""Weights in and out as safetensors, in torch's names and layout."""
+"""Weights in and out in torch's names and layout: kernels are transposed, all other parameters are as they are."""
 
+import math
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from jaxleak.errors import InputError, check_file
+from jaxleak.errors import InputError
+from jaxleak.models.files import Stored, read_tensors
+from jaxleak.models.files.names import COUNTER, fit_names, without_aliases
+from jaxleak.models.files.read import listed
 
 Params = dict[str, Any]
 Variables = dict[str, dict[str, Any]]
@@ -23,7 +29,6 @@ TENSOR_NAMES = {
     "mean": "running_mean",
     "var": "running_var",
 }
-COUNTER = "num_batches_tracked"  # of torch's BatchNorm: its files have it, nothing here uses it
 LISTED = 10  # problems named in a message
 
 
@@ -33,6 +38,28 @@ class Expected(NamedTuple):
     path: tuple[str, ...]
     shape: tuple[int, ...]
     torch_shape: tuple[int, ...]
+
+
+class Layout(NamedTuple):
+    """Which of a model's kernels are not as in torch but for the order of their axes.
+
+    Attributes:
+        readers: see `_flattened`.
+        general: of dense layers over several axes, as in attention, how many of the kernel's axes are inputs.
+        reversed: True for files written when every tensor was transposed.
+    """
+
+    readers: Readers
+    general: dict[tuple[str, ...], int]
+    reversed: bool = False
+
+    def torch_axes(self, path: tuple[str, ...], axes: int) -> tuple[int, ...]:
+        """The order of a tensor's axes in torch: outputs, inputs, space."""
+        if self.reversed:
+            return (3, 2, 0, 1) if axes == 4 else tuple(reversed(range(axes)))
+        if path[-1] != "kernel" or axes < 2:
+            return tuple(range(axes))
+        return (axes - 1, axes - 2, *range(axes - 2))
 
 
 class WithStatistics:
@@ -66,9 +93,9 @@ def to_torch(
         batch_stats: its running statistics, if they are to be among the tensors.
     """
     tensors = flatten_dict({"params": params, "batch_stats": batch_stats or {}})
-    readers = _flattened(model, image_shape)
+    layout = _layout(model, image_shape)
     return {
-        _torch_name(model, path): np.asarray(_torch_layout(readers, path, np.asarray(tensor)), order="C")
+        _torch_name(model, path): np.asarray(_torch_layout(layout, path, np.asarray(tensor)), order="C")
         for path, tensor in tensors.items()
     }
 
@@ -88,18 +115,60 @@ def from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int,
     return variables["params"]
 
 
-def variables_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Variables:
+def variables_from_torch(
+    model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int], *, all_reversed: bool = False
+) -> Variables:
     """A Linen model's collections from a torch state dict: "params", and "batch_stats" where it has statistics.
 
     Running statistics for a model in train mode are not used, and neither are torch's counters of batches.
 
+    Args:
+        model: see `to_torch`.
+        state: tensors by name.
+        image_shape: height, width, channels of its input.
+        all_reversed: the tensors are laid out as jaxleak once did, when it transposed those that are no kernels too.
+
     Raises:
         InputError: a tensor is missing, extra, not finite, or of another shape than the model's.
     """
-    needed = _expected(model, image_shape)
-    _check_fit("weights", model, state, image_shape, needed, _known(model, state, image_shape, needed))
-    _check_finite("weights", state, needed)
-    return _collections(model, state, image_shape, needed)
+    layout = _layout(model, image_shape, all_reversed)
+    needed = _expected(model, image_shape, layout)
+    _check_fit("weights", model, state, image_shape, needed, _known(model, image_shape, needed))
+    _check_numbers("weights", state, needed)
+    return _collections(layout, state, needed)
+
+
+def known_names(model, image_shape: tuple[int, int, int]) -> dict[str, tuple[str, ...]]:
+    """The names in torch of the tensors that a file may have, and where the model has them."""
+    return {name: path for name, (path, *_) in _known(model, image_shape, _expected(model, image_shape)).items()}
+
+
+def named_for(
+    what: str,
+    stored: Stored,
+    model,
+    image_shape: tuple[int, int, int],
+    tied: Sequence[tuple[str, ...]] | None = None,
+) -> tuple[dict[str, np.ndarray], list[tuple[str, ...]]]:
+    """A file's tensors under the model's names, and those names that are of one tensor.
+
+    Args:
+        what: "weights" or "update", for messages.
+        stored: the file; its names may have prefixes of wrappers, attention in one tensor, and several names for one.
+        model: as `adapt_model` gives it.
+        image_shape: height, width, channels of its input.
+        tied: names of one tensor, where other weights have told them.
+
+    Raises:
+        InputError: a file without names, or names of one tensor for different ones.
+    """
+    if not stored.named:
+        raise InputError(f"`{what}` must have names, as in a state_dict(); the file is a list of tensors.")
+    known = known_names(model, image_shape)
+    here = head_name(model)
+    fitted = fit_names(what, stored, known, (".".join(getattr(model, "head", ())) or here, here))
+    single, groups = without_aliases(what, fitted, known, tied)
+    return single.tensors, groups
 
 
 def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Params:
@@ -111,40 +180,53 @@ def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[in
     Raises:
         InputError: a tensor is extra, not finite, or of another shape than the model's parameters; or none is there.
     """
-    expected = _expected(model, image_shape)
+    layout = _layout(model, image_shape)
+    expected = _expected(model, image_shape, layout)
     needed = {name: tensor for name, tensor in expected.items() if tensor.path[0] == "params"}
-    known = expected | _known(model, state, image_shape, needed)
-    foreign = {name for name in state if name.removesuffix(COUNTER) == name} - known.keys()
-    if needed.keys() & state.keys() and not foreign:
-        blanks = {name: np.zeros(tensor.torch_shape, np.float32) for name, tensor in needed.items()}
+    known = _known(model, image_shape, expected)
+    foreign = {name for name in state if not name.endswith(COUNTER)} - known.keys()
+    missing = [name for name in needed if name not in state]
+    if len(missing) < len(needed) and not foreign:
+        blanks = {name: np.zeros(needed[name].torch_shape, np.float32) for name in missing}
         state = {**blanks, **state}
     _check_fit("update", model, state, image_shape, needed, known)
-    _check_finite("update", state, needed)
-    return _collections(model, state, image_shape, needed)["params"]
+    _check_numbers("update", state, needed)
+    if missing:
+        warnings.warn(
+            f"`update` has {len(needed) - len(missing)} of the model's {len(needed)} tensors; {listed(missing)} "
+            f"{'are' if len(missing) > 1 else 'is'} taken as zero and left out of the comparison",
+            stacklevel=2,
+        )
+    return _collections(layout, state, needed)["params"]
 
 
-def _check_finite(what: str, state, needed: dict[str, Expected]) -> None:
+def _check_numbers(what: str, state, needed: dict[str, Expected]) -> None:
+    strange = [f"{name} is {state[name].dtype}" for name in needed if state[name].dtype.kind != "f"]
+    if strange:
+        cure = " Give them as the server computes with them, dequantised." if what == "update" else ""
+        raise InputError(f"`{what}` must be floats; {listed(strange)}.{cure}")
     broken = [name for name in needed if not np.isfinite(state[name]).all()]
     if broken:
         raise InputError(f"`{what}` must be finite; {', '.join(broken[:LISTED])} is not.")
 
 
-def _known(model, state, image_shape, needed: dict[str, Expected]) -> dict[str, Expected]:
+def _known(model, image_shape, needed: dict[str, Expected]) -> dict[str, Expected]:
     """The tensors a file may have: of a model in train mode running statistics too."""
-    if state.keys() - needed and getattr(model, "train", False):
-        return needed | _expected(model.clone(train=False), image_shape)
-    return needed
+    return needed | (_expected(model.clone(train=False), image_shape) if getattr(model, "train", False) else {})
 
 
-def _collections(model, state, image_shape, needed: dict[str, Expected]) -> Variables:
-    tensors, readers = {}, _flattened(model, image_shape)
+def _collections(layout: Layout, state, needed: dict[str, Expected]) -> Variables:
+    tensors = {}
     for name, (path, shape, torch_shape) in needed.items():
         tensor = state[name]
-        if path in readers:
+        if path in layout.readers:
             # Linen flattens NHWC, torch NCHW: the layer's inputs come in another order.
-            h, w, c = readers[path]
-            tensor = tensor.reshape(torch_shape[0], c, h, w)
-        tensor = tensor.transpose(2, 3, 1, 0) if tensor.ndim == 4 else tensor.T
+            h, w, c = layout.readers[path]
+            tensor = tensor.reshape(torch_shape[0], c, h, w).transpose(2, 3, 1, 0)
+        elif path in layout.general and path[-1] == "kernel":
+            tensor = tensor.T
+        else:
+            tensor = tensor.transpose(np.argsort(layout.torch_axes(path, tensor.ndim)))
         tensors[path] = jnp.asarray(tensor.reshape(shape), dtype=float)
     return unflatten_dict(tensors)
 
@@ -182,24 +264,33 @@ def check_layout(model, image_shape: tuple[int, int, int]) -> None:
         )
 
 
-def _torch_layout(readers: Readers, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
-    """A tensor as torch lays it out; `readers`: see `_flattened`."""
-    if path in readers:
-        tensor = tensor.reshape(*readers[path], -1)
+def _layout(model, image_shape: tuple[int, int, int], all_reversed: bool = False) -> Layout:
+    general = {} if all_reversed else getattr(model, "general_layers", lambda shape: {})(image_shape)
+    axes = {("params", *path, kind): count for path, count in general.items() for kind in ("kernel", "bias")}
+    return Layout(_flattened(model, image_shape), axes, all_reversed)
+
+
+def _torch_layout(layout: Layout, path: tuple[str, ...], tensor: np.ndarray) -> np.ndarray:
+    """A tensor as torch lays it out."""
+    if path in layout.readers:
+        tensor = tensor.reshape(*layout.readers[path], -1)
         return tensor.transpose(3, 2, 0, 1).reshape(tensor.shape[-1], -1)
-    if tensor.ndim == 0:
+    if path in layout.general:
+        inputs = math.prod(tensor.shape[: layout.general[path]])
+        return tensor.reshape(inputs, -1).T if path[-1] == "kernel" else tensor.reshape(-1)
+    if tensor.ndim == 0 and (layout.reversed or path[-1] == "negative_slope"):
         return tensor[None]  # a PReLU's slope
-    return tensor.transpose(3, 2, 0, 1) if tensor.ndim == 4 else tensor.T
+    return tensor.transpose(layout.torch_axes(path, tensor.ndim))
 
 
-def _expected(model, image_shape: tuple[int, int, int]) -> dict[str, Expected]:
+def _expected(model, image_shape: tuple[int, int, int], layout: Layout | None = None) -> dict[str, Expected]:
     """The model's tensors by torch's name."""
     variables = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     template: dict[tuple[str, ...], Any] = flatten_dict(variables)  # pyright: ignore[reportAssignmentType]
-    expected, readers = {}, _flattened(model, image_shape)
+    expected, layout = {}, layout or _layout(model, image_shape)
     for path, leaf in template.items():
         blank = np.broadcast_to(np.float32(0), leaf.shape)
-        torch_shape = _torch_layout(readers, path, blank).shape
+        torch_shape = _torch_layout(layout, path, blank).shape
         expected[_torch_name(model, path)] = Expected(path, leaf.shape, torch_shape)
     return expected
 
@@ -221,6 +312,11 @@ def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected]
         )
 
 
+def head_name(model) -> str:
+    """Name of the model's head in torch."""
+    return dict(getattr(model, "torch_names", ())).get("head", "head")
+
+
 def _name(model) -> str:
     return type(getattr(model, "module", model)).__name__
 
@@ -230,40 +326,31 @@ def _classes(model) -> str:
 
 
 def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> Params:
-    """Parameters from a safetensors file in torch's names and layout.
+    """Parameters from a file in torch's names and layout: see `load_variables`.
 
     Raises:
-        InputError: no such file, not a safetensors file, tensors that do not fit the model, or a model that has
-            running statistics too (`load_variables` reads both); or `check_layout`.
+        InputError: as `load_variables`, or a model that has running statistics too (`load_variables` reads both).
     """
-    check_layout(model, image_shape)
-    return from_torch(model, read_tensors(path), image_shape)
+    return from_torch(model, _named_file(path, model, image_shape), image_shape)
 
 
 def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -> Variables:
-    """Collections for `model.apply` from a safetensors file in torch's names and layout: see `variables_from_torch`.
+    """Collections for `model.apply` from a file in torch's names and layout: see `variables_from_torch`.
+
+    Args:
+        path: a safetensors file, an `.npz`, or what `torch.save` wrote, of which nothing is run; see `read_tensors`.
+        model: see `to_torch`.
+        image_shape: height, width, channels of its input.
 
     Raises:
-        InputError: no such file, not a safetensors file, or tensors that do not fit the model; or `check_layout`.
+        InputError: no such file, not such a file, or tensors that do not fit the model; or `check_layout`.
     """
+    return variables_from_torch(model, _named_file(path, model, image_shape), image_shape)
+
+
+def _named_file(path: str | Path, model, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
     check_layout(model, image_shape)
-    return variables_from_torch(model, read_tensors(path), image_shape)
-
-
-def read_tensors(path: str | Path, what: str = "weights") -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        InputError: no such file, or not a safetensors file.
-    """
-    from safetensors import SafetensorError
-    from safetensors.numpy import load_file
-
-    check_file(what, path, "a safetensors file")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError, AttributeError) as error:
-        raise InputError(f"`{what}` must be a safetensors file; {str(path)!r} cannot be read: {error}.") from error
+    return named_for("weights", read_tensors(path), model, image_shape)[0]
 
 
 def save_weights(

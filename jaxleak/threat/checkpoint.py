@@ -11,6 +11,7 @@ from jaxleak.data.paths import local_copy, write_atomically
 from jaxleak.models.weights import to_torch, variables_from_torch
 
 FILE = "trained-{}.safetensors"
+LAYOUT = "kernels"  # what is transposed; files without this word have every tensor transposed
 
 
 def training_id(settings: dict[str, Any], steps: int) -> str:
@@ -42,6 +43,7 @@ def write_checkpoint(
     for number, network in enumerate(networks):
         path = folder / FILE.format(number)
         metadata = {"id": training["id"], "loss": training["loss"][number], "accuracy": training["accuracy"][number]}
+        metadata["layout"] = LAYOUT
         tensors = to_torch(model, network["params"], shape, network.get("batch_stats"))
         write_atomically(path, save(tensors, {"training": json.dumps(metadata)}))
 
@@ -62,7 +64,7 @@ def read_checkpoint(
             return None
         if metadata["id"] != identity:
             return None
-        networks.append(variables_from_torch(model, tensors, shape))
+        networks.append(variables_from_torch(model, tensors, shape, all_reversed=metadata.get("layout") != LAYOUT))
         training["loss"].append(metadata["loss"])
         training["accuracy"].append(metadata["accuracy"])
     return networks, training

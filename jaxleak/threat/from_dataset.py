@@ -20,7 +20,7 @@ from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
 from jaxleak.threat.training import train_network
-from jaxleak.threat.victim import NORMALISATIONS, Victim, draw_params
+from jaxleak.threat.victim import Normalise, Victim, draw_params, normalisation_of
 
 
 def make_victim(
@@ -31,7 +31,7 @@ def make_victim(
     network: str = "per-trial",
     network_seed: int = 0,
     weights: str | Path | None = None,
-    normalise: str = "none",
+    normalise: Normalise = "none",
     fields: Mapping[str, Any] | None = None,
     checkpoint: str | Path | None = None,
     **threat_model: Any,
@@ -44,11 +44,11 @@ def make_victim(
         images: indices in the data set.
         network: see `Victim`.
         network_seed: from which networks are drawn.
-        weights: safetensors file in torch's names, running statistics included where the model uses them; needs
+        weights: file in torch's names, running statistics included where the model uses them (`load_variables`); needs
             network="shared".
         fields: of the model, where it is given by its name.
         checkpoint: a run directory: where the same training was done for it, its networks are taken.
-        normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised.
+        normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised; or these two.
         threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
             trained_on="data" (as it is) the network is trained here, on the images of `data` that are not attacked.
 
@@ -91,7 +91,7 @@ def make_victim(
         params=params,
         weights_name="given" if weights is None else Path(weights).name,
         num_classes=data.num_classes,
-        normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
+        normalisation=normalisation_of(normalise),
         class_names=data.class_names,
         **threat_model,
     )

@@ -1,8 +1,10 @@
 """The user's own update, read from a file, as a victim whose images need not be known."""
 
+import contextlib
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,46 +13,80 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.data import load_dataset
-from jaxleak.errors import InputError, check_choice, check_positive, naming
+from jaxleak.errors import InputError, check_positive, naming
 from jaxleak.kernels.precision import dtype
+from jaxleak.models.files import read_tensors
+from jaxleak.models.files.names import in_order
 from jaxleak.models.own import adapt_model
+from jaxleak.models.own.adapt import with_head
 from jaxleak.models.own.from_file import model_builder
-from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
+from jaxleak.models.weights import (
+    check_layout,
+    head_name,
+    known_names,
+    named_for,
+    update_from_torch,
+    variables_from_torch,
+)
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Defence
-from jaxleak.threat.victim import NORMALISATIONS, Victim
+from jaxleak.threat.victim import Normalise, Victim, normalisation_of
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+NEAR = 0.5  # of the weights' norm: an update no further from them is the weights after training
+Tensors = dict[str, np.ndarray]
 
 
+@contextlib.contextmanager
+def _said_in_the_end() -> Iterator[None]:
+    """Warnings once each, and none before an error."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    for text, category in dict.fromkeys((str(warning.message), warning.category) for warning in caught):
+        warnings.warn(text, category, stacklevel=4)
+
+
+@_said_in_the_end()
 def load_update(
-    update: str | Path,
-    weights: str | Path,
+    update: str | Path | None = None,
+    weights: str | Path | None = None,
     model: Any = "lenet",
     *,
+    before: str | Path | None = None,
+    after: str | Path | None = None,
     image_shape: tuple[int, int, int] = (32, 32, 3),
     batch: int = 1,
     client: Client | None = None,
-    normalise: str = "none",
+    normalise: Normalise = "none",
     truth: str | Path | None = None,
+    pixel_max: float | None = None,
     labels: Sequence[int] | None = None,
     fields: Mapping[str, Any] | None = None,
     defences: Sequence[Defence] = (),
 ) -> Victim:
     """A victim whose update was computed elsewhere, as by a PyTorch script.
 
+    Files are safetensors, `.npz`, or what `torch.save` wrote (.pt, .pth, .bin), of which nothing is run. `FILE:PART` is
+    one part of a checkpoint. `models.files` says how names are brought to the model's.
+
     Args:
-        update: safetensors file with a tensor for each parameter, named and laid out as in torch's `state_dict`: the
-            gradient of the mean loss, or with local steps w_0 - w_K.
-        weights: safetensors file of the network before the update, running statistics included where it has them.
+        update: a file with a tensor for each parameter that was trained, named and laid out as in torch's `state_dict`,
+            or a list of them in the order of the weights' parameters: the gradient of the mean loss, or with local
+            steps w_0 - w_K.
+        weights: file of the network before the update, running statistics included where it has them.
         model: name of a model; a Python file, with the name of a function after a colon if it is not `build_model`,
             which is called with the number of classes; or a Linen module.
+        before, after: in place of `update` and `weights`: files of the network before and after the client's local
+            steps; where `client` has none, one step.
         image_shape: height, width and channels of the network's input.
         batch: images the update was computed from.
         client: how it was computed; None: one gradient.
-        normalise: by whose mean and deviation the network's input is normalised.
+        normalise: by whose mean and deviation the network's input is normalised; or these two, a number each or one for
+            every channel.
         truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them, with
             labels. A folder's are numbered by name, which need not be the network's numbers.
+        pixel_max: the value of white in `truth`: see `load_dataset`.
         labels: the labels, one per image, where they are known; in place of the truth's own.
         fields: of the model, by their names; of a function in a file, its arguments but the first.
         defences: that the client is known to have applied.
@@ -59,28 +95,44 @@ def load_update(
         InputError: a file that is not there or does not fit, or a model or truth that does not.
     """
     check_positive("batch", batch, integer=True)
-    shared, tensors = read_tensors(update, "update"), read_tensors(weights, "weights")
+    _check_given(update, weights, before, after)
+    normalisation = normalisation_of(normalise)
+    client = client or Client()
+    if before is not None and not client.trains:
+        client = replace(client, steps=1)
+        warnings.warn(
+            f"`before` and `after` are taken as one local step of {client.optimizer} with learning rate {client.lr:g}; "
+            "--client-steps and --client-lr say otherwise",
+            stacklevel=2,
+        )
     for size in image_shape:
         check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)
     given = dict(fields or {})
-    small = build(2, **given)
-    tensors, shared = (_with_head(small, image_shape, stored) for stored in (tensors, shared))
-    classes = _classes(small, tensors)
-    module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
-    check_layout(module, image_shape)
-    variables = variables_from_torch(module, tensors, image_shape)
-    _check_range(shared)
-    gradient = update_from_torch(module, shared, image_shape)
-    if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
-        raise InputError("`update` is zero everywhere: there is nothing to match.")
-    pixels, known = _truth(truth, labels, image_shape, batch)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the model is built with its classes
+        small = with_head(build(2, **given), image_shape)
+    first, second = (weights, update) if before is None else (before, after)
+    with naming(**({} if before is None else {"weights": "before", "update": "after"})):
+        tensors, shared = _files(small, image_shape, first, second, difference=before is not None)
+        classes = _classes(small, tensors)
+        module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
+        check_layout(module, image_shape)
+        variables = variables_from_torch(module, tensors, image_shape)
+        _check_range(shared)
+        gradient = update_from_torch(module, shared, image_shape)
+        if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
+            same = ": both files are the same network" if before is not None else ": there is nothing to match"
+            raise InputError(f"`update` is zero everywhere{same}.")
+        if before is None:
+            _check_moved(gradient, variables["params"])
+    pixels, known = _truth(truth, labels, image_shape, batch, pixel_max)
     if max(known, default=0) >= classes:
         raise InputError(f"`labels` must be below the network's {classes} classes; got {max(known)}.")
     return Victim(
         model=module,
         model_name=name,
-        dataset=Path(update).name,
+        dataset=Path(str(second)).name,
         split="given",
         indices=list(range(batch)),
         images=pixels,
@@ -88,19 +140,89 @@ def load_update(
         num_classes=classes,
         network="shared",
         params=variables["params"],
-        weights_name=Path(weights).name,
+        weights_name=Path(str(first)).name,
         batch=batch,
-        client=client or Client(),
-        normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
+        client=client,
+        normalisation=normalisation,
         batch_stats=variables.get("batch_stats"),
         update=gradient,
         defences=tuple(defences),
     )
 
 
+def _check_given(update, weights, before, after) -> None:
+    """Raise unless one of the two pairs of files is given.
+
+    Raises:
+        InputError: neither, both, or a part of one.
+    """
+    pairs = {"before": before, "after": after}, {"update": update, "weights": weights}
+    if any(file is not None for file in pairs[0].values()):
+        for pair in pairs:
+            stray = [name for name, file in pair.items() if (file is None) == (pair is pairs[0])]
+            if stray:
+                wrong = "is missing" if pair is pairs[0] else "does not go with them"
+                raise InputError(
+                    f"`before` and `after` are the network before and after the client's local steps; `{stray[0]}` "
+                    f"{wrong}. Give these two, or `update` and `weights`."
+                )
+    elif update is None or weights is None:
+        missing, other = ("update", "weights") if update is None else ("weights", "update")
+        raise InputError(
+            f"`{other}` needs `{missing}`: give the update and the network before it (--update, --weights), or the "
+            "network before and after (--before, --after)."
+        )
+
+
+def _files(model: Any, image_shape, first: Any, second: Any, *, difference: bool) -> tuple[Tensors, Tensors]:
+    """The network before and the update, under the model's names; `second` is an update or the network after."""
+    words = ("before", "after") if difference else ("weights", "update")
+    before, shared = (read_tensors(file, word) for file, word in zip((first, second), words, strict=True))
+    if not shared.named and not difference:
+        shared = in_order(shared, before)
+    weights, tied = named_for(words[0], before, model, image_shape)
+    update, _ = named_for(words[1], shared, model, image_shape, tied)
+    parameters = {name for name, path in known_names(model, image_shape).items() if path[0] == "params"}
+    for group in tied:
+        twice = [name for name in group if name in parameters]
+        if len(twice) > 1:
+            raise InputError(
+                f"`weights` have one tensor for {' and '.join(twice)}, of which the model has two: their gradients "
+                "are not the one that was shared. Let the model use one parameter for both."
+            )
+    if difference:
+        update = {
+            name: _minus(name, weights[name], after) if name in weights else after for name, after in update.items()
+        }
+    return weights, update
+
+
+def _minus(name: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+    """By how much a tensor fell; in float64, in which differences of all narrower floats are exact enough."""
+    if before.shape != after.shape:
+        raise InputError(f"`update` does not fit `weights`: {name} is {list(after.shape)}, not {list(before.shape)}.")
+    if before.dtype.kind != "f" or after.dtype.kind != "f":
+        return after
+    return before.astype(np.float64) - after.astype(np.float64)
+
+
+def _check_moved(update: Any, params: Any) -> None:
+    """Raise if an update is the weights after training."""
+    pairs = list(zip(jax.tree.leaves(update), jax.tree.leaves(params), strict=True))
+    pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs if np.any(a)]
+    size = sum(float(np.sum(b**2)) for _, b in pairs)
+    apart = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    if apart < NEAR**2 * size:
+        raise InputError(
+            f"`update` is nearly the weights ({100 * math.sqrt(apart / size):.2g} % apart): it looks like the network "
+            "after training, not like what it learned. Give both networks: --before W --after FILE."
+        )
+
+
 def _check_range(tensors: Mapping[str, np.ndarray]) -> None:
     """Raise where squares of an update cannot be computed in the precision jax is set to."""
-    parameters = [tensor for name, tensor in tensors.items() if not name.endswith(STATISTICS)]
+    floats = {name: tensor for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
+    parameters = [tensor for name, tensor in floats.items() if not name.endswith(STATISTICS)]
     largest = max((float(np.max(np.abs(tensor), initial=0)) for tensor in parameters), default=0.0)
     low, high = (1e-140, 1e150) if dtype() == "float64" else (1e-13, 1e17)
     if largest and math.isfinite(largest) and not low < largest < high:
@@ -111,34 +233,26 @@ def _check_range(tensors: Mapping[str, np.ndarray]) -> None:
         )
 
 
-def moved_statistics(update: str | Path) -> bool:
-    """True if the file of an update holds running statistics that moved, as a difference of two state dicts does."""
-    tensors = read_tensors(update, "update")
-    return any(np.any(tensor) for name, tensor in tensors.items() if name.endswith(STATISTICS[:2]))
+def moved_statistics(update: str | Path, before: str | Path | None = None) -> bool:
+    """True if running statistics moved: those in the file of an update, as a difference of two state dicts has them.
 
-
-def _with_head(model: Any, image_shape, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors with the last dense layer of a model of one's own under the name it has here."""
-    head = _head_name(model)
-    if any(f"{head}.{kind}" in tensors for kind in ("weight", "bias")):
-        return tensors
+    Args:
+        update: its file; with `before` that of the network after it.
+        before: file of the network before it.
+    """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said when the model is built with its classes
-        head_in_file = ".".join(getattr(adapt_model(model, image_shape), "head", ()))
-    start = f"{head_in_file}."
-    return {
-        f"{head}.{name[len(start) :]}" if head_in_file and name.startswith(start) else name: tensors[name]
-        for name in tensors
-    }
-
-
-def _head_name(model: Any) -> str:
-    return dict(getattr(model, "torch_names", ())).get("head", "head")
+        warnings.simplefilter("ignore")  # said when the update was loaded
+        tensors = read_tensors(update, "update").tensors
+        others = {} if before is None else read_tensors(before, "before").tensors
+    statistics = {name: tensor for name, tensor in tensors.items() if name.endswith(STATISTICS[:2])}
+    if before is None:
+        return any(np.any(tensor) for tensor in statistics.values())
+    return any(np.any(tensor != others.get(name, tensor)) for name, tensor in statistics.items())
 
 
 def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     """Outputs of the head, by its tensor in the file."""
-    head = _head_name(model)
+    head = head_name(model)
     for name in (f"{head}.bias", f"{head}.weight"):
         if name in tensors:
             return int(np.shape(tensors[name])[0]) if np.ndim(tensors[name]) else 1
@@ -148,20 +262,27 @@ def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     )
 
 
-def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b h w c"], list[int]]:
+def _truth(
+    truth, labels, image_shape, batch: int, pixel_max: float | None = None
+) -> tuple[Float[np.ndarray, "b h w c"], list[int]]:
     """Images and labels, NaN and -1 where they are not known."""
     h, w, c = image_shape
     if truth is None:
         known = [-1] * batch if labels is None else _given(labels, batch)
         return np.full((batch, h, w, c), np.nan, np.float32), known
     with naming(dataset="truth"):
-        data = load_dataset(truth, image_size=h if h == w and Path(truth).is_dir() else None)
-    if data.image_shape != (h, w, c) or len(data) != batch:
-        raise InputError(
-            f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
-            f"{'x'.join(map(str, data.image_shape))}. Change --batch, --image-shape or the file."
-        )
+        size = (h, w) if Path(truth).is_dir() else None
+        data = load_dataset(truth, image_size=size, pixel_max=pixel_max)
     pixels, stored_labels = data.images(sorted(data.index.tolist()))
+    if c == 1 and np.all(pixels == pixels[..., :1]):
+        pixels = pixels[..., :1]  # a folder's pictures have three channels, grey ones too
+    if pixels.shape != (batch, h, w, c):
+        raise InputError(
+            f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(pixels)} of "
+            f"{'x'.join(map(str, pixels.shape[1:]))}. Change --batch, --image-shape or the file."
+        )
+    if labels is None and Path(truth).suffix == ".npy":
+        return pixels, [-1] * batch  # it has none
     return pixels, stored_labels.tolist() if labels is None else _given(labels, batch)
 
 

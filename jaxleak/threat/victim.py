@@ -1,7 +1,7 @@
 """The victim: model, weights, private images and labels, and the update it shares."""
 
 import functools
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -35,11 +35,45 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
     "mnist": ((0.1307,), (0.3081,)),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
+# A name of these, or means and deviations, of each channel or one for all.
+Normalise = str | tuple[Sequence[float], Sequence[float]]
 # Fields that reach a trial's program as its arguments, or not at all.
 ARGUMENTS = (
     *("images", "labels", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
     *("training", "class_names", "weights_name", "dataset", "split"),
 )
+
+
+def normalisation_of(normalise: Normalise) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel, of pixels in [0, 1]; None for none.
+
+    Raises:
+        InputError: an unknown name, or numbers that are no means and deviations.
+    """
+    if isinstance(normalise, str):
+        return NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)]
+    try:
+        means, deviations = (tuple(float(number) for number in part) for part in normalise)
+    except (TypeError, ValueError):
+        raise InputError(
+            f"`normalise` must be one of {', '.join(NORMALISATIONS)}, or means and deviations as in "
+            f"([0.5], [0.25]); got {normalise!r}."
+        ) from None
+    if not means or not deviations or (len(means) != len(deviations) and 1 not in (len(means), len(deviations))):
+        raise InputError(
+            f"`mean` and `std` must be as many numbers, one for each channel or one for all; got {len(means)} and "
+            f"{len(deviations)}."
+        )
+    if not all(-1 <= mean <= 1 for mean in means) or not all(0 < number <= 1e3 for number in deviations):
+        raise InputError(
+            f"`mean` must be from -1 to 1 and `std` above 0, as pixels are in [0, 1]; got {_words(means)} and "
+            f"{_words(deviations)}. Divide those of pixels from 0 to 255 by 255."
+        )
+    return means, deviations
+
+
+def _words(numbers: Sequence[float]) -> str:
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -126,7 +126,7 @@ def test_a_pipe_is_no_file(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     assert "is a pipe or a device" in refused_data(tmp_path / "pipe")
     victim = ("--weights", tmp_path / "pipe", "--network", "shared", "--out", tmp_path / "run")
-    assert "`weights` must be a safetensors file; " in refusal("run", *victim)
+    assert "`weights` must be a file of tensors (safetensors, .npz, torch.save); " in refusal("run", *victim)
     assert "is a directory" in refusal("run", "--weights", tmp_path, "--network", "shared", "--out", tmp_path / "run")
 
 
@@ -293,7 +293,7 @@ def test_wrong_types_for_an_attack(victim, tmp_path):
     assert "`attack` must be an Attack or a name, one of dlg, " in refused(run, victim, [None], seeds=1)
     assert "`attacks` must be a tuple of Attack objects" in refused(Sweep, victim=victim, attacks=("idlg",), seeds=1)
     assert "`solver` must be a solver, as in Adam()" in refused(Attack, name="mine", solver="adam")
-    assert "`update` must be the path of a safetensors file; got " in refused(
+    assert "`update` must be the path of a file of tensors (safetensors, .npz, torch.save); got " in refused(
         jaxleak.load_update, victim.params, tmp_path / "w.safetensors"
     )
     assert "`update` must be the path" in refused(jaxleak.load_update, 3, 3)

@@ -3,12 +3,14 @@
 import inspect
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import InvalidRngError
 from jaxtyping import PyTree
 
 from jaxleak.errors import InputError
@@ -20,9 +22,17 @@ EVALUATION = {
     "train": False,
     "training": False,
     "is_training": False,
+    "is_train": False,
     "deterministic": True,
     "use_running_average": True,
 }
+
+RANDOM = ("deterministic", "RngCount", "RngKey")  # in what Linen and NNX say where a model draws random numbers
+DROPOUT_ON = (
+    "`model` has dropout on, which draws random numbers that nobody can repeat. Switch it off, where the update was "
+    "computed too: nn.Dropout(rate, deterministic=True), or a __call__ that takes `train` or `deterministic`, which "
+    "are set for evaluation."
+)
 
 
 def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | None = None, **arguments) -> Any:
@@ -46,6 +56,29 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
     Raises:
         InputError: not such a model; it cannot be called, does not give class logits, or does not end in a dense layer.
     """
+    adapted = with_head(model, image_shape, num_classes=num_classes, **arguments)
+    if not isinstance(adapted, AdaptedModel):
+        return adapted
+    if not gives_logits(adapted, image_shape):
+        warnings.warn(
+            f"The model changes what its last dense layer {'/'.join(adapted.head)} gives: labels that are read from "
+            "the update (bias, unique, counts) may be wrong. Use label joint or known, or a model that ends there.",
+            stacklevel=2,
+        )
+    slow = slow_layers(adapted, image_shape)
+    if slow:
+        warnings.warn(f"These layers of the model stay slow: {'; '.join(slow)}.", stacklevel=2)
+    params = adapted.own_params(image_shape)
+    whole = adapted.head == ("head",) and needs_nothing(adapted.module, image_shape, params)
+    return adapted.module if whole else adapted
+
+
+def with_head(model, image_shape: tuple[int, int, int], *, num_classes: int | None = None, **arguments) -> Any:
+    """`adapt_model` without what it warns of, and always an `AdaptedModel` of a model of one's own.
+
+    Raises:
+        InputError: as `adapt_model`.
+    """
     if type(model).__module__.startswith("jaxleak.models."):
         return model
     module = _linen_like(model)
@@ -55,19 +88,7 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
         raise InputError(f"`model` must have parameters, whose gradient is shared; {module_name(model)} has none.")
     state = _state(module, image_shape, arguments) if set(variables) - {"params"} else {}
     adapted = AdaptedModel(module, (), tuple(sorted(arguments.items())), state)
-    head = find_head(adapted, image_shape, variables["params"])
-    adapted = AdaptedModel(module, head, adapted.arguments, state)
-    if not gives_logits(adapted, image_shape):
-        warnings.warn(
-            f"The model changes what its last dense layer {'/'.join(head)} gives: labels that are read from the update "
-            "(bias, unique, counts) may be wrong. Use label joint or known, or a model that ends there.",
-            stacklevel=2,
-        )
-    slow = slow_layers(adapted, image_shape)
-    if slow:
-        warnings.warn(f"These layers of the model stay slow: {'; '.join(slow)}.", stacklevel=2)
-    whole = head == ("head",) and needs_nothing(module, image_shape, variables["params"])
-    return module if whole else adapted
+    return replace(adapted, head=find_head(adapted, image_shape, variables["params"]))
 
 
 def module_name(model: Any) -> str:
@@ -122,6 +143,8 @@ def _arguments(module, image_shape, given: dict[str, Any], classes: int | str) -
             got = "no array" if shape is None else list(shape)
             raise InputError(f"`model` must give class logits, [1, {classes}] for one image; got {got}.")
         return arguments
+    if isinstance(failed, InvalidRngError) or any(word in str(failed) for word in RANDOM):
+        raise InputError(DROPOUT_ON) from failed
     raise InputError(
         f"`model` must run on images of shape {'x'.join(map(str, image_shape))} as model.apply(variables, x), or with "
         f"{_listed(evaluation or EVALUATION)}; it raised {type(failed).__name__}: {_first_line(failed)}"

@@ -98,6 +98,23 @@ class AdaptedModel:
         )
         return {"/".join(self.path_in_params(path[:-1])): shape for path, shape in readers.items()}
 
+    def general_layers(self, image_shape: tuple[int, int, int]) -> dict[Path, int]:
+        """The dense layers over several axes, by path in `params`, and how many axes of the kernel are inputs."""
+        if not isinstance(self.module, nn.Module):
+            return {self.path_in_params(path): count for path, count in self.module.general_layers().items()}
+        found: dict[Path, int] = {}
+
+        def note(call, args, kwargs, context):
+            layer = context.module
+            if isinstance(layer, nn.DenseGeneral) and context.method_name == "__call__":
+                axes = layer.axis if isinstance(layer.axis, tuple | list) else (layer.axis,)
+                found[self.path_in_params(layer.path)] = len(axes)
+            return call(*args, **kwargs)
+
+        with nn.intercept_methods(note):
+            self._variables(image_shape)
+        return found
+
     def unlike_torch(self, image_shape: tuple[int, int, int]) -> list[str]:
         """The layers whose kernels are in no order of torch's, or in one that cannot be told."""
         backward = getattr(self.module, "backward_kernels", list)()
@@ -124,6 +141,10 @@ class AdaptedModel:
         closed = jax.make_jaxpr(run)(jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
         text = re.sub(r" at 0x[0-9a-f]+|0x[0-9a-f]+", "", str(closed.jaxpr))
         return hashlib.sha256(f"{text}{_digest(list(closed.consts))}".encode()).hexdigest()[:12]
+
+    def own_params(self, image_shape: tuple[int, int, int]) -> PyTree:
+        """Shapes and types of the model's own parameters."""
+        return self._variables(image_shape)[1]["params"]
 
     def _variables(self, image_shape: tuple[int, int, int]) -> tuple[jax.ShapeDtypeStruct, dict[str, PyTree]]:
         """The shapes of one image and of the model's own variables."""

@@ -94,6 +94,15 @@ class NNXModel:
             "/".join(map(str, path)) for path, layer in layers if isinstance(layer, kind) and not layer.transpose_kernel
         ]
 
+    def general_layers(self) -> dict[tuple[str, ...], int]:
+        """Its dense layers over several axes, and how many axes of the kernel are inputs."""
+        layers = ((path, layer) for path, layer in nnx.iter_graph(self.module))
+        return {
+            tuple(map(str, path)): len(layer.in_features)
+            for path, layer in layers
+            if isinstance(layer, nnx.LinearGeneral)
+        }
+
     def _with(self, variables: Mapping[str, PyTree]) -> Any:
         states = [self._state(name, variables.get(name, {})) for name in COLLECTIONS]
         return nnx.merge(self._graph, *states, self._rest)

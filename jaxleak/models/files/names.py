@@ -1,0 +1,184 @@
+"""Names and tensors of a PyTorch file as a model has them."""
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import takewhile
+from typing import Any
+
+import numpy as np
+
+from jaxleak.errors import InputError
+from jaxleak.models.files.read import Stored, listed, renamed
+
+# What wraps a module, and puts its name before the names of the module's parts: DataParallel, torch.compile, Opacus,
+# FSDP, checkpointing of activations, Lightning and DeepSpeed.
+WRAPPERS = (
+    *("module", "_orig_mod", "_module", "_fsdp_wrapped_module", "_checkpoint_wrapped_module", "_forward_module"),
+)
+# Attention in one tensor, as torch's nn.MultiheadAttention and timm have it: its rows are the queries', keys', values'.
+FUSED = {
+    "in_proj_weight": "weight",
+    "in_proj_bias": "bias",
+    "qkv.weight": "weight",
+    "qkv.bias": "bias",
+}
+PARTS = ("query", "key", "value")
+SINGLE = {
+    **{f"{part[0]}_proj{dot}{kind}": f"{part}.{kind}" for part in PARTS for dot in "._" for kind in ("weight", "bias")},
+    **{f"{name}.{kind}": f"out.{kind}" for name in ("out_proj", "proj") for kind in ("weight", "bias")},
+}
+COUNTER = "num_batches_tracked"  # of torch's BatchNorm: its files have it, nothing here uses it
+
+
+def fit_names(what: str, stored: Stored, known: Mapping[str, Sequence[str]], head: tuple[str, str]) -> Stored:
+    """The tensors of a file under the model's names.
+
+    Prefixes of wrappers, and one that all names share, are left out where the model's names then fit better, which a
+    line says. Attention in one tensor is split.
+
+    Args:
+        what: "weights" or "update", for messages.
+        stored: the file.
+        known: names that the model has, and the path of each in its variables.
+        head: the head's name in the file and in the model.
+    """
+    in_file, here = head
+    spoken = set(known) | {in_file + name.removeprefix(here) for name in known if name.startswith(f"{here}.")}
+    stored = _without_prefixes(what, stored, spoken)
+    names = {}
+    if in_file and in_file != here and not any(f"{here}.{kind}" in stored.tensors for kind in ("weight", "bias")):
+        start = f"{in_file}."
+        names |= {name: f"{here}.{name[len(start) :]}" for name in stored.tensors if name.startswith(start)}
+    for name, path in known.items():  # a raw parameter is called as it is, an embedding "weight"
+        base = name.rpartition(".")[0]
+        others = {f"{base}.{path[-1]}".lstrip("."), f"{base}.weight".lstrip(".")} - set(known)
+        if path[-1] in ("scale", "embedding"):
+            names |= {other: name for other in others if other in stored.tensors and name not in stored.tensors}
+    return _split_attention(renamed(stored, names), known)
+
+
+def _without_prefixes(what: str, stored: Stored, known: Iterable[str]) -> Stored:
+    known, parts = set(known), {name: tuple(name.split(".")) for name in stored.tensors}
+    best, left_out, most = None, "", len(known & set(stored.tensors))
+    for wrappers in ((), WRAPPERS):
+        bare = {name: tuple(part for part in steps if part not in wrappers) for name, steps in parts.items()}
+        levels = zip(*(steps[:-1] for steps in bare.values()), strict=False)
+        shared = [level[0] for level in takewhile(lambda level: len(set(level)) == 1, levels)]
+        for depth in range(len(shared) + 1):
+            names = {name: ".".join(steps[depth:]) for name, steps in bare.items()}
+            fitting = len(known & set(names.values()))
+            if fitting > most and len(set(names.values())) == len(names) and all(names.values()):
+                inside = {part for steps in parts.values() for part in steps} & set(wrappers)
+                said = [*(part for part in wrappers if part in inside), *([".".join(shared[:depth])] if depth else [])]
+                best, left_out, most = names, ", ".join(f"{part}." for part in said), fitting
+    if best is None:
+        return stored
+    warnings.warn(f"`{what}`: names are read without {left_out}", stacklevel=2)
+    return renamed(stored, best)
+
+
+def _split_attention(stored: Stored, known: Mapping[str, Any]) -> Stored:
+    tensors: dict[str, np.ndarray] = {}
+    for name, tensor in stored.tensors.items():
+        found = {name: tensor}
+        for suffix, kind in FUSED.items():
+            base = name.removesuffix(suffix)
+            targets = [f"{base}{part}.{kind}" for part in PARTS]
+            whole = tensor.ndim > 0 and len(tensor) % len(PARTS) == 0
+            if base != name and name not in known and whole and set(targets) <= set(known):
+                found = dict(zip(targets, np.split(tensor, len(PARTS)), strict=True))
+        for suffix, target in SINGLE.items():
+            base = name.removesuffix(suffix)
+            if base != name and name not in known and base + target in known and base[-1:] in ("", "."):
+                found = {base + target: tensor}
+        tensors |= found
+    return replace(stored, tensors=tensors)
+
+
+def without_aliases(
+    what: str, stored: Stored, known: Iterable[str], tied: Sequence[tuple[str, ...]] | None = None
+) -> tuple[Stored, list[tuple[str, ...]]]:
+    """The tensors with one name for each that the model has, and names of one tensor.
+
+    A name that the model lacks is left out, or stands for the model's, where the file or `tied` says that both are one
+    tensor, or where the numbers of both are the same. Whole numbers that the model lacks are no parameters.
+
+    Args:
+        what: "weights" or "update", for messages.
+        stored: the file, under the model's names.
+        known: names that the model has.
+        tied: names of one tensor, where other weights have told them: those of an update are not compared.
+
+    Raises:
+        InputError: names of one tensor that the model has once have different numbers.
+    """
+    known, tensors = set(known), dict(stored.tensors)
+    groups = [*stored.tied, *(tied or ())]
+    by_content: dict[Any, list[str]] = {}
+    if tied is None:
+        for name in tensors:
+            if tensors[name].size > 1 and np.any(tensors[name] != tensors[name].flat[0]):
+                key = tensors[name].shape, tensors[name].tobytes()
+                by_content.setdefault(key, []).append(name)
+        same = [tuple(names) for names in by_content.values() if len(names) > 1]
+        groups += [names for names in same if any(name in known for name in names) and set(names) - known]
+    left_out = []
+    for group in groups:
+        mine, others = [name for name in group if name in known], [name for name in group if name not in known]
+        present = [name for name in group if name in tensors]
+        if not mine or not present:
+            continue
+        first = tensors[present[0]]
+        for name in present[1:]:
+            if tied is not None and others and not np.array_equal(tensors[name], first):
+                raise InputError(
+                    f"`{what}` has two tensors, {present[0]} and {name}, that are one in the weights; share one."
+                )
+        for name in mine:
+            tensors.setdefault(name, first)
+        left_out += [f"{name} for {mine[0]}" for name in others if tensors.pop(name, None) is not None]
+    if left_out:
+        warnings.warn(f"`{what}`: names of a tensor that the model has once: {listed(left_out)}", stacklevel=2)
+    whole = [name for name in tensors if name not in known and tensors[name].dtype.kind in "iub"]
+    buffers = [name for name in whole if not name.endswith(COUNTER)]
+    if buffers:
+        warnings.warn(f"`{what}`: whole numbers are no parameters and were left out: {listed(buffers)}", stacklevel=2)
+    return replace(stored, tensors={name: tensors[name] for name in tensors if name not in buffers}), groups
+
+
+def in_order(update: Stored, weights: Stored) -> Stored:
+    """A list of gradients under the names of the weights' parameters, in their order.
+
+    Args:
+        update: a list without names.
+        weights: a file with names.
+
+    Raises:
+        InputError: the order is not known, or counts or shapes do not fit it.
+    """
+    if not weights.named or not weights.ordered:
+        raise InputError(
+            f"`update` is a list of {len(update.tensors)} tensors without names, and the weights' file does not keep "
+            "their order; save the weights as torch.save(model.state_dict(), FILE), or the update with names."
+        )
+    floats = [name for name, tensor in weights.tensors.items() if tensor.dtype.kind == "f"]
+    parameters = [name for name in floats if not name.endswith(("running_mean", "running_var"))]
+    aliases = {name for group in weights.tied for name in group[1:]}
+    orders = [[name for name in parameters if name not in aliases], parameters, floats, list(weights.tensors)]
+    problem = ""
+    places = {int(name.removeprefix("arr_")): tensor for name, tensor in update.tensors.items()}
+    for order in orders:
+        wrong = [
+            f"place {place} is {list(tensor.shape)}, not {list(weights.tensors[order[place]].shape)} ({order[place]})"
+            for place, tensor in places.items()
+            if place < len(order) and tensor.shape != weights.tensors[order[place]].shape
+        ]
+        if not wrong and update.length == len(order):
+            named = {order[place]: tensor for place, tensor in places.items()}
+            return replace(update, tensors=named, named=True)
+        problem = problem or (wrong[0] if update.length == len(order) else f"the weights have {len(order)} parameters")
+    raise InputError(
+        f"`update` is a list of {update.length} tensors without names, which does not fit the order of the weights': "
+        f"{problem}. Save it with names."
+    )

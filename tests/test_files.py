@@ -1,0 +1,704 @@
+"""Files that PyTorch users have: read without running them, under the model's names, and the update fits."""
+
+import argparse
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors.numpy import save_file
+
+from jaxleak import Client, InputError
+from jaxleak.models.files import read_tensors
+from jaxleak.models.own import adapt_model
+from jaxleak.models.weights import to_torch, variables_from_torch
+from jaxleak.runs.audit.refit import targets_of
+from jaxleak.threat.client import client_update
+from jaxleak.threat.own_update import load_update, moved_statistics
+from tests.commands import call, refusal
+from tests.oracles.require_torch import require_torch
+
+pytestmark = pytest.mark.torch
+torch: Any = None
+SHAPE = (16, 16, 3)
+CLASSES = 10
+LABEL = 3
+IMAGE = np.random.default_rng(0).random((1, *SHAPE)).astype(np.float32)
+
+
+@pytest.fixture(autouse=True)
+def torch_is_there():
+    global torch
+    torch = require_torch()
+    torch.manual_seed(0)
+
+
+# --- networks, in torch and in Flax ---
+
+
+def torch_net(width: int = 8) -> Any:
+    """A convolution, BatchNorm in evaluation, and a dense layer that reads a flattened map."""
+    tn = torch.nn
+
+    class Net(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = tn.Conv2d(3, width, 4, 4), tn.BatchNorm2d(width)
+            self.mid, self.fc = tn.Linear(16 * width, width), tn.Linear(width, CLASSES)
+
+        def forward(self, x):
+            x = torch.sigmoid(self.norm(self.conv(x))).flatten(1)
+            return self.fc(torch.sigmoid(self.mid(x)))
+
+    return Net().eval()
+
+
+class Net(nn.Module):
+    classes: int = CLASSES
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, x, train: bool = False):
+        x = nn.Conv(self.width, (4, 4), 4, name="conv")(x)
+        x = nn.BatchNorm(use_running_average=not train, epsilon=1e-5, name="norm")(x)
+        x = nn.sigmoid(nn.Dense(self.width, name="mid")(nn.sigmoid(x).reshape(len(x), -1)))
+        return nn.Dense(self.classes, name="fc")(x)
+
+
+def torch_vit() -> Any:
+    """One block of attention over 16 tokens, with a square table of positions, which torch saves as it is."""
+    tn = torch.nn
+
+    class ViT(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.patch, self.pos = tn.Conv2d(3, 16, 4, 4), tn.Parameter(torch.randn(16, 16))
+            self.norm, self.attn = tn.LayerNorm(16), tn.MultiheadAttention(16, 4, batch_first=True)
+            self.fc = tn.Linear(16, CLASSES)
+            tn.init.normal_(self.attn.in_proj_bias)
+
+        def forward(self, x):
+            tokens = self.patch(x).flatten(2).transpose(1, 2) + self.pos
+            normed = self.norm(tokens)
+            return self.fc((tokens + self.attn(normed, normed, normed)[0]).mean(1))
+
+    return ViT()
+
+
+class ViT(nn.Module):
+    classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, x):
+        tokens = nn.Conv(16, (4, 4), 4, name="patch")(x).reshape(len(x), 16, 16)
+        tokens = tokens + self.param("pos", nn.initializers.normal(), (16, 16))
+        normed = nn.LayerNorm(epsilon=1e-5, name="norm")(tokens)
+        tokens = tokens + nn.MultiHeadDotProductAttention(4, name="attn")(normed)
+        return nn.Dense(self.classes, name="fc")(tokens.mean(1))
+
+
+class NNXViT(nnx.Module):
+    def __init__(self, *, rngs):
+        self.patch = nnx.Conv(3, 16, (4, 4), 4, rngs=rngs)
+        self.pos = nnx.Param(jnp.zeros((16, 16)))
+        self.norm = nnx.LayerNorm(16, epsilon=1e-5, rngs=rngs)
+        self.attn = nnx.MultiHeadAttention(4, 16, decode=False, rngs=rngs)
+        self.fc = nnx.Linear(16, CLASSES, rngs=rngs)
+
+    def __call__(self, x):
+        tokens = self.patch(x).reshape(len(x), 16, 16) + self.pos[...]
+        return self.fc((tokens + self.attn(self.norm(tokens))).mean(1))
+
+
+def gradients(net: Any, image: np.ndarray = IMAGE) -> dict[str, Any]:
+    """By name, None where nothing is trained."""
+    net.zero_grad()
+    x = torch.from_numpy(image).permute(0, 3, 1, 2).to(next(net.parameters()).dtype)
+    torch.nn.functional.cross_entropy(net(x), torch.tensor([LABEL])).backward()
+    return {name: None if p.grad is None else p.grad.clone() for name, p in net.named_parameters()}
+
+
+def saved(folder: Path, net: Any, update: Any = None, kind: str = "pt") -> tuple[Path, Path]:
+    """The files of an update and of the network before it."""
+    update = gradients(net) if update is None else update
+    paths = folder / f"grads.{kind}", folder / f"w.{kind}"
+    for path, tensors in zip(paths, (update, net.state_dict()), strict=True):
+        write(path, tensors)
+    return paths
+
+
+def write(path: Path, tensors: Any) -> Path:
+    if path.suffix == ".npz":
+        np.savez(path, **{name: tensor.numpy() for name, tensor in tensors.items()})
+    elif path.suffix == ".safetensors":
+        save_file({name: tensor.contiguous().numpy() for name, tensor in tensors.items()}, path)
+    else:
+        torch.save(tensors, path)
+    return path
+
+
+def gap(victim, image: np.ndarray = IMAGE) -> float:
+    """Relative distance between the given update and that of the true image; tensors of zeros are not compared."""
+    target = targets_of(victim, [LABEL] * len(image))
+
+    def shared(params):
+        return client_update(victim.client, victim.client_model, params, victim.to_input(image), target)
+
+    there = jax.jit(shared)(victim.params)
+    pairs = zip(jax.tree.leaves(there), jax.tree.leaves(victim.update), strict=True)
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in pairs if np.any(b)]
+    size = sum(np.sum(b**2) for _, b in pairs)
+    return float(np.sqrt(sum(np.sum((a - b) ** 2) for a, b in pairs) / size))
+
+
+def loaded(files: tuple[Path, Path], model: Any = None, **settings: Any):
+    return load_update(*files, Net() if model is None else model, image_shape=SHAPE, **settings)
+
+
+def refused(function, *args, **kwargs) -> str:
+    with pytest.raises(InputError) as caught:
+        function(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def said(function, *args, **kwargs) -> list[str]:
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        function(*args, **kwargs)
+    return [str(warning.message) for warning in caught]
+
+
+# --- reading ---
+
+
+class Evil:
+    """Runs a command when it is unpickled."""
+
+    def __reduce__(self):
+        return os.system, (f"touch {Evil.mark}",)
+
+    mark = ""
+
+
+LEGACY = {"_use_new_zipfile_serialization": False}
+
+
+@pytest.mark.parametrize("how", [{}, LEGACY], ids=["zip", "legacy"])
+def test_what_torch_saves_is_read_as_torch_reads_it(how, tmp_path):
+    base = torch.arange(60.0).reshape(3, 4, 5)
+    tensors = {
+        "part": base[1:, :, 2],
+        "turned": base.permute(2, 0, 1),
+        "spread": torch.tensor([2.0]).expand(3, 4),
+        "parameter": torch.nn.Parameter(torch.randn(2, 3)),
+        "scalar": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "bf16": torch.randn(5).to(torch.bfloat16),
+        "half": torch.randn(5).half(),
+        "double": torch.randn(5).double(),
+        "count": torch.tensor(7),
+        "mask": torch.tensor([True, False]),
+    }
+    if not how:  # torch writes it in the older format, and cannot read it
+        tensors["unsigned"] = torch.tensor([1, 60000], dtype=torch.uint16)
+    torch.save(tensors, tmp_path / "a.pt", **how)
+    oracle = torch.load(tmp_path / "a.pt", weights_only=True)
+    read = read_tensors(tmp_path / "a.pt").tensors
+    assert list(read) == list(tensors)
+    for name, tensor in oracle.items():
+        wanted = (tensor.float() if name == "bf16" else tensor).detach().numpy()
+        assert read[name].dtype == wanted.dtype
+        np.testing.assert_array_equal(read[name], wanted)
+
+
+@pytest.mark.parametrize("how", [{}, LEGACY], ids=["zip", "legacy"])
+def test_nothing_in_a_file_is_run(how, tmp_path):
+    Evil.mark = str(tmp_path / "ran")
+    path = tmp_path / "a.pt"
+    state = {"w": torch.ones(2, 2)}
+    cases = [Evil(), [Evil()], {"w": Evil()}, {**state, "evil": Evil()}, {"state_dict": state, "evil": [Evil()]}]
+    for number, content in enumerate(cases):
+        torch.save(content, path, **how)
+        if number < 3:
+            assert f"{os.name}.system, which was not run" in refused(read_tensors, path)
+        else:
+            assert any(f"names {os.name}.system: left out, not run." in text for text in said(read_tensors, path))
+            np.testing.assert_array_equal(read_tensors(path).tensors["w"], np.ones((2, 2)))
+    pickle_by_hand = b"cbuiltins\ngetattr\n(cos\nsystem\nX\x08\x00\x00\x00__call__tR(X\x04\x00\x00\x00exittR."
+    path.write_bytes(pickle_by_hand)
+    refused(read_tensors, path)
+    path.write_bytes(pickle.dumps(Evil()))
+    refused(read_tensors, path)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_files_that_are_broken(tmp_path):
+    torch.save(torch_net().state_dict(), tmp_path / "a.pt")
+    whole = (tmp_path / "a.pt").read_bytes()
+    torch.save(torch_net().state_dict(), tmp_path / "b.pt", **LEGACY)
+    old = (tmp_path / "b.pt").read_bytes()
+    for content in (b"", b"text", whole[:-500], whole[:100], old[:-50], old[:300], b"\x80\x02}q\x00.", b"PK\x03\x04"):
+        (tmp_path / "c.pt").write_bytes(content)
+        assert refused(read_tensors, tmp_path / "c.pt").startswith("`weights` ")
+    np.savez(tmp_path / "objects.npz", a=np.asarray([{}]))
+    assert "it holds Python objects; save arrays" in refused(read_tensors, tmp_path / "objects.npz")
+
+
+def test_a_tensor_beyond_its_storage_is_refused(tmp_path):
+    """As a file made by hand may have it: the numbers behind are not the file's."""
+    torch.save({"w": torch.arange(4.0)}, tmp_path / "a.pt", **LEGACY)
+    content = (tmp_path / "a.pt").read_bytes()
+    assert content.count(b"K\x04\x85q") == 1  # its shape
+    (tmp_path / "a.pt").write_bytes(content.replace(b"K\x04\x85q", b"K\x40\x85q"))
+    assert "reaches beyond what is stored" in refused(read_tensors, tmp_path / "a.pt")
+
+
+def test_numbers_narrow_and_wide(tmp_path):
+    values = np.asarray([0.1, -2.5], np.float32)
+    save_file({"a": values.astype(ml_dtypes.bfloat16)}, tmp_path / "a.safetensors")
+    read = read_tensors(tmp_path / "a.safetensors").tensors["a"]
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values.astype(ml_dtypes.bfloat16).astype(np.float32))
+
+
+def test_parts_of_a_checkpoint(tmp_path):
+    net, path = torch_net(), tmp_path / "a.pt"
+    state, steps = net.state_dict(), torch.optim.Adam(net.parameters())
+    torch.nn.functional.mse_loss(net(torch.ones(1, 3, 16, 16)), torch.zeros(1, CLASSES)).backward()
+    steps.step()
+    checkpoints = {
+        "state_dict": {"state_dict": state, "epoch": 3, "optimizer": steps.state_dict()},
+        "model": {"model": state, "ema": state, "args": argparse.Namespace(lr=1), "loss": torch.tensor(1.0)},
+        "model_state_dict": {"model_state_dict": state, "optimizer_state_dict": steps.state_dict()},
+        "run/net": {"run": {"net": state}},
+        "mine": {"mine": state, "history": [1, 2]},
+    }
+    for name, checkpoint in checkpoints.items():
+        torch.save(checkpoint, path)
+        assert said(read_tensors, path)[0].startswith(f"`weights` are {name} of a.pt")
+        assert list(read_tensors(path).tensors) == list(state)
+    torch.save({"teacher": state, "student": state}, path)
+    assert "several sets of tensors: teacher, student. Name one after a colon, as in a.pt:teacher" in refused(
+        read_tensors, path
+    )
+    assert list(read_tensors(f"{path}:student").tensors) == list(state)
+    assert "no one part 'none' of tensors; it has teacher, student" in refused(read_tensors, f"{path}:none")
+    torch.save({"epoch": 3, "lr": 0.1}, path)
+    assert "holds no dense tensors by name; it holds epoch (int), lr (float)" in refused(read_tensors, path)
+    torch.save({"w": torch.ones(3).to_sparse()}, path)
+    assert "torch._utils._rebuild_sparse_tensor" in refused(read_tensors, path)
+    for how in ({}, LEGACY):
+        module = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2))
+        torch.save(module, path, **how)
+        assert list(read_tensors(path).tensors) == list(module.state_dict())
+
+
+# --- the update fits ---
+
+
+@pytest.mark.parametrize("kind", ["pt", "npz", "safetensors"])
+def test_an_update_of_each_kind_fits(kind, tmp_path):
+    files = saved(tmp_path, torch_net(), kind=kind)
+    victim = loaded(files)
+    assert gap(victim) < 1e-6
+    assert not moved_statistics(files[0])
+
+
+def test_one_file_may_hold_both(tmp_path):
+    net = torch_net()
+    both = {"grads": gradients(net), "weights": net.state_dict()}
+    path = write(tmp_path / "all.pt", both)
+    assert gap(loaded((path, path))) < 1e-6
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "_module.", "module._orig_mod.", "model.", "net.", "model.net.", "model._orig_mod."],
+)
+def test_prefixes_are_left_out(prefix, tmp_path):
+    net = torch_net()
+    update = {f"{prefix}{name}": tensor for name, tensor in gradients(net).items()}
+    files = write(tmp_path / "g.pt", update), write(tmp_path / "w.pt", net.state_dict())
+    texts = said(loaded, files)
+    assert next(text for text in texts if "names are read without" in text).startswith("`update`: ")
+    assert gap(loaded(files)) < 1e-6
+
+
+def test_wrappers_of_torch(tmp_path):
+    """The real ones, of the whole network and of a part of it."""
+    net = torch_net()
+    update = gradients(net)
+    net.mid = torch.compile(net.mid)
+    wrapped = torch.nn.DataParallel(torch.compile(net))
+    names = list(wrapped.state_dict())
+    assert "module._orig_mod.mid._orig_mod.weight" in names
+    files = write(tmp_path / "g.pt", update), write(tmp_path / "w.pt", wrapped.state_dict())
+    assert gap(loaded(files)) < 1e-6
+
+
+def test_a_prefix_that_the_model_has_stays(tmp_path):
+    class Inner(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES, name="fc")(x.reshape(len(x), -1))
+
+    class Outer(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Inner(name="module")(x)
+
+    net = torch.nn.ModuleDict({"module": torch.nn.ModuleDict({"fc": torch.nn.Linear(768, CLASSES)})})
+    names = said(
+        load_update, *saved(tmp_path, net, {n: -p for n, p in net.state_dict().items()}), Outer(), image_shape=SHAPE
+    )
+    assert not [text for text in names if "without" in text]
+    parallel = {f"module.{name}": tensor for name, tensor in net.state_dict().items()}
+    files = tmp_path / "grads.pt", write(tmp_path / "p.pt", parallel)
+    assert [text for text in said(load_update, *files, Outer(), image_shape=SHAPE) if "without module." in text]
+
+
+@pytest.mark.parametrize("model", [ViT, NNXViT], ids=["linen", "nnx"])
+def test_attention_and_a_square_table_fit(model, tmp_path):
+    """`in_proj_weight` is split; only kernels are transposed."""
+    net = torch_vit()
+    victim = loaded(saved(tmp_path, net), model() if model is ViT else model)
+    params: Any = victim.params
+    np.testing.assert_array_equal(params["pos"], net.pos.detach().numpy())
+    assert gap(victim) < 1e-6
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("bias", [True, False])
+def test_attention_equals_torchs_in_float64(heads, bias, tmp_path):
+    class Attention(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = x.reshape(len(x), 16, 48)
+            layer = nn.MultiHeadDotProductAttention(heads, use_bias=bias, name="attn")
+            return nn.Dense(CLASSES, name="fc")(layer(x).mean(1))
+
+    tn = torch.nn
+    net = tn.ModuleDict(
+        {"attn": tn.MultiheadAttention(48, heads, bias=bias, batch_first=True), "fc": tn.Linear(48, CLASSES)}
+    )
+    net = net.double()
+
+    def forward(x):
+        x = x.permute(0, 2, 3, 1).reshape(len(x), 16, 48)
+        return net["fc"](net["attn"](x, x, x)[0].mean(1))
+
+    net.forward = forward
+    files = saved(tmp_path, net)
+    victim = loaded(files, Attention())
+    assert gap(victim) < 1e-12
+    x = torch.from_numpy(IMAGE).double().permute(0, 3, 1, 2)
+    logits = victim.model.apply({"params": victim.params}, jnp.asarray(IMAGE, float))
+    np.testing.assert_allclose(logits, forward(x).detach().numpy(), rtol=1e-10, atol=1e-12)
+
+
+def test_general_layers_and_raw_parameters_go_through_files():
+    class Odd(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.Conv(4, (2, 2, 3))(x[..., None]).mean((1, 2))
+            x = nn.DenseGeneral((2, 5), axis=(-2, -1), name="both")(x).reshape(len(x), 10)
+            table = nn.Embed(10, 10, name="table")(jnp.arange(10))
+            x = x * self.param("temperature", nn.initializers.ones, ()) + x @ table
+            return nn.Dense(CLASSES, name="head")(
+                x + jnp.sum(self.param("raw", nn.initializers.normal(), (3, 3, 3, 3)))
+            )
+
+    model = adapt_model(Odd(), SHAPE)
+    params = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
+    tensors = to_torch(model, params, SHAPE)
+    assert tensors["both.weight"].shape == (10, 12)
+    assert tensors["both.bias"].shape == (10,)
+    assert tensors["Conv_0.weight"].shape == (4, 1, 2, 2, 3)
+    assert tensors["temperature"].shape == ()
+    np.testing.assert_array_equal(tensors["raw"], params["raw"])
+    np.testing.assert_array_equal(tensors["table.embedding"], params["table"]["embedding"])
+    again = variables_from_torch(model, tensors, SHAPE)["params"]
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_what_was_stored_with_every_tensor_transposed_is_read_so():
+    params = adapt_model(ViT(), SHAPE).init(jax.random.key(0), jnp.zeros((1, *SHAPE)))["params"]
+    names = {"kernel": "weight", "scale": "weight"}
+    tensors = {}
+    for path, leaf in jax.tree.leaves_with_path(params):
+        steps = [step.key for step in path]
+        array = np.asarray(leaf)
+        name = ".".join([*steps[:-1], names.get(steps[-1], steps[-1])])
+        tensors[name] = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
+    model = adapt_model(ViT(), SHAPE)
+    again = variables_from_torch(model, tensors, SHAPE, all_reversed=True)["params"]
+    jax.tree.map(np.testing.assert_array_equal, again, params)
+
+
+def test_parts_that_were_not_trained(tmp_path):
+    """Frozen layers: None in a dict, nothing in a file, zero in a difference."""
+    net = torch_net()
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad = name.startswith("fc")
+    files = saved(tmp_path, net)
+    (text,) = [text for text in said(loaded, files) if "tensors" in text]
+    assert text == (
+        "`update` has 2 of the model's 8 tensors; conv.bias, conv.weight, mid.bias, mid.weight, norm.bias, norm.weight "
+        "are taken as zero and left out of the comparison"
+    )
+    assert gap(loaded(files)) < 1e-6
+
+
+def test_a_list_of_gradients_comes_in_the_order_of_the_parameters(tmp_path):
+    net = torch_net()
+    grads = gradients(net)
+    files = saved(tmp_path, net, tuple(grads.values()))
+    assert gap(loaded(files)) < 1e-6
+    some = [None if name.startswith("conv") else grad for name, grad in grads.items()]
+    assert gap(loaded((write(tmp_path / "some.pt", some), files[1]))) < 1e-6
+    every = [grads.get(name, torch.zeros(tensor.shape)) for name, tensor in net.state_dict().items()]
+    np.savez(tmp_path / "flower.npz", *[tensor.numpy() for tensor in every])
+    assert gap(loaded((tmp_path / "flower.npz", files[1]))) < 1e-6
+    write(tmp_path / "g.pt", tuple(grads.values())[1:])
+    assert "is a list of 7 tensors without names" in refused(loaded, (tmp_path / "g.pt", files[1]))
+    write(tmp_path / "g.pt", tuple(grads.values())[::-1])
+    assert "place 0 is [10], not [8, 3, 4, 4] (conv.weight)" in refused(loaded, (tmp_path / "g.pt", files[1]))
+    write(tmp_path / "w.safetensors", net.state_dict())
+    assert "does not keep their order" in refused(loaded, (files[0], tmp_path / "w.safetensors"))
+    assert "`weights` must have names" in refused(loaded, (files[1], files[0]))
+
+
+def test_whole_numbers_are_no_update(tmp_path):
+    net = torch_net()
+    grads = gradients(net)
+    files = saved(tmp_path, net, {**grads, "conv.bias": torch.ones(8, dtype=torch.int8)})
+    assert "`update` must be floats; conv.bias is int8. Give them as the server computes with them" in refused(
+        loaded, files
+    )
+    net.register_buffer("position_ids", torch.arange(4))
+    files = saved(tmp_path, net, grads)
+    assert [text for text in said(loaded, files) if "were left out: position_ids" in text]
+    assert gap(loaded(files)) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
+def test_updates_of_other_precision_are_rounded_and_no_more(dtype, tmp_path):
+    net = torch_net()
+    grads = {name: grad.to(getattr(torch, dtype)) for name, grad in gradients(net).items()}
+    assert gap(loaded(saved(tmp_path, net, grads))) < {"bfloat16": 4e-3, "float16": 1e-3, "float64": 1e-6}[dtype]
+
+
+# --- tied weights ---
+
+
+def torch_tied() -> Any:
+    """A layer that is used twice, under two names."""
+    tn = torch.nn
+
+    class Tied(tn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.fc = tn.Linear(768, 8), tn.Linear(8, CLASSES)
+            self.a = tn.Linear(8, 8)
+            self.b = self.a
+
+        def forward(self, x):
+            x = torch.sigmoid(self.first(x.flatten(1)))
+            return self.fc(torch.sigmoid(self.b(torch.sigmoid(self.a(x)))))
+
+    return Tied()
+
+
+class Once(nn.Module):
+    """The same layer, under one name."""
+
+    shared: str = "a"
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.sigmoid(nn.Dense(8, name="first")(jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1)))
+        layer = nn.Dense(8, name=self.shared)
+        return nn.Dense(CLASSES, name="fc")(nn.sigmoid(layer(nn.sigmoid(layer(x)))))
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+@pytest.mark.parametrize("kind", ["pt", "npz", "safetensors", "save_model"])
+def test_tied_tensors_may_have_both_names_or_one(name, kind, tmp_path):
+    """torch's gradients have the first name alone, its state dicts both, safetensors' `save_model` one of them."""
+    net = torch_tied()
+    update, weights = saved(tmp_path, net)
+    if kind == "save_model":
+        from safetensors.torch import save_model
+
+        save_model(net, str(tmp_path / "w.safetensors"))
+        weights = tmp_path / "w.safetensors"
+    elif kind != "pt":
+        weights = write(tmp_path / f"w.{kind}", net.state_dict())
+    assert gap(loaded((update, weights), Once(name))) < 1e-6
+    both = gradients(net)
+    both = {**both, "b.weight": both["a.weight"], "b.bias": both["a.bias"]}
+    assert gap(loaded((write(tmp_path / "both.pt", both), weights), Once(name))) < 1e-6
+    both["b.bias"] = both["b.bias"] + 1
+    assert "that are one in the weights; share one" in refused(
+        loaded, (write(tmp_path / "both.pt", both), weights), Once(name)
+    )
+
+
+# --- before and after ---
+
+
+def trained(net: Any, steps: int, lr: float) -> Any:
+    """State dicts before and after plain SGD."""
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    stepper = torch.optim.SGD(net.parameters(), lr=lr)
+    for _ in range(steps):
+        gradients(net)
+        stepper.step()
+    return before, net.state_dict()
+
+
+@pytest.mark.parametrize(("steps", "client"), [(1, None), (3, Client(steps=3, lr=0.5))], ids=["one", "three"])
+def test_networks_before_and_after(steps, client, tmp_path):
+    before, after = trained(torch_net(), steps, 0.5 if client else 0.01)
+    files = write(tmp_path / "b.pt", before), write(tmp_path / "a.npz", after)
+    settings = {"before": files[0], "after": files[1], "model": Net(), "image_shape": SHAPE, "client": client}
+    victim = load_update(**settings)
+    told = [text for text in said(load_update, **settings) if "one local step of sgd with learning rate 0.01" in text]
+    assert bool(told) == (client is None)
+    assert victim.client.steps == steps
+    assert gap(victim) < (1e-4 if client is None else 1e-5)  # what float32 keeps of a difference of weights
+    assert not moved_statistics(files[1], files[0])
+
+
+def test_files_before_and_after_that_make_no_update(tmp_path):
+    before, after = trained(torch_net(), 2, 0.1)
+    b, a = write(tmp_path / "b.pt", before), write(tmp_path / "a.pt", after)
+    settings = {"model": Net(), "image_shape": SHAPE}
+    text = refused(load_update, a, b, **settings)
+    assert text.startswith("`update` is nearly the weights (")
+    assert text.endswith("Give both networks: --before W --after FILE.")
+    assert "`after` is zero everywhere: both files are the same network" in refused(
+        load_update, before=b, after=b, **settings
+    )
+    assert "`before` is missing" in refused(load_update, after=a, **settings)
+    assert "`after` is missing" in refused(load_update, before=b, **settings)
+    assert "`weights` does not go with them" in refused(load_update, weights=b, before=b, after=a, **settings)
+    assert "`update` needs `weights`" in refused(load_update, a, **settings)
+    assert "`weights` needs `update`" in refused(load_update, weights=b, **settings)
+    wide = write(tmp_path / "wide.pt", torch_net(9).state_dict())
+    assert "`after` does not fit `before`: conv.weight is [9, 3, 4, 4], not [8, 3, 4, 4]" in refused(
+        load_update, before=b, after=wide, **settings
+    )
+
+
+def test_statistics_that_moved_between_two_networks_are_seen(tmp_path):
+    net = torch_net()
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    net.train()
+    gradients(net, np.repeat(IMAGE, 2, axis=0)[:1])
+    files = write(tmp_path / "b.pt", before), write(tmp_path / "a.pt", net.state_dict())
+    assert moved_statistics(files[1], files[0])
+
+
+# --- the command ---
+
+
+def model_file(folder: Path) -> Path:
+    lines = Path(__file__).read_text().split("class Net(nn.Module):\n")[1].split("\n\n\n")[0]
+    text = f"import flax.linen as nn\n\nCLASSES = 10\n\n\nclass Net(nn.Module):\n{lines}\n\n\ndef build_model(k):\n"
+    (folder / "net.py").write_text(f"{text}    return Net(k)\n")
+    return folder / "net.py"
+
+
+@pytest.mark.slow
+def test_the_command_takes_these_files(tmp_path):
+    before, after = trained(torch_net(), 1, 0.01)
+    write(tmp_path / "b.pth", {"state_dict": {f"module.{name}": tensor for name, tensor in before.items()}})
+    write(tmp_path / "a.pth", after)
+    files = ("--before", tmp_path / "b.pth", "--after", tmp_path / "a.pth", "--model", model_file(tmp_path))
+    flags = ("--image-shape", *SHAPE, "--attack", "idlg", "--seeds", 1, "--iterations", 1, "--lanes", 1)
+    told = call("attack", *files, *flags, "--mean", 0, "--std", 1, "--out", tmp_path / "RUN")
+    assert told.code == 0, told.err
+    assert told.err.count("`before` are state_dict of b.pth") == 1
+    assert "`before`: names are read without module." in told.err
+    assert "taken as one local step of sgd with learning rate 0.01" in told.err
+    assert (tmp_path / "RUN/report.json").exists()
+
+
+def test_the_command_refuses_in_a_line(tmp_path):
+    before, after = trained(torch_net(), 1, 0.01)
+    named = write(tmp_path / "b.pt", {"model": {f"module.{name}": tensor for name, tensor in before.items()}})
+    after.pop("fc.bias")
+    files = ("--before", named, "--model", model_file(tmp_path), "--image-shape", *SHAPE, "--out", tmp_path / "no")
+    wrong = ("attack", *files, "--after", write(tmp_path / "a.pt", {**after, "more.weight": torch.ones(2, 2)}))
+    assert "`after` does not fit Net" in refusal(*wrong)
+    assert "`after` is missing" in refusal("attack", *files)
+    assert "`mean` and `std` go together" in refusal(*wrong, "--mean", 0.5)
+    assert "`normalise` and `mean` exclude each other" in refusal(
+        *wrong, "--mean", 0.5, "--std", 0.2, "--normalise", "mnist"
+    )
+    assert "`std` above 0" in refusal(*wrong, "--mean", 0.5, "--std", 0)
+    assert "Divide those of pixels from 0 to 255 by 255" in refusal(*wrong, "--mean", 123.7, "--std", 58.4)
+    assert "`mean` and `std` must be as many numbers" in refusal(*wrong, "--mean", 0.5, 0.5, "--std", 1, 1, 1)
+
+
+def test_inputs_normalised_by_numbers_fit(tmp_path):
+    net = torch_net()
+    mean, deviation = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    update = gradients(net, ((IMAGE - np.float32(mean)) / np.float32(deviation)).astype(np.float32))
+    victim = loaded(saved(tmp_path, net, update), normalise=(mean, deviation))
+    assert victim.normalisation == (mean, deviation)
+    assert gap(victim) < 1e-6
+
+
+# --- dropout ---
+
+
+class Dropping(nn.Module):
+    fixed: bool | None = None
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.Dropout(0.5, deterministic=self.fixed)(nn.Dense(8)(x.reshape(len(x), -1)))
+        return nn.Dense(CLASSES)(x)
+
+
+class NNXDropping(nnx.Module):
+    def __init__(self, always: bool = False, *, rngs):
+        self.always = always
+        self.fc, self.drop = nnx.Linear(768, CLASSES, rngs=rngs), nnx.Dropout(0.5, rngs=rngs)
+
+    def __call__(self, x):
+        x = x.reshape(len(x), -1)
+        return self.fc(self.drop(x, deterministic=False) if self.always else self.drop(x))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [Dropping(), Dropping(False), lambda rngs: NNXDropping(True, rngs=rngs)],
+    ids=["unsaid", "on", "nnx"],
+)
+def test_dropout_that_is_on_is_refused_in_a_line(model):
+    text = refused(adapt_model, model, SHAPE)
+    assert text.startswith("`model` has dropout on")
+    assert "nn.Dropout(rate, deterministic=True)" in text
+
+
+def test_dropout_that_can_be_switched_off_is():
+    adapt_model(Dropping(True), SHAPE)
+    module = NNXDropping(rngs=nnx.Rngs(0))
+    module.train()
+    with pytest.warns(UserWarning, match="the same weights"):
+        adapted = adapt_model(module, SHAPE)
+    params = adapted.init(jax.random.key(0), IMAGE)["params"]
+    kernel = np.asarray(params["head"]["kernel"])
+    np.testing.assert_allclose(adapted.apply({"params": params}, IMAGE)[0], IMAGE.reshape(-1) @ kernel, rtol=1e-4)
