@@ -553,6 +553,55 @@ def test_tied_tensors_may_have_both_names_or_one(name, kind, tmp_path):
     )
 
 
+class Twice(nn.Module):
+    """The same layer twice, as two parameters."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.sigmoid(nn.Dense(8, name="first")(jnp.transpose(x, (0, 3, 1, 2)).reshape(len(x), -1)))
+        x = nn.sigmoid(nn.Dense(8, name="b")(nn.sigmoid(nn.Dense(8, name="a")(x))))
+        return nn.Dense(CLASSES, name="fc")(x)
+
+
+@pytest.mark.parametrize("kind", ["pt", "save_model"])
+def test_two_parameters_that_the_file_ties_are_one(kind, tmp_path):
+    from safetensors.torch import save_model
+
+    net = torch_tied()
+    update, weights = saved(tmp_path, net)
+    if kind == "save_model":
+        weights = tmp_path / "w.safetensors"
+        save_model(net, str(weights))
+    victim = loaded((update, weights), Twice())
+    params: Any = victim.params
+    assert set(params) == {"first", "a", "head"}
+    assert gap(victim) < 1e-6
+    assert "a/kernel" in repr(victim.model)
+
+
+def test_a_head_that_is_tied_to_an_embedding(tmp_path):
+    class Words(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            table = nn.Embed(CLASSES, 4, name="table")(jnp.arange(CLASSES))
+            x = nn.sigmoid(nn.Dense(4, name="first")(x.mean((1, 2)))) + nn.softmax(x[:, 0, :1, 0]) @ table[:1]
+            return nn.Dense(CLASSES, use_bias=False, name="fc")(x)
+
+    tn = torch.nn
+    parts = {"first": tn.Linear(3, 4), "table": tn.Embedding(CLASSES, 4), "fc": tn.Linear(4, CLASSES, bias=False)}
+    net = tn.ModuleDict(parts)
+    parts["fc"].weight = parts["table"].weight
+
+    def forward(x):
+        first = torch.sigmoid(parts["first"](x.mean((2, 3))))
+        return parts["fc"](first + torch.softmax(x[:, 0, :1, 0], -1) @ parts["table"].weight[:1])
+
+    net.forward = forward
+    victim = loaded(saved(tmp_path, net), Words())
+    assert set(victim.params) == {"first", "head"}
+    assert gap(victim) < 1e-6
+
+
 # --- before and after ---
 
 

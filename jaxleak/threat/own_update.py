@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from jaxleak.data import load_dataset
@@ -17,7 +18,7 @@ from jaxleak.errors import InputError, check_positive, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.files import read_tensors
 from jaxleak.models.files.names import in_order
-from jaxleak.models.own import adapt_model
+from jaxleak.models.own import AdaptedModel, adapt_model
 from jaxleak.models.own.adapt import with_head
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import (
@@ -114,9 +115,10 @@ def load_update(
         small = with_head(build(2, **given), image_shape)
     first, second = (weights, update) if before is None else (before, after)
     with naming(**({} if before is None else {"weights": "before", "update": "after"})):
-        tensors, shared = _files(small, image_shape, first, second, difference=before is not None)
+        tensors, shared, tied = _files(small, image_shape, first, second, difference=before is not None)
         classes = _classes(small, tensors)
         module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
+        module = replace(module, tied=tied) if tied else module
         check_layout(module, image_shape)
         variables = variables_from_torch(module, tensors, image_shape)
         _check_range(shared)
@@ -174,27 +176,56 @@ def _check_given(update, weights, before, after) -> None:
         )
 
 
-def _files(model: Any, image_shape, first: Any, second: Any, *, difference: bool) -> tuple[Tensors, Tensors]:
-    """The network before and the update, under the model's names; `second` is an update or the network after."""
+def _files(model: Any, image_shape, first: Any, second: Any, *, difference: bool) -> tuple[Tensors, Tensors, Any]:
+    """The network before and the update, under the model's names, and which of the model's parameters are tied.
+
+    Args:
+        model: the user's, for any number of classes.
+        image_shape: of its input.
+        first: file of the network before.
+        second: file of the update; for a `difference` of the network after.
+        difference: see `second`.
+    """
     words = ("before", "after") if difference else ("weights", "update")
     before, shared = (read_tensors(file, word) for file, word in zip((first, second), words, strict=True))
     if not shared.named and not difference:
         shared = in_order(shared, before)
-    weights, tied = named_for(words[0], before, model, image_shape)
-    update, _ = named_for(words[1], shared, model, image_shape, tied)
-    parameters = {name for name, path in known_names(model, image_shape).items() if path[0] == "params"}
-    for group in tied:
-        twice = [name for name in group if name in parameters]
-        if len(twice) > 1:
-            raise InputError(
-                f"`weights` have one tensor for {' and '.join(twice)}, of which the model has two: their gradients "
-                "are not the one that was shared. Let the model use one parameter for both."
-            )
+    weights, groups = named_for(words[0], before, model, image_shape)
+    tied = _ties(model, image_shape, groups)
+    if tied:
+        model = replace(model, tied=tied)
+        weights, groups = named_for(words[0], before, model, image_shape)
+    update, _ = named_for(words[1], shared, model, image_shape, groups)
     if difference:
         update = {
             name: _minus(name, weights[name], after) if name in weights else after for name, after in update.items()
         }
-    return weights, update
+    return weights, update, tied
+
+
+def _ties(model: Any, image_shape, groups: Sequence[tuple[str, ...]]) -> tuple[tuple[Any, Any], ...]:
+    """Pairs of parameters of the model that the file has as one tensor: see `AdaptedModel.tied`.
+
+    Raises:
+        InputError: they are of other shapes, or the model is not one of one's own.
+    """
+    paths, ties = known_names(model, image_shape), []
+    for group in groups:
+        mine = [paths[name][1:] for name in group if name in paths and paths[name][0] == "params"]
+        kept, *others = sorted(mine, key=lambda path: path[0] != "head") or [()]
+        ties += [(path, kept) for path in others]
+    if not ties:
+        return ()
+    params: Any = flatten_dict(model.init_shapes(image_shape)) if isinstance(model, AdaptedModel) else {}
+    shapes = {path: leaf.shape for path, leaf in params.items()}
+    for path, kept in ties:
+        turned = (path[-1] == "kernel") != (kept[-1] == "kernel")
+        if path not in shapes or shapes[path] != shapes[kept][:: -1 if turned else 1]:
+            raise InputError(
+                f"`weights` have one tensor for {'/'.join(path)} and {'/'.join(kept)}, of which the model has two that "
+                "cannot be one; let the model use one parameter for both."
+            )
+    return tuple(dict.fromkeys(ties))
 
 
 def _minus(name: str, before: np.ndarray, after: np.ndarray) -> np.ndarray:

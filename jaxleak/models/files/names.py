@@ -121,8 +121,11 @@ def without_aliases(
             if tensors[name].size > 1 and np.any(tensors[name] != tensors[name].flat[0]):
                 key = tensors[name].shape, tensors[name].tobytes()
                 by_content.setdefault(key, []).append(name)
-        same = [tuple(names) for names in by_content.values() if len(names) > 1]
-        groups += [names for names in same if any(name in known for name in names) and set(names) - known]
+        for (
+            names
+        ) in by_content.values():  # equal numbers may be those of copies: no two of the model's are tied by them
+            mine, others = [name for name in names if name in known], [name for name in names if name not in known]
+            groups += [(mine[0], *others)] if mine and others else []
     left_out = []
     for group in groups:
         mine, others = [name for name in group if name in known], [name for name in group if name not in known]

@@ -34,12 +34,14 @@ class AdaptedModel:
         head: path of the layer in its `params` that is presented as "head".
         arguments: further arguments of its `__call__`, names and values.
         state: its collections but `params`, such as `batch_stats`, where `apply` is given none.
+        tied: pairs of paths in `params` as `init` gives them: one that is left out, and the one that stands for both.
     """
 
     module: Any
     head: Path
     arguments: tuple[tuple[str, Any], ...] = ()
     state: Mapping[str, PyTree] = field(default_factory=dict)
+    tied: tuple[tuple[Path, Path], ...] = ()
 
     def init(self, key, x: Float[Array, "b h w c"]) -> dict[str, PyTree]:
         """Variables drawn by the model's own initialisation, with the head under its name."""
@@ -56,12 +58,18 @@ class AdaptedModel:
         return logits
 
     def to_params(self, own: PyTree) -> PyTree:
-        """The model's own tree of parameters with the head as "head"."""
-        return unflatten_dict({self.path_in_params(path): leaf for path, leaf in flatten_dict(own).items()})
+        """The model's own tree of parameters with the head as "head", each tied one once."""
+        renamed = {self.path_in_params(path): leaf for path, leaf in flatten_dict(own).items()}
+        left_out = [path for path, _ in self.tied]
+        return unflatten_dict({path: leaf for path, leaf in renamed.items() if path not in left_out})
 
     def to_own(self, params: PyTree) -> PyTree:
         """The inverse of `to_params`."""
-        return unflatten_dict({self._own_path(path): leaf for path, leaf in flatten_dict(params).items()})
+        leaves = flatten_dict(params)
+        for path, kept in self.tied:
+            turned = (path[-1] == "kernel") != (kept[-1] == "kernel")  # as of an embedding, which is no kernel
+            leaves[path] = leaves[kept].T if turned else leaves[kept]
+        return unflatten_dict({self._own_path(path): leaf for path, leaf in leaves.items()})
 
     def path_in_params(self, path: Path) -> Path:
         """Path in the tree with "head" of what the model has at `path`; another "head" becomes "head_"."""
@@ -146,6 +154,10 @@ class AdaptedModel:
         """Shapes and types of the model's own parameters."""
         return self._variables(image_shape)[1]["params"]
 
+    def init_shapes(self, image_shape: tuple[int, int, int]) -> PyTree:
+        """Shapes and types of the parameters that `init` draws."""
+        return self.to_params(self.own_params(image_shape))
+
     def _variables(self, image_shape: tuple[int, int, int]) -> tuple[jax.ShapeDtypeStruct, dict[str, PyTree]]:
         """The shapes of one image and of the model's own variables."""
         image = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
@@ -175,6 +187,7 @@ class AdaptedModel:
     def __repr__(self) -> str:
         parts = [description(self.module), f"head={'/'.join(self.head)}"]
         parts += [f"{name}={description(value)}" for name, value in self.arguments]
+        parts += [f"{'/'.join(path)}={'/'.join(kept)}" for path, kept in self.tied]
         parts += [f"state=sha256:{_digest(self.state)}"] if self.state else []
         return f"AdaptedModel({', '.join(parts)})"
 
