@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxleak.errors import InputError
+from jaxleak.models.files.dialects import translated
 from jaxleak.models.files.read import Stored, listed, renamed
 
 # What wraps a module, and puts its name before the names of the module's parts: DataParallel, torch.compile, Opacus,
@@ -45,7 +46,7 @@ def fit_names(what: str, stored: Stored, known: Mapping[str, Sequence[str]], hea
     """
     in_file, here = head
     spoken = set(known) | {in_file + name.removeprefix(here) for name in known if name.startswith(f"{here}.")}
-    stored = _without_prefixes(what, stored, spoken)
+    stored = translated(what, _without_prefixes(what, stored, spoken), spoken, WRAPPERS)
     names = {}
     if in_file and in_file != here and not any(f"{here}.{kind}" in stored.tensors for kind in ("weight", "bias")):
         start = f"{in_file}."
