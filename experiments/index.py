@@ -21,6 +21,7 @@ EXPERIMENTS = (
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "deakin_models"),
     *("failures", "solvers", "precision", "pytorch_parity"),
+    *("spear", "april"),
     *("verdicts", "risk"),
     *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )

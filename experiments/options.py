@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any
 
 from experiments.tables import NONE, table
-from jaxleak.attacks.analytic import recover_image
+from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import ATTACKS, WEIGHTS, Attack
 from jaxleak.attacks.starts import INITS
@@ -31,6 +31,8 @@ PUBLISHED = {
     "modern": "the preset of that name in breaching",
     "gradinversion": "Yin et al. 2021, with BatchNorm's statistics of the client's batch",
     "analytic": "Phong et al. 2017: closed form, where the first layer is dense (`--model mlp`)",
+    "april": "Lu et al. 2022 (APRIL): closed form, where positions are learnt (`--model vit`)",
+    "spear": "Dimitrov et al. 2024 (SPEAR): batches, where a ReLU follows a first dense layer (`--model mlp`)",
 }
 NOT_READ = {
     "joint": "Label logits are optimised beside the images.",
@@ -103,7 +105,7 @@ def attacks() -> str:
 
 
 def starts() -> str:
-    rows = [[f"`{name}`", summary(draw or recover_image)] for name, draw in INITS.items()]
+    rows = [[f"`{name}`", summary(draw or CLOSED_FORMS[name].read)] for name, draw in INITS.items()]
     return table(["`--start`", "what it is"], rows)
 
 

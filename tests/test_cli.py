@@ -15,7 +15,7 @@ from jaxleak import cli, engine
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ATTACKS
-from jaxleak.attacks.starts import INITS
+from jaxleak.attacks.starts import CLOSED, INITS
 from jaxleak.cli.commands import RUN_GROUPS
 from jaxleak.cli.parse import GROUPS, flag_texts
 from jaxleak.results.store.run import Run
@@ -60,7 +60,7 @@ def pictures(tmp_path_factory) -> Path:
         # unknown names
         (
             "--attack dgl",
-            "`attack` must be one of analytic, cpl, dlg, gradinversion, idlg, ig, modern; got 'dgl'. Did you mean",
+            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, spear; got 'dgl'. Did",
         ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
@@ -74,7 +74,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack dgl:lbfgs",
-            "`attack` must be one of analytic, cpl, dlg, gradinversion, idlg, ig, modern; got 'dgl'.",
+            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, spear; got 'dgl'.",
         ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
@@ -174,7 +174,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         ("--knows-defence True --defence prune:0.5 laplace:1", "top-k, with no noise after it."),
         # the attacks' own fields
-        ("--start patern-16", "`start` must be one of analytic, black, blue, green, normal, pattern-16, "),
+        ("--start patern-16", "`start` must be one of analytic, april, black, blue, green, normal, pattern-16, "),
         ("--start pattern-0", "got 'pattern-0'."),
         ("--start red --images 0", "`start` red needs pictures with three channels; these have 1. Use black or white."),
         (
@@ -437,7 +437,7 @@ def test_each_text_stands_alone(command):
     [
         ("attack", ATTACKS),
         ("solver", set(SOLVERS) - {"none"}),
-        ("start", set(INITS) - {"analytic"}),
+        ("start", set(INITS) - set(CLOSED)),
         ("label", LABEL_STRATEGIES),
         ("objective", OBJECTIVES),
         ("scale", SCALES),

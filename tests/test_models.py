@@ -38,9 +38,11 @@ NARROW = {
     **{name: {"width": 1} for name in MODELS if name.startswith("resnet")},
     "convnet": {"width": 1},
     "densenet121": {"growth": 2, "width": 4, "block_sizes": (2, 1)},
+    "convnet-gn": {"width": 1, "groups": 1},
     "inception3": {"width": 1 / 32},
+    "vit": {"patch_size": 3, "dim": 4, "heads": 2, "depth": 1},
 }
-SMALL = {"convnet": (9, 20, 2), "densenet121": (9, 16, 2), "inception3": (75, 107, 2)}
+SMALL = {"convnet": (9, 20, 2), "convnet-gn": (9, 20, 2), "densenet121": (9, 16, 2), "inception3": (75, 107, 2)}
 
 
 def shapes(height, width, channels, num_classes, name="lenet"):

@@ -14,7 +14,7 @@ from jaxleak import cli
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ATTACKS
-from jaxleak.attacks.starts import INITS
+from jaxleak.attacks.starts import CLOSED, INITS
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.threat.client import OPTIMIZERS
@@ -125,13 +125,18 @@ def test_commands_parse(command):
 
 def named_options() -> list[str]:
     """Flags with each name of the README's tables, and the other flags of these tables."""
-    needs = {"analytic": " --model mlp", "gradinversion": " --model resnet18"}
+    needs = {
+        "analytic": " --model mlp",
+        "april": " --model vit",
+        "spear": " --model mlp --model-field activation=relu",
+        "gradinversion": " --model resnet18",
+    }
     defences = [re.sub(r"\[.*", "", re.sub(r":[A-Z]+", ":1", defence_form(name))) for name in DEFENCES]
     return [
         *(f"--attack {name}{needs.get(name, '')}" for name in ATTACKS),
         *(f"--attack dlg:{name}" for name in SOLVERS if name != "none"),
-        *(f"--start {name}" for name in (*INITS, "pattern-5") if name != "analytic"),
-        "--attack analytic --start analytic --model mlp",
+        *(f"--start {name}" for name in (*INITS, "pattern-5") if name not in CLOSED),
+        *(f"--attack {name} --start {name}{needs[name]}" for name in CLOSED),
         *(f"--label {name}" for name in LABEL_STRATEGIES),
         *(f"--objective {name}" for name in OBJECTIVES),
         *(f"--scale {name}" for name in SCALES),

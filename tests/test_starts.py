@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.presets import DLG, IDLG, Attack
-from jaxleak.attacks.starts import INITS, SAME_EVERY_TIME, check_init, draw_start
+from jaxleak.attacks.starts import CLOSED, INITS, SAME_EVERY_TIME, check_init, draw_start
 from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.solvers import Adam
@@ -97,8 +98,9 @@ def test_every_start_is_its_definition(name):
 
 
 def test_every_start_has_a_definition_here():
-    """ "analytic" is no draw; it is tested with its attack."""
-    assert set(INITS) == set(DEFINITIONS) - {"pattern-5"} | {"analytic"}
+    """Closed forms are no draws; they are tested with their attacks."""
+    assert set(INITS) == set(DEFINITIONS) - {"pattern-5"} | set(CLOSED)
+    assert set(CLOSED_FORMS) == set(CLOSED)
 
 
 @pytest.mark.parametrize("side", [16, 8, 5, 4])
@@ -136,7 +138,7 @@ def test_names_of_starts(name):
 
 @pytest.mark.parametrize("name", ["pattern-0", "pattern-x", "pattern-", "pattern--4", "pattern-4.5", "pattern-²", "4"])
 def test_what_is_no_start(name):
-    with pytest.raises(InputError, match=r"^`start` must be one of analytic, black, .*; got ") as error:
+    with pytest.raises(InputError, match=r"^`start` must be one of analytic, april, black, .*; got ") as error:
         Attack(name="wrong", init=name)
     assert "\n" not in str(error.value)
 

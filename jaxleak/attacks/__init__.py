@@ -11,6 +11,9 @@ layer_weights.py  layers that count more or less
 labels.py         rules that read labels from an update
 priors.py         what images look like
 starts.py         where images start
-analytic.py       images read from a dense layer's gradient
+closed_forms.py   images that an update gives away, and what each way needs
+analytic.py       one image, from a dense layer
+april.py          one image, from the embedding of a vision transformer
+spear.py          a batch, from a dense layer with a ReLU behind it
 lane_cond.py      `lax.cond` that works under `vmap`: a branch that no lane wants is skipped
 """

@@ -57,17 +57,31 @@ def recover_image(update: PyTree, image_shape: tuple[int, int, int]) -> Float[Ar
     Raises:
         InputError: the model has no such layer, or the layer has no bias.
     """
-    first = "head" if set(update) == {"head"} else "dense1"
-    layers = dense_inputs({first: update[first]} if first in update else {})
-    image = layers.get(first)
-    convolves = any(leaf.ndim > 2 for leaf in jax.tree.leaves(update))
-    if image is None or image.size != math.prod(image_shape) or convolves:
+    layer = update[first_dense(update, image_shape, "analytic recovery")]
+    return dense_input(layer["kernel"], layer["bias"]).reshape(1, *image_shape)
+
+
+def first_dense(params: PyTree, image_shape: tuple[int, int, int], what: str) -> str:
+    """The name of the layer that is dense on the flattened image: "dense1", or "head" where it is the only one.
+
+    Args:
+        params: of the network, or a tree like them.
+        image_shape: height, width and channels.
+        what: needs such a layer, for the message.
+
+    Raises:
+        InputError: the model has no such layer, or the layer has no bias.
+    """
+    first = "head" if set(params) == {"head"} else "dense1"
+    layer = params.get(first, {})
+    kernel, convolves = layer.get("kernel"), any(leaf.ndim > 2 for leaf in jax.tree.leaves(params))
+    if kernel is None or "bias" not in layer or convolves or kernel.shape[0] != math.prod(image_shape):
         raise InputError(
-            "analytic recovery needs a model whose first layer is dense, such as mlp; got "
-            f"{', '.join(_described(name, update[name]) for name in sorted(update))} "
+            f"{what} needs a model whose first layer is dense, such as mlp; got "
+            f"{', '.join(_described(name, params[name]) for name in sorted(params))} "
             f"for {'x'.join(map(str, image_shape))} images."
         )
-    return image.reshape(1, *image_shape)
+    return first
 
 
 def _described(name: str, layer: PyTree) -> str:

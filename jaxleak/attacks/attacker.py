@@ -10,6 +10,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
+from jaxleak.attacks.closed_forms import Leak
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import OBJECTIVES, label_distance, scaled, statistics_distance
@@ -108,16 +109,20 @@ class Attacker:
     def start(self, shared: Shared, job: Job, problem: Problem | None = None) -> Parts:
         """The candidate at iteration 0, in the units of the network's input; a group has a leading axis.
 
-        It is the same for every attack with this `init`, network and run with this image and seed; only "analytic"
-        reads the problem.
+        It is the same for every attack with this `init`, network and run with this image and seed; only
+        closed forms read the problem.
         """
         if shared.starts != ():
             return {name: shared.starts[name][job.seed] for name in self.shapes}
 
+        leak = None
+        if problem is not None:
+            params = problem.params if problem.params != () else shared.params
+            leak = Leak(problem.update, params, problem.label)
+
         def draw(key):
             surrogate: Any = shared.surrogates[job.slot] if self.attack.init == "surrogate" else ()
-            update: Any = () if problem is None else problem.update
-            start = self.candidate.start(self.attack, jax.random.fold_in(key, 0), surrogate, update)
+            start = self.candidate.start(self.attack, jax.random.fold_in(key, 0), surrogate, leak)
             if self.attack.label == "joint":
                 start["label"] = jax.random.normal(jax.random.fold_in(key, 1), self.shapes["label"], float)
             return start

@@ -7,9 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float
 
-from jaxleak.attacks.analytic import recover_image
+from jaxleak.attacks.closed_forms import CLOSED_FORMS, Leak
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.priors import consistency, norm_prior, total_variation
 from jaxleak.attacks.starts import draw_start
@@ -36,14 +36,14 @@ class Candidate(ABC):
         """The shape of each part."""
 
     @abstractmethod
-    def start(self, attack: Attack, key: Array, surrogate: Any, update: PyTree) -> Parts:
+    def start(self, attack: Attack, key: Array, surrogate: Any, leak: Leak | None) -> Parts:
         """The candidate at iteration 0.
 
         Args:
             attack: its `init` says which start.
             key: from which it is drawn.
             surrogate: another piece of data of the same data set, or ().
-            update: what the client shared, for starts in closed form.
+            leak: for starts in closed form.
         """
 
     @abstractmethod
@@ -86,10 +86,10 @@ class Images(Candidate):
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {"image": (self.count, *self.victim.shape)}
 
-    def start(self, attack: Attack, key: Array, surrogate: Any, update: PyTree) -> Parts:
-        if attack.init == "analytic":
-            h, w, c = self.victim.shape
-            return {"image": recover_image(update, (h, w, c))}
+    def start(self, attack: Attack, key: Array, surrogate: Any, leak: Leak | None) -> Parts:
+        if attack.init in CLOSED_FORMS:
+            assert leak is not None
+            return {"image": CLOSED_FORMS[attack.init].read(self.victim, leak, key)}
         image = draw_start(attack.init, key, self.shapes["image"], surrogate)
         return {"image": image if attack.init == "normal" else self.victim.to_input(image)}
 

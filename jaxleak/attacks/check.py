@@ -1,5 +1,6 @@
 """Refuses attacks that make no sense against a victim."""
 
+from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
@@ -15,8 +16,10 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         InputError: with the reason.
     """
     dummies = attack.dummies or victim.batch
-    if attack.init == "analytic" and not (victim.batch == dummies == 1 and not victim.client.trains):
-        raise InputError("`attack` analytic reads one image from one gradient; use --batch 1 and no local steps.")
+    if attack.init in CLOSED_FORMS:
+        if dummies != victim.batch:
+            raise InputError(f"`dummies` must be the update's images, {victim.batch}, with the start {attack.init}.")
+        CLOSED_FORMS[attack.init].check(victim)
     if attack.init == "surrogate" and victim.surrogates is None:
         raise InputError(
             "`start` surrogate needs an image of the data set that is not attacked; attack fewer, or give the victim "

@@ -7,7 +7,7 @@ from typing import Any
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.layer_weights import parse_layer
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
-from jaxleak.attacks.starts import check_init
+from jaxleak.attacks.starts import CLOSED, check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_type
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
@@ -95,10 +95,17 @@ class Attack:
                 )
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
-        if (self.init == "analytic") != self.solver.closed_form:
+        closed = self.init in CLOSED
+        if closed != self.solver.closed_form:
+            name = self.init if closed else CLOSED[0]
             raise InputError(
-                "`start` analytic is the image itself and goes with the solver none, and the other way round; "
-                "use the attack analytic, or another start and solver."
+                f"`start` {name} is the image itself and goes with the solver none, and the other way round; "
+                f"use the attack {name}, or another start and solver."
+            )
+        if closed and (self.layers or self.scale == "per-tensor"):
+            raise InputError(
+                f"`start` {self.init} reads the tensors of the update as they were shared; leave out `layers` and "
+                "`scale` per-tensor."
             )
 
     @functools.cached_property
@@ -180,7 +187,13 @@ GRADINVERSION = Attack(
 )
 # Source: Phong et al. 2017; Geiping et al. 2020, proposition 3.1.
 ANALYTIC = Attack(name="analytic", label="bias", init="analytic", solver=NoSolver(), iterations=1)
-ATTACKS: dict[str, Attack] = {attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, GRADINVERSION, ANALYTIC)}
+# Source: Lu et al. 2022 (APRIL).
+APRIL = replace(ANALYTIC, name="april", init="april")
+# Source: Dimitrov et al. 2024 (SPEAR). Differs: theirs leaves labels to others.
+SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
+ATTACKS: dict[str, Attack] = {
+    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
+}
 
 
 def get_attack(attack: str | Attack) -> Attack:

@@ -11,6 +11,7 @@ from jaxleak.errors import InputError, check_choice
 Start = Float[Array, "h w c"]
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 PRIMARY = ("red", "green", "blue")
+CLOSED = ("analytic", "april", "spear")
 
 
 def normal(key, shape: tuple[int, ...], surrogate: Start) -> Float[Array, "..."]:
@@ -77,7 +78,7 @@ def surrogate(key, shape: tuple[int, ...], surrogate: Start) -> Float[Array, "..
 
 
 # Called with a key, the shape [..., h, w, c] and another image of the data set. All but `normal` are in pixels, [0, 1].
-# "analytic" is no draw: the image that the update gives away (`analytic.recover_image`).
+# Those of `CLOSED` are no draws: the images that the update gives away (`closed_forms`).
 # Sources: Zhu, Liu & Han 2019 (normal); Wei et al. 2020 (CPL), section 4.2 and reference implementation: tiles of 16
 # ("level 1") and 8 ("level 2"), black, white, one colour, and an image of the same data set.
 INITS: dict[str, Callable[..., Float[Array, "..."]] | None] = {
@@ -88,9 +89,9 @@ INITS: dict[str, Callable[..., Float[Array, "..."]] | None] = {
     **{name: colour(name) for name in PRIMARY},
     **{f"pattern-{side}": pattern(side) for side in (16, 8, 4)},
     "surrogate": surrogate,
-    "analytic": None,
+    **dict.fromkeys(CLOSED),
 }
-SAME_EVERY_TIME = ("black", "white", *PRIMARY, "analytic")  # one start whatever the seed
+SAME_EVERY_TIME = ("black", "white", *PRIMARY, "analytic", "april")  # one start whatever the seed
 
 
 def check_init(value: str) -> None:

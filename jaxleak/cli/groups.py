@@ -55,11 +55,13 @@ class StartHere:
     object store, as in s3://BUCKET/PATH."""
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
-    solver of its own after a colon, as in dlg:torch-lbfgs."""
+    (cosine, total variation, sign of the gradient), modern, gradinversion; in closed form analytic (for mlp), april
+    (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after a colon, as in
+    dlg:torch-lbfgs."""
     model: str = "lenet"
-    """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), resnet18 to resnet152 (CIFAR
-    form), resnet20-4, resnet32-10, densenet121, inception3; `jaxleak models` lists them."""
+    """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
+    resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit; `jaxleak models` lists
+    them."""
     dataset: str = "photos"
     """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz."""
     images: Counts = None
@@ -89,8 +91,9 @@ class UpdateHere:
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, gradinversion, analytic (closed form, for mlp); with a
-    solver of its own after a colon, as in dlg:torch-lbfgs."""
+    (cosine, total variation, sign of the gradient), modern, gradinversion; in closed form analytic (for mlp), april
+    (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after a colon, as in
+    dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,6 +26,7 @@ from jaxleak.models.resnet import (
     ResNet101,
     ResNet152,
 )
+from jaxleak.models.vit import ViT
 from jaxleak.models.weights import WithStatistics, load_variables, load_weights, save_weights
 
 # Called as MODELS[name](num_classes=..., **fields).
@@ -33,6 +35,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "lenet-cpl": LeNetCPL,
     "mlp": MLP,
     "convnet": ConvNet,
+    "convnet-gn": partial(ConvNet, norm="group"),
     "resnet18": ResNet18,
     "resnet34": ResNet34,
     "resnet50": ResNet50,
@@ -42,6 +45,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "resnet32-10": ResNet32x10,
     "densenet121": DenseNet121,
     "inception3": Inception3,
+    "vit": ViT,
 }
 
 __all__ = [
@@ -62,6 +66,7 @@ __all__ = [
     "ResNet50",
     "ResNet101",
     "ResNet152",
+    "ViT",
     "WithStatistics",
     "build_model",
     "load_variables",

@@ -88,7 +88,7 @@ def norms_like(module, params, norms: dict[str, float]):
 
     def norm(path, leaf):
         *modules, tensor = (key.key for key in path)
-        return norms[".".join([*(names.get(name, name) for name in modules), TENSOR_NAMES[tensor]])]
+        return norms[".".join([*(names.get(name, name) for name in modules), TENSOR_NAMES.get(tensor, tensor)])]
 
     return jax.tree.map_with_path(norm, params)
 

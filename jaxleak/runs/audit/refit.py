@@ -13,6 +13,7 @@ from jaxtyping import Float, Int, PyTree
 from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.starts import CLOSED
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.engine import Engine, Finished
 from jaxleak.kernels.precision import float64, full_precision
@@ -69,7 +70,7 @@ def refit(
     plain = Attack(
         name="refit",
         label=attack.label,
-        init="normal" if attack.init == "analytic" else attack.init,
+        init="normal" if attack.init in CLOSED else attack.init,
         objective=attack.objective,
         scale="none" if attack.objective == "cosine" else "relative",
         layers=attack.layers,

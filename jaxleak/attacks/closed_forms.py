@@ -1,0 +1,142 @@
+"""Closed forms: starts that are the images themselves, and what each needs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, PyTree
+
+from jaxleak.attacks.analytic import first_dense, recover_image
+from jaxleak.attacks.april import find_embedding, recover_from_positions
+from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
+from jaxleak.errors import InputError
+from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.victim import Victim, draw_params
+
+
+class Leak(NamedTuple):
+    """What the attacker has when it begins."""
+
+    update: PyTree
+    params: PyTree
+    label: Int[Array, "d"]
+
+
+def read_dense(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"]:
+    """The image, from the gradient of a network whose first layer is dense on the flattened image (NHWC)."""
+    del key
+    return recover_image(leak.update, _shape(victim))
+
+
+def read_positions(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"]:
+    """The image, from the gradient of a vision transformer with learnt positions and no more patches than `dim`."""
+    del key
+    sequential = getattr(victim.model, "encoder", "") == "sequential"
+    return recover_from_positions(leak.update, leak.params, _shape(victim), sequential=sequential)
+
+
+def read_relu_layer(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d h w c"]:
+    """A batch, from the gradient of a network whose first layer is dense on flattened images, with a ReLU behind it."""
+    shape, count = _shape(victim), len(leak.label)
+    name = first_dense(leak.update, shape, "spear")
+    weights, gradient = leak.params[name], leak.update[name]
+    layer = Layer(weights["kernel"], weights["bias"], gradient["kernel"], gradient["bias"])
+
+    def slope(one, label):
+        target = victim.target(label[None], one.dtype)
+
+        def loss(bias):
+            params = {**leak.params, name: {**weights, "bias": bias}}
+            outputs = victim.attacker_model.apply({"params": params}, one.reshape(1, *shape))
+            return victim.client.loss.value(outputs, target)
+
+        return jax.grad(loss)(weights["bias"])
+
+    batch = recover_inputs(layer, count, key)
+    return in_order_of_labels(batch, slope, leak.label).reshape(count, *shape)
+
+
+def _one_gradient(name: str, victim: Victim) -> None:
+    if victim.batch > 1 or victim.client.trains:
+        raise InputError(f"`attack` {name} reads one image from one gradient; use --batch 1 and no local steps.")
+
+
+def _check_dense(victim: Victim) -> None:
+    _one_gradient("analytic", victim)
+
+
+def _check_positions(victim: Victim) -> None:
+    _one_gradient("april", victim)
+    positions = find_embedding(_shapes(victim), _shape(victim)).positions
+    if victim.update is not None:
+        update: Any = victim.update
+        for name in positions:
+            update = update[name]
+        if not np.any(np.asarray(update)):
+            raise InputError(
+                f"april reads the gradient of the positions, {'/'.join(positions)}; it is 0 or missing in `update`. "
+                "Give an update that holds it, or use another attack."
+            )
+
+
+def _check_relu(victim: Victim) -> None:
+    if victim.client.trains:
+        raise InputError("`attack` spear reads one gradient of a batch; use no local steps.")
+    shapes = _shapes(victim)
+    name = first_dense(shapes, _shape(victim), "spear")
+    check_width(*reversed(shapes[name]["kernel"].shape), victim.batch)
+    if not _has_relu(victim, name):
+        raise InputError(
+            "spear needs a ReLU right behind the first dense layer, whose gradient is 0 for a unit that is off; "
+            f"{victim.model_name} has none there. Use --model mlp --model-field activation=relu, or another attack."
+        )
+
+
+def _has_relu(victim: Victim, name: str) -> bool:
+    """True if the slope at each output of the dense layer called `name` is 0 exactly where that is not above 0.
+
+    Of models that do not name their activation it is tried out, on random images and weights.
+    """
+    shape = _shape(victim)
+    if getattr(victim.model, "activation", None) is nn.relu and getattr(victim.model, "hidden", ()):
+        return True
+    params = draw_params(victim.model, jax.random.key(0), shape)
+    x = jax.random.normal(jax.random.key(1), (1, *shape))
+    target = victim.target(jnp.zeros(1, int), x.dtype)
+    slopes = loss_gradient(victim.attacker_model, params, x, target, victim.client.loss)[name]["bias"]
+    outputs = x.reshape(-1) @ params[name]["kernel"] + params[name]["bias"]
+    return bool(np.any(outputs <= 0)) and bool(np.all((slopes != 0) <= (outputs > 0)))
+
+
+def _shapes(victim: Victim) -> PyTree:
+    variables: Any = jax.eval_shape(victim.model.init, jax.random.key(0), jnp.zeros((1, *victim.shape)))
+    return variables["params"]
+
+
+def _shape(victim: Victim) -> tuple[int, int, int]:
+    h, w, c = victim.shape
+    return h, w, c
+
+
+@dataclass(frozen=True)
+class ClosedForm:
+    """A start that is the images themselves.
+
+    Attributes:
+        read: (victim, leak, key) -> the images, in the units of the network's input.
+        check: raises `InputError` where it does not apply to a victim.
+    """
+
+    read: Callable[[Victim, Leak, Array], Array]
+    check: Callable[[Victim], None]
+
+
+CLOSED_FORMS = {
+    "analytic": ClosedForm(read_dense, _check_dense),
+    "april": ClosedForm(read_positions, _check_positions),
+    "spear": ClosedForm(read_relu_layer, _check_relu),
+}
