@@ -119,9 +119,7 @@ def test_an_update_without_positions_is_refused():
 @pytest.mark.parametrize("changes", [{"layers": ("head",)}, {"scale": "per-tensor"}], ids=str)
 @pytest.mark.parametrize("name", ["analytic", "april", "spear"])
 def test_closed_forms_read_tensors_as_they_are(name, changes):
-    with pytest.raises(
-        InputError, match=rf"^`start` {name} reads the tensors of the update as they were shared;"
-    ):
+    with pytest.raises(InputError, match=rf"^`start` {name} reads the tensors of the update as they were shared;"):
         replace(ATTACKS[name], **changes)
 
 

@@ -13,7 +13,6 @@ from jaxleak.models.activations import gelu
 from jaxleak.models.layers import classify
 from jaxleak.models.weight_init import NORMED_WEIGHT_INITS, dlg_uniform, layer_inits, norm_inits
 
-EPSILON = 1e-6  # timm's, in LayerNorm
 ENCODERS = ("pre-norm", "sequential")
 small = nn.initializers.normal(0.02)
 
@@ -28,11 +27,12 @@ class Block(nn.Module):
     hidden: int
     activation: Callable
     encoder: str
+    epsilon: float
     weight_init: str
 
     @nn.compact
     def __call__(self, z: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
-        norm = layer_norm(self.weight_init)
+        norm = layer_norm(self.weight_init, self.epsilon)
         if self.encoder == "sequential":
             return self._dense_layers(norm(name="norm1")(self._attention(z)))
         z = z + self._attention(norm(name="norm1")(z))
@@ -70,6 +70,7 @@ class ViT(nn.Module):
         activation: between these; torch's GELU as published.
         encoder: "pre-norm" (a norm before the attention and one before the dense layers, and a shortcut around each)
             or "sequential" (attention, norm, dense layers, no shortcuts: Lu et al. 2022 (APRIL), figure 1 A).
+        epsilon: of the norms: timm's and torchvision's; transformers has 1e-12.
         weight_init: "torch" (timm: dense weights, positions N(0, 0.02^2), dense biases 0, class token N(0, 1e-12),
             patch embedding U(-1, 1) / sqrt(fan-in), norms 1 and 0), "uniform" (DLG: all from U(-0.5, 0.5), scales and
             biases of norms too), "uniform-weights" (norms 1 and 0) or "flax" (kernels N(0, 1 / fan-in), biases 0,
@@ -87,6 +88,7 @@ class ViT(nn.Module):
     mlp_ratio: float = 4.0
     activation: Callable = gelu
     encoder: str = "pre-norm"
+    epsilon: float = 1e-6
     weight_init: str = "torch"
 
     torch_names = ()  # timm's are the modules' own
@@ -96,7 +98,8 @@ class ViT(nn.Module):
         check_choice("weight_init", self.weight_init, NORMED_WEIGHT_INITS)
         for name in ("patch_size", "dim", "depth", "heads"):
             check_positive(name, getattr(self, name), integer=True)
-        check_positive("mlp_ratio", self.mlp_ratio)
+        for name in ("mlp_ratio", "epsilon"):
+            check_positive(name, getattr(self, name))
         if self.dim % self.heads:
             raise InputError(f"`heads` must divide `dim`; got {self.heads} heads for {self.dim}.")
         super().__post_init__()
@@ -120,10 +123,11 @@ class ViT(nn.Module):
                 hidden=round(self.mlp_ratio * self.dim),
                 activation=self.activation,
                 encoder=self.encoder,
+                epsilon=self.epsilon,
                 weight_init=self.weight_init,
                 name=f"blocks.{number}",
             )(tokens)
-        tokens = layer_norm(self.weight_init)(name="norm")(tokens)
+        tokens = layer_norm(self.weight_init, self.epsilon)(name="norm")(tokens)
         inits = {"kernel_init": small, "bias_init": nn.initializers.zeros}
         return classify(tokens[:, 0], self.num_classes, self.weight_init, **inits)
 
@@ -132,7 +136,7 @@ class ViT(nn.Module):
         return 1, 1, self.dim
 
 
-def layer_norm(weight_init: str) -> Callable:
+def layer_norm(weight_init: str, epsilon: float) -> Callable:
     """A constructor of norms of tokens, called with the name in the network."""
     # The variance as E[(x - m)^2]: E[x^2] - m^2 would cancel.
-    return partial(nn.LayerNorm, epsilon=EPSILON, use_fast_variance=False, **norm_inits(weight_init))
+    return partial(nn.LayerNorm, epsilon=epsilon, use_fast_variance=False, **norm_inits(weight_init))
