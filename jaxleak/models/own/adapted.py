@@ -65,7 +65,7 @@ class AdaptedModel:
 
     def to_own(self, params: PyTree) -> PyTree:
         """The inverse of `to_params`."""
-        leaves = flatten_dict(params)
+        leaves: dict[Any, Any] = flatten_dict(params)  # pyright: ignore[reportAssignmentType]
         for path, kept in self.tied:
             turned = (path[-1] == "kernel") != (kept[-1] == "kernel")  # as of an embedding, which is no kernel
             leaves[path] = leaves[kept].T if turned else leaves[kept]
