@@ -322,7 +322,10 @@ def test_one_file_may_hold_both(tmp_path):
 
 @pytest.mark.parametrize(
     "prefix",
-    ["module.", "_orig_mod.", "_module.", "module._orig_mod.", "model.", "net.", "model.net.", "model._orig_mod."],
+    [
+        *("module._orig_mod.", "_module.", "model._orig_mod."),
+        *(pytest.param(prefix, marks=pytest.mark.slow) for prefix in ("module.", "_orig_mod.", "net.", "model.net.")),
+    ],
 )
 def test_prefixes_are_left_out(prefix, tmp_path):
     net = torch_net()
@@ -366,7 +369,7 @@ def test_a_prefix_that_the_model_has_stays(tmp_path):
     assert [text for text in said(load_update, *files, Outer(), image_shape=SHAPE) if "without module." in text]
 
 
-@pytest.mark.parametrize("model", [ViT, NNXViT], ids=["linen", "nnx"])
+@pytest.mark.parametrize("model", [ViT, pytest.param(NNXViT, marks=pytest.mark.slow)], ids=["linen", "nnx"])
 def test_attention_and_a_square_table_fit(model, tmp_path):
     """`in_proj_weight` is split; only kernels are transposed."""
     net = torch_vit()
@@ -376,7 +379,7 @@ def test_attention_and_a_square_table_fit(model, tmp_path):
     assert gap(victim) < 1e-6
 
 
-@pytest.mark.parametrize("heads", [1, 4])
+@pytest.mark.parametrize("heads", [pytest.param(1, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("bias", [True, False])
 def test_attention_equals_torchs_in_float64(heads, bias, tmp_path):
     class Attention(nn.Module):
@@ -531,7 +534,7 @@ class Once(nn.Module):
 
 
 @pytest.mark.parametrize("name", ["a", "b"])
-@pytest.mark.parametrize("kind", ["pt", "npz", "safetensors", "save_model"])
+@pytest.mark.parametrize("kind", ["pt", pytest.param("npz", marks=pytest.mark.slow), "safetensors", "save_model"])
 def test_tied_tensors_may_have_both_names_or_one(name, kind, tmp_path):
     """torch's gradients have the first name alone, its state dicts both, safetensors' `save_model` one of them."""
     net = torch_tied()

@@ -14,10 +14,11 @@ from flax.traverse_util import flatten_dict
 from jaxtyping import Float
 
 from jaxleak.data import load_dataset
-from jaxleak.errors import InputError, check_positive, naming
+from jaxleak.errors import InputError, check_positive, check_type, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.files import read_tensors
 from jaxleak.models.files.names import in_order
+from jaxleak.models.files.read import KIND
 from jaxleak.models.own import AdaptedModel, adapt_model
 from jaxleak.models.own.adapt import with_head
 from jaxleak.models.own.from_file import model_builder
@@ -159,6 +160,9 @@ def _check_given(update, weights, before, after) -> None:
         InputError: neither, both, or a part of one.
     """
     pairs = {"before": before, "after": after}, {"update": update, "weights": weights}
+    for name, file in {**pairs[0], **pairs[1]}.items():
+        if file is not None:
+            check_type(name, file, (str, Path), f"the path of {KIND}")
     if any(file is not None for file in pairs[0].values()):
         for pair in pairs:
             stray = [name for name, file in pair.items() if (file is None) == (pair is pairs[0])]
