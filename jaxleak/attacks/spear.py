@@ -12,6 +12,7 @@ from jaxleak.errors import InputError
 
 SAMPLES = 2048  # submatrices at once
 REFINED = 64  # of their kernels
+NEAR = 4  # submatrices more for each direction
 STEPS = 40  # of refining
 ROUNDS = 300  # at most
 OVERSAMPLED = 8  # vectors more than the rank, of the range that is looked for
@@ -49,8 +50,9 @@ def recover_inputs(layer: Layer, count: int, key: Array) -> Batch:
     The transposed kernel gradient D^T X has rank b, so D^T = L Q with L from its range. A row of D^T is 0 for the
     images whose unit is off there. Of b - 1 rows of L that are 0 for the same image and independent, the kernel is
     that image's column of Q. So many submatrices are drawn, some of their kernels q refined to more zeros in L q, and
-    those with most zeros kept that are independent; the bias gradient, the sum of D's rows, says how long they are. They are right when D is 0
-    wherever X W + bias is not above 0. Drawing ends there, or after 300 rounds of some 2,048 samples.
+    those with most zeros kept that are independent; the bias gradient, the sum of D's rows, says how long they are.
+    They are right when D is 0 wherever X W + bias is not above 0. Drawing ends there, or after 300 rounds of some 2,048
+    samples.
 
     Args:
         layer: the layer and its gradient; any multiple of a gradient serves.
@@ -85,9 +87,11 @@ def recover_inputs(layer: Layer, count: int, key: Array) -> Batch:
 
     def draw(state):
         number, directions = state
-        drawn = _kernels(low.left, jax.random.fold_in(key, number))
+        anywhere, near = jax.random.split(jax.random.fold_in(key, number))
+        drawn = _kernels(low.left, _any_rows(low.left, anywhere))
+        others = _kernels(low.left, _rows_near(low.left, directions, near))
         refined = _refined(low.left, products, drawn[:: len(drawn) // REFINED or 1][:REFINED])
-        vectors = jnp.concatenate([directions, refined, drawn, begin])
+        vectors = jnp.concatenate([directions, refined, drawn, others, begin])
         zeros = jnp.sum(_zeros(vectors @ low.left.T), axis=1).at[-count:].set(-1)
         return number + 1, _polished(low.left, _sparsest(vectors, zeros, count))
 
@@ -118,18 +122,39 @@ def _tolerance(dtype: Any) -> float:
     return float(jnp.finfo(dtype).eps) ** 0.55  # 2e-9 in float64, 2e-4 in float32
 
 
-def _kernels(left: Float[Array, "m b"], key: Array) -> Float[Array, "s b"]:
-    """Unit vectors that b - 1 rows of L make 0, for many random sets of rows; 0 where the rows are dependent.
-
-    The inverse of b rows holds b of them: column k is what all rows but the k-th make 0.
-    """
+def _any_rows(left: Float[Array, "m b"], key: Array) -> Int[Array, "s b"]:
+    """Random sets of rows of L."""
     width, count = left.shape
     each = width // count  # disjoint sets of a permutation
     places = jax.random.uniform(key, (-(-SAMPLES // (each * count)), width), left.dtype)
+    return jnp.argsort(places + _off(left), axis=1)[:, : each * count].reshape(-1, count)
+
+
+def _rows_near(left: Float[Array, "m b"], directions: Float[Array, "b b"], key: Array) -> Int[Array, "s b"]:
+    """Sets of rows, of which each direction makes all but two 0.
+
+    Images that are alike hide behind their difference: it has more small entries, and is found in place of them. What
+    rows that both make 0, and one more, make 0 is one of them or the other.
+    """
+    zero, off = jnp.repeat(_zeros(directions @ left.T), NEAR, axis=0), _off(left)
+    mine, any_two = (jax.random.uniform(one, zero.shape, left.dtype) + off for one in jax.random.split(key))
+    alike = jnp.argsort(mine + ~zero, axis=1)[:, : len(directions) - 2]
+    return jnp.concatenate([alike, jnp.argsort(any_two, axis=1)[:, :2]], axis=1)
+
+
+def _off(left: Float[Array, "m b"]) -> Float[Array, "m"]:
+    """2 for units that are off for all images, which come last; else 0."""
     norms = jnp.sum(jnp.square(left), axis=1)
-    off = norms <= jnp.finfo(left.dtype).eps * jnp.max(norms)  # units that are off for all images come last
-    order = jnp.argsort(places + off, axis=1)[:, : each * count].reshape(-1, count)
-    found = jnp.linalg.inv(left[order]).swapaxes(1, 2).reshape(-1, count)
+    return 2.0 * (norms <= jnp.finfo(left.dtype).eps * jnp.max(norms))
+
+
+def _kernels(left: Float[Array, "m b"], rows: Int[Array, "s b"]) -> Float[Array, "s*b b"]:
+    """Unit vectors that b - 1 rows of L make 0, for sets of b rows; 0 where these are dependent.
+
+    The inverse of b rows holds b of them: column k is what all rows but the k-th make 0.
+    """
+    count = left.shape[1]
+    found = jnp.linalg.inv(left[rows]).swapaxes(1, 2).reshape(-1, count)
     unit = found / jnp.linalg.norm(found, axis=1, keepdims=True)
     return jnp.where(jnp.all(jnp.isfinite(unit), axis=1, keepdims=True), unit, 0)
 
@@ -197,7 +222,7 @@ def in_order_of_labels(
     def place(state, _):
         left, order = state
         one, at = jnp.unravel_index(jnp.argmax(left), left.shape)
-        return (left.at[one].set(-jnp.inf).at[:, at].set(-jnp.inf), order.at[at].set(one)), None
+        return (left.at[one].set(-jnp.inf).at[:, at].set(-jnp.inf), order.at[at].set(one.astype(jnp.int32))), None
 
     (_, order), _ = lax.scan(place, (cosines, jnp.zeros(len(labels), jnp.int32)), length=len(labels))
     return batch.inputs[order]
