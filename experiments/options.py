@@ -29,6 +29,7 @@ PUBLISHED = {
     "cpl": "Wei et al. 2020: iDLG, begun from a repeated tile",
     "ig": "Geiping et al. 2020 (Inverting Gradients)",
     "modern": "the preset of that name in breaching",
+    "sme": "Zhu, Yao & Blaschko 2023 (SME): `ig`, local steps stood for by one gradient between",
     "gradinversion": "Yin et al. 2021, with BatchNorm's statistics of the client's batch",
     "analytic": "Phong et al. 2017: closed form, where the first layer is dense (`--model mlp`)",
 }
@@ -38,8 +39,10 @@ NOT_READ = {
 }
 THREAT = (
     "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise",
-    "client_steps", "client_epochs", "client_optimizer",
-    "client_lr", "client_batch", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
+    "loss", "label_smoothing", "class_weights", "reduction",
+    "client_steps", "client_epochs", "client_optimizer", "client_lr", "client_batch", "client_drop_last",
+    "client_order", "client_shuffle", "hide_order", "client_momentum", "client_nesterov", "client_dampening",
+    "client_weight_decay", "client_clip", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
     "dummies", "knows_defence",
 )  # fmt: skip
 TABLED = ("attack", "start", "label", "defence")  # flags whose values have a table of their own

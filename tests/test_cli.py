@@ -24,8 +24,8 @@ from jaxleak.results.verdict import STATUSES
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
-from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.defences import DEFENCES
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
 from tests.commands import Said, call, refusal, restored_globals
 

@@ -17,8 +17,8 @@ from jaxleak.attacks.presets import ATTACKS
 from jaxleak.attacks.starts import INITS
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
-from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.defences import DEFENCES, defence_form
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent

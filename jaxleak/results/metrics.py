@@ -22,6 +22,7 @@ PerImage = Float[np.ndarray, "n"]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 # Images per compiled SSIM call; smaller batches are padded to a power of two, so few shapes are compiled.
 SSIM_BLOCK = 64
+CLOSE = 0.01  # relative error of a target that is right
 ONE_COLOUR = 1e-20  # below this sum of squares about its mean, an image has no shape
 
 
@@ -189,3 +190,26 @@ def labels_right(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     classes = np.unique(true)
     found, true = ((np.asarray(labels)[..., None] == classes).sum(-2) for labels in (found, true))
     return np.minimum(found, true).sum(-1)
+
+
+def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray:
+    """Number of target vectors that are right in any order: each found is one true one, and the other way round.
+
+    Args:
+        found, true: [t, n, k].
+        bits: a vector is right where each number is on the right side of 1/2; else where each is off by at most
+            `CLOSE` times the vector's largest magnitude, or times 1 if that is more.
+
+    Returns:
+        [t], from 0 to n.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    known = np.isfinite(true).all(axis=-1)[:, None, :]
+    if bits:
+        found, true = ((np.asarray(vectors) > 0.5).astype(float) for vectors in (found, true))
+    size = np.maximum(np.max(np.abs(true), axis=-1, initial=1), 1)[:, None, :]
+    apart = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
+    with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
+        alike = (apart <= CLOSE * size) & known
+    return np.array([int(sum(pairs[linear_sum_assignment(pairs, maximize=True)])) for pairs in alike], np.int64)

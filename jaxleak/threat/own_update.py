@@ -18,6 +18,7 @@ from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import check_layout, read_tensors, update_from_torch, variables_from_torch
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Defence
+from jaxleak.threat.loss import Loss
 from jaxleak.threat.victim import NORMALISATIONS, Victim
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -51,7 +52,8 @@ def load_update(
         normalise: by whose mean and deviation the network's input is normalised.
         truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them, with
             labels. A folder's are numbered by name, which need not be the network's numbers.
-        labels: the labels, one per image, where they are known; in place of the truth's own.
+        labels: the labels, one per image, where they are known; in place of the truth's own. Of a loss that takes a
+            target for each output also those of all images in turn.
         fields: of the model, by their names; of a function in a file, its arguments but the first.
         defences: that the client is known to have applied.
 
@@ -74,8 +76,14 @@ def load_update(
     gradient = update_from_torch(module, shared, image_shape)
     if not any(np.any(leaf) for leaf in jax.tree.leaves(gradient)):
         raise InputError("`update` is zero everywhere: there is nothing to match.")
-    pixels, known = _truth(truth, labels, image_shape, batch)
-    if max(known, default=0) >= classes:
+    client = client or Client()
+    targets, labels = _given_targets(labels, batch, classes, client.loss)
+    pixels, known, stored = _truth(truth, labels, image_shape, batch)
+    if targets is None and stored is not None and labels is None:
+        targets = stored
+    if targets is not None:
+        known = np.asarray(client.loss.label(targets)).tolist()
+    if max(known, default=0) >= client.loss.classes(classes):
         raise InputError(f"`labels` must be below the network's {classes} classes; got {max(known)}.")
     return Victim(
         model=module,
@@ -86,11 +94,12 @@ def load_update(
         images=pixels,
         labels=np.asarray(known, np.int32),
         num_classes=classes,
+        targets=targets,
         network="shared",
         params=variables["params"],
         weights_name=Path(weights).name,
         batch=batch,
-        client=client or Client(),
+        client=client,
         normalisation=NORMALISATIONS[check_choice("normalise", normalise, NORMALISATIONS)],
         batch_stats=variables.get("batch_stats"),
         update=gradient,
@@ -148,12 +157,21 @@ def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     )
 
 
-def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b h w c"], list[int]]:
-    """Images and labels, NaN and -1 where they are not known."""
+def _given_targets(labels, batch: int, outputs: int, loss: Loss) -> tuple[np.ndarray | None, list | None]:
+    """Known targets [b, k], where labels are a number for each output of a loss that takes these; else the labels."""
+    if labels is None or len(labels) != batch * outputs or not loss.vectors(outputs) or outputs == 1:
+        return None, labels
+    return np.asarray(labels, np.float64).reshape(batch, outputs), None
+
+
+def _truth(
+    truth, labels, image_shape, batch: int
+) -> tuple[Float[np.ndarray, "b h w c"], list[int], Float[np.ndarray, "b k"] | None]:
+    """Images and labels, NaN and -1 where they are not known; and the truth's targets, if it has some."""
     h, w, c = image_shape
     if truth is None:
         known = [-1] * batch if labels is None else _given(labels, batch)
-        return np.full((batch, h, w, c), np.nan, np.float32), known
+        return np.full((batch, h, w, c), np.nan, np.float32), known, None
     with naming(dataset="truth"):
         data = load_dataset(truth, image_size=h if h == w and Path(truth).is_dir() else None)
     if data.image_shape != (h, w, c) or len(data) != batch:
@@ -161,8 +179,9 @@ def _truth(truth, labels, image_shape, batch: int) -> tuple[Float[np.ndarray, "b
             f"`truth` must hold {batch} images of shape {h}x{w}x{c}; it has {len(data)} of "
             f"{'x'.join(map(str, data.image_shape))}. Change --batch, --image-shape or the file."
         )
-    pixels, stored_labels = data.images(sorted(data.index.tolist()))
-    return pixels, stored_labels.tolist() if labels is None else _given(labels, batch)
+    order = sorted(data.index.tolist())
+    pixels, stored_labels = data.images(order)
+    return pixels, stored_labels.tolist() if labels is None else _given(labels, batch), data.targets(order)
 
 
 def _given(labels: Sequence[int], batch: int) -> list[int]:
