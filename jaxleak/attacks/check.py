@@ -75,7 +75,7 @@ def check_label(attack: Attack, victim: Victim) -> None:
             reason = "its targets are no classes" if given else "the client's optimiser hides the gradient's size"
         raise InputError(
             f"`label` {attack.label} cannot be read from this update{several}: {reason}. "
-            f"Use label {', '.join(filter(holds, LABEL_STRATEGIES))}."
+            f"Use label {', '.join(filter(holds, LABEL_STRATEGIES))}; the attack dlg has joint."
         )
     if attack.label_term and not (loss.targets == "classes" and loss.is_plain):
         raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss.name}.")

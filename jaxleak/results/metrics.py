@@ -211,5 +211,5 @@ def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray
     size = np.maximum(np.max(np.abs(true), axis=-1, initial=1), 1)[:, None, :]
     apart = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
     with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
-        alike = (apart <= CLOSE * size) & known
+        alike = np.asarray((apart <= CLOSE * size) & known)
     return np.array([int(sum(pairs[linear_sum_assignment(pairs, maximize=True)])) for pairs in alike], np.int64)

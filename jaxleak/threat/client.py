@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.threat.loss import CROSS_ENTROPY, Loss, as_loss, loss_gradient
-from jaxleak.threat.optimizers import OPTIMIZERS, SGD_ONLY, build_optimizer, sgd_response
+from jaxleak.threat.optimizers import OPTIMIZERS, SGD_ONLY, clip_norm, momentum, sgd_response
 
 SEVERAL = "images of an update"
 Epoch = Sequence[np.ndarray]  # the images of each local step, by their places
@@ -143,7 +143,7 @@ class Client:
 
     def settings(self) -> dict[str, Any]:
         """Every field as plain data; those that older runs do not name only where they are not as they were then."""
-        named = {} if self.loss == CROSS_ENTROPY else {"loss": self.loss.name}
+        named: dict[str, Any] = {} if self.loss == CROSS_ENTROPY else {"loss": self.loss.name}
         for field in fields(self):
             value = getattr(self, field.name)
             if field.name in OF_OLD or (field.name != "loss" and value != field.default):
@@ -164,6 +164,15 @@ class Client:
             return self.lr
         steps = self.total_steps(images)
         return np.repeat(self.lr, steps // len(self.lr)) if len(self.lr) == self.epochs else np.asarray(self.lr)
+
+    def stepper(self, images: int) -> optax.GradientTransformation:
+        """The optimiser of the local steps."""
+        rates, more = self.rates(images), {}
+        lr = (lambda step: jnp.asarray(rates)[step]) if isinstance(rates, np.ndarray) else rates
+        if self.momentum:
+            more["moving"] = momentum(self.momentum, self.dampening, self.nesterov)
+        optimizer = OPTIMIZERS[self.optimizer](lr, self.weight_decay, **more)
+        return optimizer if self.clip is None else optax.chain(clip_norm(self.clip), optimizer)
 
     def length(self, images: int) -> float:
         """By how much weights fall in all local steps where every gradient is 1: of Adam the sum of its rates."""
@@ -206,9 +215,7 @@ def _one(client: Client, model, params, x, target) -> PyTree:
     if not client.trains:
         return loss_gradient(model, params, x, target, client.loss)
     images = len(x) * client.clients
-    after, _ = train(
-        build_optimizer(client, images), list(client.passes(images)), model, params, x, target, client.loss
-    )
+    after, _ = train(client.stepper(images), list(client.passes(images)), model, params, x, target, client.loss)
     return jax.tree.map(lambda before, after: before - after, params, after)
 
 

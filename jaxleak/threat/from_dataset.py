@@ -113,8 +113,8 @@ def make_victim(
 
 def _outputs(data: Dataset, client: Client | None) -> int:
     """Outputs of a network for these data: with binary cross-entropy one logit for two classes."""
-    one_logit = data.vectors is None and data.num_classes == 2 and client is not None
-    return 1 if one_logit and isinstance(client.loss, BinaryCrossEntropy) else data.num_classes
+    binary = client is not None and isinstance(client.loss, BinaryCrossEntropy)
+    return 1 if binary and data.vectors is None and data.num_classes == 2 else data.num_classes
 
 
 def _surrogates(victim: Victim, data: Dataset) -> np.ndarray | None:

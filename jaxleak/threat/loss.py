@@ -105,7 +105,7 @@ class Loss(ABC):
         """Targets of free variables: of an attacker that optimises them (label "joint")."""
         return TARGETS[self.targets](free)
 
-    def encode(self, target: Float[Array, "b k"]) -> Float[Array, "b k"]:
+    def encode(self, target: Float[Any, "... k"]) -> Float[Any, "... k"]:
         """Free variables that `decode` brings near these targets."""
         return {"classes": CONFIDENT * target, "bits": CONFIDENT * (2 * target - 1), "numbers": target}[self.targets]
 
@@ -132,9 +132,9 @@ class Loss(ABC):
     def shows(self, outputs: int, images: int) -> frozenset[str]:
         """What the slope of the loss at the outputs, summed over the images, shows of classes or bits.
 
-        "least": the label's entry is the smallest, unless the network is surer of it than of any other by almost 1.
-        "signs": an entry below 0, less `floor`, is a label's. "linear": it is softmax less target, times `unit`.
-        "bits": an entry is below 0 where the bit is 1.
+        "least": of one image the label's entry is the smallest; under label smoothing e unless the network gives it a
+        chance of more than 1 - e. "signs": an entry below 0 (of smoothing below -e / k) is a label's. "linear": it is
+        softmax less target, times `unit`. "bits": an entry is below 0 where the bit is 1.
         """
         del outputs, images
         return frozenset()
@@ -249,9 +249,6 @@ class SquaredError(Loss):
     def value(self, outputs: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:
         return self._reduced(jnp.square(outputs - target))
 
-    def shows(self, outputs: int, images: int) -> frozenset[str]:
-        return frozenset({"least"} if images == 1 and outputs > 1 else ())
-
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSum(Loss):
@@ -285,8 +282,7 @@ class WeightedSum(Loss):
         return sum((factor * loss.value(outputs, target) for factor, loss in self.terms), jnp.zeros(()))
 
     def shows(self, outputs: int, images: int) -> frozenset[str]:
-        common = frozenset.intersection(*(loss.shows(outputs, images) for _, loss in self.terms))
-        return common & {"least", "bits"}
+        return frozenset.intersection(*(loss.shows(outputs, images) for _, loss in self.terms)) & {"bits"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -324,16 +320,13 @@ class OwnLoss(Loss):
     def check(self, outputs: int) -> None:
         shape = jax.ShapeDtypeStruct((2, outputs), jnp.float32)
         try:
-            result = jax.eval_shape(
-                jax.grad(lambda o, t: jnp.asarray(self.function(o, t)).astype(o.dtype)), *[shape] * 2
-            )
+            jax.eval_shape(jax.grad(lambda o, t: jnp.asarray(self.function(o, t)).astype(o.dtype)), *[shape] * 2)
         except Exception as error:  # whatever the user's function raises
             reason = " ".join(str(error).split())[:160]
             raise InputError(
                 f"`loss` {self.title} fails on outputs and targets of shape [2, {outputs}]: {type(error).__name__}: "
                 f"{reason}. It takes jax arrays and returns one number."
             ) from error
-        del result
 
     def value(self, outputs: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:
         return self.function(outputs, target)
@@ -362,10 +355,11 @@ def as_loss(loss: Any) -> Loss:
         return loss
     if isinstance(loss, str):
         return parse_loss(loss)
-    if not callable(loss):
+    function: Any = loss
+    if not callable(function):
         raise InputError(f"`loss` must be a Loss, a name or a function of outputs and targets; got {loss!r}.")
     title = getattr(loss, "__name__", type(loss).__name__)
-    return OwnLoss(function=loss, title=title, targets=getattr(loss, "targets", "classes"))
+    return OwnLoss(function=function, title=title, targets=getattr(loss, "targets", "classes"))
 
 
 def parse_loss(

@@ -1,7 +1,7 @@
 """The optimisers of a client's local steps, as torch has them."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,14 +32,14 @@ def momentum(decay: float, dampening: float = 0.0, nesterov: bool = False) -> op
     def init(params):
         return Momentum(jnp.zeros((), jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         del params
         share = jnp.where(state.steps == 0, 1.0, 1.0 - dampening)
-        buffer = jax.tree.map(lambda b, g: decay * b + share.astype(g.dtype) * g, state.buffer, gradient)
-        given = jax.tree.map(lambda b, g: g + decay * b, buffer, gradient) if nesterov else buffer
+        buffer = jax.tree.map(lambda b, g: decay * b + share.astype(g.dtype) * g, state.buffer, updates)
+        given = jax.tree.map(lambda b, g: g + decay * b, buffer, updates) if nesterov else buffer
         return given, Momentum(state.steps + 1, buffer)
 
-    return optax.GradientTransformation(init, update)
+    return optax.GradientTransformation(init, update)  # pyright: ignore[reportArgumentType]
 
 
 def sgd_response(steps: int, decay: float, dampening: float, nesterov: bool) -> Float[np.ndarray, "steps"]:
@@ -54,12 +54,12 @@ def sgd_response(steps: int, decay: float, dampening: float, nesterov: bool) -> 
 def clip_norm(largest: float) -> optax.GradientTransformation:
     """All tensors scaled down together to this L2 norm, as torch's `clip_grad_norm_` does it."""
 
-    def update(gradient, state, params=None):
+    def update(updates, state, params=None):
         del params
-        norm2 = sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradient)), jnp.zeros(()))
+        norm2 = sum((jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(updates)), jnp.zeros(()))
         norm = jnp.where(norm2 > 0, jnp.sqrt(jnp.where(norm2 > 0, norm2, 1)), 0)  # its slope at 0 is finite
         factor = jnp.minimum(1, largest / (norm + CLIP_EPS))
-        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, gradient), state
+        return jax.tree.map(lambda leaf: factor.astype(leaf.dtype) * leaf, updates), state
 
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
@@ -81,29 +81,3 @@ def _adamw(lr: Rate, decay: float | None = None):
 
 # By torch's names, with torch's betas, eps and weight decay. Arguments: learning rate, weight decay (None: torch's).
 OPTIMIZERS: dict[str, Callable[..., Any]] = {"sgd": _sgd, "adam": _adam, "adamw": _adamw}
-
-
-class Trains(Protocol):
-    """The part of `client.Client` that says how it trains."""
-
-    optimizer: Any
-    weight_decay: Any
-    momentum: Any
-    dampening: Any
-    nesterov: Any
-    clip: Any
-
-    def rates(self, images: int) -> Any:
-        """Its learning rate, or that of each step."""
-        ...
-
-
-def build_optimizer(client: Trains, images: int) -> optax.GradientTransformation:
-    """The optimiser of a client's local steps."""
-    rates = client.rates(images)
-    lr = (lambda step: jnp.asarray(rates)[step]) if isinstance(rates, np.ndarray) else rates
-    more = {}
-    if client.momentum:
-        more["moving"] = momentum(client.momentum, client.dampening, client.nesterov)
-    stepper = OPTIMIZERS[client.optimizer](lr, client.weight_decay, **more)
-    return stepper if client.clip is None else optax.chain(clip_norm(client.clip), stepper)

@@ -56,8 +56,8 @@ def slopes_at(
 ) -> Float[np.ndarray, "n k"]:
     """The loss's gradient with respect to the outputs of one image, for each target, in float64."""
     with float64():
-        here, targets = jnp.asarray(outputs, jnp.float64), jnp.asarray(targets, jnp.float64)
-        return np.asarray(jax.vmap(lambda t: jax.grad(lambda o: loss.value(o[None], t[None]))(here))(targets))
+        here, there = jnp.asarray(outputs, jnp.float64), jnp.asarray(targets, jnp.float64)
+        return np.asarray(jax.vmap(lambda t: jax.grad(lambda o: loss.value(o[None], t[None]))(here))(there))
 
 
 def loss_hints(
