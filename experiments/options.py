@@ -67,9 +67,10 @@ def flags(names: Iterable[str]) -> str:
     switches = {field.name for field in fields(RunCommand) if field.type == YesNo}
     for name in names:
         flag, default = f"--{name.replace('_', '-')}{' True' if name in switches else ''}", getattr(RunCommand, name)
-        rows.append([f"`{flag}`", told[name], NONE if default is None else f"{default}"])
-    shown = 3 if any(row[2] != NONE for row in rows) else 2
-    return table(["flag", "what it does", "default"][:shown], [row[:shown] for row in rows])
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        rows.append([f"`{flag}`", told[name], NONE if shown in (None, "") else f"{shown}"])
+    width = 3 if any(row[2] != NONE for row in rows) else 2
+    return table(["flag", "what it does", "default"][:width], [row[:width] for row in rows])
 
 
 def terms() -> str:

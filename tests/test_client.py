@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxleak import DLG
+from jaxleak.attacks.attacker import PLACE
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.presets import SME
 from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, ResNet
@@ -414,3 +418,57 @@ def test_images_that_cannot_be_divided(client, message):
         with pytest.raises(InputError) as error:
             check()
         assert str(error.value) == message
+
+
+# --- the surrogate model ---
+
+LINE = replace(SME, name="line", label="known", tv=0.0, iterations=3)
+
+
+def cosines(client: Client, shares: list[float]) -> list[float]:
+    """The distance at the private images, at points so far along the line from the weights before to those after."""
+    trial = Trial(attack=LINE, victim=victim_of(client), threshold=1e-4)
+
+    def look(shares):
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        parts = {"image": jnp.asarray(IMAGES)}
+        return [
+            trial.attacker.values(shared, problem, {**parts, "place": (share - 0.5) / PLACE}).published
+            for share in shares
+        ]
+
+    return [float(value) for value in quick_jit(look)(jnp.asarray(shares))]
+
+
+def test_the_surrogate_model_is_exact_for_one_step_and_near_between_for_several():
+    assert cosines(Client(steps=1, lr=0.3), [0.0])[0] < 1e-12
+    begin, middle, end = cosines(Client(epochs=4, batch=2, lr=0.3, shuffle=1), [0.0, 0.5, 1.0])
+    assert middle < 0.5 * min(begin, end)
+
+
+def test_the_point_of_the_surrogate_model_is_learned_and_stays_on_the_line():
+    trial = Trial(attack=LINE, victim=victim_of(Client(steps=4, lr=0.3)), threshold=1e-4)
+    shared = trial.shared()
+
+    def step(shift):
+        problem = trial.prepare(shared, job())
+        state = trial.init(shared, problem, job())
+        far = {"image": jnp.asarray(IMAGES), "place": shift}
+        state = state._replace(solver=trial.attack.minimiser.init(None, ravel_pytree(far)[0]))
+        moved = trial.step(shared, problem, state).solver
+        return trial.attacker.parts(moved.x)["place"]
+
+    inside, outside = quick_jit(lambda: (step(jnp.zeros(())), step(jnp.asarray(80.0))))()
+    assert 0 < abs(float(inside)) <= 0.1 + 1e-9
+    assert float(outside) == pytest.approx(50)
+
+
+def test_what_the_surrogate_model_needs():
+    check_attack(LINE, victim_of(Client(steps=2)))
+    with pytest.raises(InputError, match="`surrogate_model` stands for local steps"):
+        check_attack(LINE, victim_of(Client()))
+    with pytest.raises(InputError, match="`surrogate_model` compares directions"):
+        check_attack(replace(LINE, objective="l2"), victim_of(Client(steps=2)))
+    assert "surrogate_model" not in DLG.settings()  # as in older runs
+    assert SME.settings()["surrogate_model"] is True

@@ -222,8 +222,8 @@ class ClientFlags:
     """How the client turns its images into an update."""
 
     loss: str = "cross-entropy"
-    """What the client minimises: cross-entropy, bce (binary, of one logit or several yes or no labels), mse, a sum as
-    in cross-entropy+0.1*mse, or your own function of outputs and targets, as FILE.py:FUNCTION."""
+    """What the client minimises: cross-entropy, bce (one logit, or yes-or-no labels), mse, a sum
+    (cross-entropy+0.1*mse), or FILE.py:FUNCTION of outputs and targets."""
     label_smoothing: float = 0.0
     """Label smoothing of cross-entropy, from 0 to below 1."""
     class_weights: tuple[float, ...] = ()
