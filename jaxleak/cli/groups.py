@@ -246,8 +246,7 @@ class ClientFlags:
     client_drop_last: bool = False
     """The client leaves out a last batch that is not full."""
     client_order: tuple[int, ...] = ()
-    """Places of the client's images, from 0, in the order it took them: of one epoch, or of all in turn (default:
-    0 1 2 ...)."""
+    """Places of the client's images, from 0, in the order it took them: of one epoch, or of all in turn."""
     client_shuffle: Count = None
     """Instead of --client-order: seed from which a new order is drawn for each epoch."""
     client_momentum: float = 0.0
