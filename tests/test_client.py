@@ -456,7 +456,8 @@ def test_the_point_of_the_surrogate_model_is_learned_and_stays_on_the_line():
         problem = trial.prepare(shared, job())
         state = trial.init(shared, problem, job())
         far = {"image": jnp.asarray(IMAGES), "place": shift}
-        state = state._replace(solver=trial.attack.minimiser.init(None, ravel_pytree(far)[0]))
+        begin = trial.attack.minimiser.init(trial.attacker.objective(shared, problem), ravel_pytree(far)[0])
+        state = state._replace(solver=begin)
         moved = trial.step(shared, problem, state).solver
         return trial.attacker.parts(moved.x)["place"]
 

@@ -8,6 +8,7 @@ pixel of it.
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -209,7 +210,7 @@ def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray
     if bits:
         found, true = ((np.asarray(vectors) > 0.5).astype(float) for vectors in (found, true))
     size = np.maximum(np.max(np.abs(true), axis=-1, initial=1), 1)[:, None, :]
-    apart = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
+    apart: Any = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
     with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
-        alike = np.asarray((apart <= CLOSE * size) & known)
+        alike: Any = (apart <= CLOSE * size) & known
     return np.array([int(sum(pairs[linear_sum_assignment(pairs, maximize=True)])) for pairs in alike], np.int64)

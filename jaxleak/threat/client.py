@@ -48,10 +48,10 @@ class Client:
     steps: int = 0
     epochs: int = 0
     optimizer: str = "sgd"
-    lr: float | tuple[float, ...] = 0.01
+    lr: float | Sequence[float] = 0.01
     batch: int | None = None
     clients: int = 1
-    loss: Loss = CROSS_ENTROPY
+    loss: Any = CROSS_ENTROPY  # a Loss, whatever it was given as
     momentum: float = 0.0
     nesterov: bool = False
     dampening: float = 0.0
@@ -63,7 +63,7 @@ class Client:
 
     def __post_init__(self):
         object.__setattr__(self, "loss", as_loss(self.loss))
-        rates = tuple(self.lr) if isinstance(self.lr, tuple | list) else (self.lr,)
+        rates: Any = tuple(self.lr) if isinstance(self.lr, tuple | list) else (self.lr,)
         object.__setattr__(self, "lr", rates if len(rates) > 1 else rates[0] if rates else 0.0)
         object.__setattr__(self, "order", tuple(self.order))
         for name in ("steps", "epochs"):
@@ -161,7 +161,7 @@ class Client:
     def rates(self, images: int) -> float | Float[np.ndarray, "steps"]:
         """The learning rate; of several that of each local step."""
         if not isinstance(self.lr, tuple):
-            return self.lr
+            return float(self.lr)  # pyright: ignore[reportArgumentType]
         steps = self.total_steps(images)
         return np.repeat(self.lr, steps // len(self.lr)) if len(self.lr) == self.epochs else np.asarray(self.lr)
 

@@ -355,9 +355,9 @@ def as_loss(loss: Any) -> Loss:
         return loss
     if isinstance(loss, str):
         return parse_loss(loss)
-    function: Any = loss
-    if not callable(function):
+    if not callable(loss):
         raise InputError(f"`loss` must be a Loss, a name or a function of outputs and targets; got {loss!r}.")
+    function: Any = loss
     title = getattr(loss, "__name__", type(loss).__name__)
     return OwnLoss(function=function, title=title, targets=getattr(loss, "targets", "classes"))
 
