@@ -213,4 +213,8 @@ def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray
     apart: Any = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
     with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
         alike: Any = (apart <= CLOSE * size) & known
-    return np.array([int(sum(pairs[linear_sum_assignment(pairs, maximize=True)])) for pairs in alike], np.int64)
+    right = np.zeros(len(alike), np.int64)
+    for trial, pairs in enumerate(np.asarray(alike)):
+        rows, columns = linear_sum_assignment(pairs, maximize=True)
+        right[trial] = int(np.sum(np.asarray(pairs)[rows, columns]))
+    return right
