@@ -209,7 +209,7 @@ def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray
     known = np.isfinite(true).all(axis=-1)[:, None, :]
     if bits:
         found, true = ((np.asarray(vectors) > 0.5).astype(float) for vectors in (found, true))
-    size = np.maximum(np.max(np.abs(true), axis=-1, initial=1), 1)[:, None, :]
+    size = np.max(np.abs(np.asarray(true, float))[:, None], axis=-1, initial=1.0)
     apart: Any = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
     with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
         alike: Any = (apart <= CLOSE * size) & known
