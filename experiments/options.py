@@ -29,6 +29,7 @@ PUBLISHED = {
     "cpl": "Wei et al. 2020: iDLG, begun from a repeated tile",
     "ig": "Geiping et al. 2020 (Inverting Gradients)",
     "modern": "the preset of that name in breaching",
+    "sme": "Zhu, Yao & Blaschko 2023 (SME): `ig`, local steps stood for by one gradient between",
     "gradinversion": "Yin et al. 2021, with BatchNorm's statistics of the client's batch",
     "analytic": "Phong et al. 2017: closed form, where the first layer is dense (`--model mlp`)",
     "april": "Lu et al. 2022 (APRIL): closed form, where positions are learnt (`--model vit`)",
@@ -40,8 +41,10 @@ NOT_READ = {
 }
 THREAT = (
     "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise",
-    "client_steps", "client_epochs", "client_optimizer",
-    "client_lr", "client_batch", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
+    "loss", "label_smoothing", "class_weights", "reduction",
+    "client_steps", "client_epochs", "client_optimizer", "client_lr", "client_batch", "client_drop_last",
+    "client_order", "client_shuffle", "hide_order", "client_momentum", "client_nesterov", "client_dampening",
+    "client_weight_decay", "client_clip", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
     "dummies", "knows_defence",
 )  # fmt: skip
 TABLED = ("attack", "start", "label", "defence")  # flags whose values have a table of their own
@@ -66,9 +69,10 @@ def flags(names: Iterable[str]) -> str:
     switches = {field.name for field in fields(RunCommand) if field.type == YesNo}
     for name in names:
         flag, default = f"--{name.replace('_', '-')}{' True' if name in switches else ''}", getattr(RunCommand, name)
-        rows.append([f"`{flag}`", told[name], NONE if default is None else f"{default}"])
-    shown = 3 if any(row[2] != NONE for row in rows) else 2
-    return table(["flag", "what it does", "default"][:shown], [row[:shown] for row in rows])
+        shown = " ".join(map(str, default)) if isinstance(default, tuple) else default
+        rows.append([f"`{flag}`", told[name], NONE if shown in (None, "") else f"{shown}"])
+    width = 3 if any(row[2] != NONE for row in rows) else 2
+    return table(["flag", "what it does", "default"][:width], [row[:width] for row in rows])
 
 
 def terms() -> str:

@@ -84,7 +84,7 @@ KINDS = {
     "other sign": Kind("sign", change=times(-1.0)),
     "a tenth": Kind("scale", change=times(0.1)),
     "label smoothing": Kind("loss", smoothing=SMOOTHING),
-    "local steps, not stated": Kind("client-steps", client=STEPS, change=times(1 / (STEPS.lr * STEPS.steps))),
+    "local steps, not stated": Kind("client-steps", client=STEPS, change=times(1 / STEPS.length(1))),
     "noise, not stated": Kind("noise", change=noisy),
 }
 

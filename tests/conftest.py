@@ -204,8 +204,15 @@ FURTHER = {
         "test_it_fits_the_screen[1280-dark",
     ),
     "test_loss": (
-        "test_an_attack_explains_an_update_of_another_loss[steps",
-        "test_an_attack_explains_an_update_of_another_loss[gradient-joint",
+        *(
+            f"test_an_attack_recovers_the_image_and_what_the_loss_was_given[{name}"
+            for name in ("bce of", "squared", "smoothing", "weights", "sum", "two")
+        ),
+        *(f"test_labels_that_are_read_explain_local_steps[{name}" for name in ("one logit", "smoothing")),
+        *(
+            f"test_updates_of_losses_equal_pytorch_scripts_in_float32[{name}"
+            for name in ("its", "label", "class", "one weighted", "several weighted", "squared error, sum")
+        ),
     ),
     "test_objectives": ("test_layers_of_weight_zero_have_no_influence[none-cosine",),
     "test_data": ("test_cifar100_index_20319",),

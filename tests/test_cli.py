@@ -24,8 +24,9 @@ from jaxleak.results.verdict import STATUSES
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
-from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.defences import DEFENCES
+from jaxleak.threat.loss import LOSSES, REDUCTIONS
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
 from tests.commands import Said, call, refusal, restored_globals
 
@@ -60,7 +61,7 @@ def pictures(tmp_path_factory) -> Path:
         # unknown names
         (
             "--attack dgl",
-            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, spear; got 'dgl'. Did",
+            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, sme, spear; got 'dgl'",
         ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
@@ -74,7 +75,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack dgl:lbfgs",
-            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, spear; got 'dgl'.",
+            "`attack` must be one of analytic, april, cpl, dlg, gradinversion, idlg, ig, modern, sme, spear; got 'dgl'",
         ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
@@ -141,11 +142,14 @@ def pictures(tmp_path_factory) -> Path:
             "--client-steps 1 --client-epochs 1",
             "`client_steps` and `client_epochs` exclude each other; give one of them",
         ),
-        ("--client-steps 1 --client-optimizer adamw", "`client_optimizer` must be one of adam, sgd; got 'adamw'. Did"),
+        (
+            "--client-steps 1 --client-optimizer adamx",
+            "`client_optimizer` must be one of adam, adamw, sgd; got 'adamx'. Did",
+        ),
         ("--client-steps 1 --client-lr 0", "`client_lr` must be above 0; got 0.0."),
         ("--client-batch 1", "`client_batch` is for local steps; give --client-steps or --client-epochs too."),
         ("--images 0 1 --batch 2 --clients 3", "`clients` must divide the images of an update, 2; got 3. Change"),
-        ("--batch 2 --client-steps 1 --client-batch 3", "`client_batch` must divide a client's images, 2; got 3."),
+        ("--batch 2 --client-steps 1 --client-batch 3", "`client_batch` must be at most a client's images, 2; got 3."),
         ("--normalise mnits", "`normalise` must be one of cifar10, cifar100, imagenet, mnist, none; got 'mnits'. Did"),
         ("--images 0 --normalise cifar10", "`normalise` must fit images of 1 channels; got 3 means."),
         ("--trained-steps -1", "`trained_steps` must be 0 or above; got -1."),
@@ -155,7 +159,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         ("--trained-steps 5 --network shared", "`trained_steps` needs at least 64 images to train on;"),
         ("--trained-on onw", "`trained_on` must be one of data, own; got 'onw'. Did you mean 'own'?"),
-        ("--train-optimizer rmsprop", "`train_optimizer` must be one of adam, sgd; got 'rmsprop'."),
+        ("--train-optimizer rmsprop", "`train_optimizer` must be one of adam, adamw, sgd; got 'rmsprop'."),
         # defences
         ("--defence gausian:0.1", "got 'gausian'. Did you mean 'gaussian'?"),
         ("--defence gaussian", "`defence` gaussian is written gaussian:SIGMA; got 'gaussian'."),
@@ -445,6 +449,9 @@ def test_each_text_stands_alone(command):
         ("network", NETWORKS),
         ("normalise", NORMALISATIONS),
         ("client_optimizer", OPTIMIZERS),
+        ("train_optimizer", OPTIMIZERS),
+        ("loss", LOSSES),
+        ("reduction", REDUCTIONS),
         ("schedule", SCHEDULES),
         ("sign", SIGNS),
         ("line_search", LINE_SEARCHES),

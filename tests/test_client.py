@@ -7,16 +7,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.flatten_util import ravel_pytree
 
 from jaxleak import DLG
+from jaxleak.attacks.attacker import PLACE
+from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
+from jaxleak.attacks.presets import SME
 from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, ResNet
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.models.weights import from_torch, to_torch
-from jaxleak.threat.client import OPTIMIZERS, Client, client_update
+from jaxleak.results.page import words
+from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import Victim, draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc
@@ -118,7 +124,149 @@ def test_updates_and_objectives_equal_torch(name):
 
 
 def test_every_optimizer_is_compared_with_torch():
-    assert {client.optimizer for client in CLIENTS.values()} == set(OPTIMIZERS)
+    trained = {settings.get("optimizer", "sgd") for settings in TRAININGS.values()}
+    assert {client.optimizer for client in CLIENTS.values()} | trained == set(OPTIMIZERS)
+
+
+# --- settings of PyTorch's training loops ---
+
+ORDERS = [[2, 0, 4, 1, 3], [4, 3, 1, 0, 2], [0, 2, 1, 4, 3]]
+FIVE = np.random.default_rng(3).random((5, *SHAPE))
+FIVE_LABELS = np.array([3, 1, 1, 8, 0])
+EPOCHS = {"epochs": 3, "batch": 2, "order": tuple(np.ravel(ORDERS).tolist())}
+TRAININGS: dict[str, dict[str, Any]] = {
+    "momentum": {"momentum": 0.9},
+    "Nesterov": {"momentum": 0.9, "nesterov": True},
+    "dampening": {"momentum": 0.7, "dampening": 0.3},
+    "weight decay of SGD": {"weight_decay": 0.05, "momentum": 0.5},
+    "weight decay of Adam": {"weight_decay": 0.05, "optimizer": "adam", "lr": 0.01},
+    "AdamW": {"optimizer": "adamw", "lr": 0.01},
+    "weight decay of AdamW": {"optimizer": "adamw", "lr": 0.01, "weight_decay": 0.2},
+    "clipped": {"clip": 0.3, "momentum": 0.9},
+    "not clipped": {"clip": 1e3},
+    "a schedule": {"lr": (0.3, 0.1, 0.02), "momentum": 0.9},
+    "a schedule of Adam": {"lr": (0.03, 0.01, 0.002), "optimizer": "adam"},
+    "whole batches": {"drop_last": True},
+    "all of it": {"lr": (0.03, 0.02, 0.01), "optimizer": "adamw", "weight_decay": 0.1, "clip": 0.5},
+}
+
+
+def from_pytorch(settings: dict[str, Any], dtype: str, orders=ORDERS) -> dict[str, np.ndarray]:
+    """What a PyTorch script with these settings shares of FIVE."""
+    import torch
+
+    from tests.oracles.torch_lenet import lenet_from
+    from tests.oracles.torch_training import trained_update
+
+    known = dict(settings)
+    known["lrs"] = known.pop("lr", 0.3) if isinstance(known.get("lr"), tuple) else (known.pop("lr", 0.3),)
+    net = lenet_from({name: value.astype(dtype) for name, value in CASE.state_dict.items()}, *SHAPE[:2])
+    images, labels = torch.from_numpy(to_nchw(FIVE).astype(dtype)), torch.from_numpy(FIVE_LABELS)
+    update = trained_update(net, images, labels, orders=orders, batch=2, **known)
+    return dict(zip(CASE.state_dict, map(np.asarray, update), strict=True))
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", TRAININGS)
+def test_updates_equal_those_of_pytorch_scripts(name):
+    """To 1e-9 in float64; and in float32, as a script leaves them, to 1e-6 of the squared norm."""
+    require_torch()
+    client = Client(**{"lr": 0.3, **EPOCHS, **TRAININGS[name]})
+    client.check(5)
+    target = jax.nn.one_hot(FIVE_LABELS, CASE.num_classes)
+    params: Any = PARAMS
+    update = quick_jit(lambda: client_update(client, MODEL, params, jnp.asarray(FIVE), target))()
+    got, wanted, rounded = (
+        to_torch(MODEL, update, SHAPE), from_pytorch(TRAININGS[name], "float64"),
+        from_pytorch(TRAININGS[name], "float32"),
+    )  # fmt: skip
+    for tensor, value in wanted.items():
+        assert relative_error(got[tensor], value) < 1e-9, tensor
+    whole = [np.concatenate([np.ravel(tree[tensor]) for tensor in wanted]) for tree in (rounded, got)]
+    assert relative_error(*whole) ** 2 < 1e-6
+
+
+@pytest.mark.torch
+def test_steps_that_end_within_an_epoch_and_shuffled_orders():
+    require_torch()
+    target = jax.nn.one_hot(FIVE_LABELS, CASE.num_classes)
+    params: Any = PARAMS
+    shuffled = Client(epochs=3, batch=2, lr=0.3, shuffle=7)
+    stopped = Client(steps=8, batch=2, lr=0.3, order=tuple(np.ravel(ORDERS).tolist()))
+    share = lambda: [client_update(one, MODEL, params, jnp.asarray(FIVE), target) for one in (shuffled, stopped)]  # noqa: E731
+    got = [to_torch(MODEL, update, SHAPE) for update in quick_jit(share)()]
+    orders = [np.concatenate(steps).tolist() for steps in shuffled.passes(5)]
+    assert len({tuple(order) for order in orders}) == 3
+    assert [len(steps) for steps in stopped.passes(5)] == [3, 3, 2]
+    for update, wanted in zip(
+        got,
+        (from_pytorch({}, "float64", orders), from_pytorch({}, "float64", [*ORDERS[:2], ORDERS[2][:4]])),
+        strict=True,
+    ):
+        for tensor, value in wanted.items():
+            assert relative_error(update[tensor], value) < 1e-9, tensor
+
+
+def test_settings_of_old_clients_stay_as_they_were():
+    old = {"steps": 2, "epochs": 0, "optimizer": "adam", "lr": 0.1, "batch": 2, "clients": 1}
+    assert Client(steps=2, optimizer="adam", lr=0.1, batch=2).settings() == old
+    new = Client(epochs=2, lr=[0.1, 0.05], momentum=0.9, order=(1, 0), loss="bce").settings()
+    assert new["lr"] == [0.1, 0.05]
+    assert (new["momentum"], new["order"], new["loss"]) == (0.9, [1, 0], "bce")
+    assert "weight_decay" not in new
+
+
+@pytest.mark.parametrize(
+    ("settings", "length"),
+    [
+        ({"steps": 3, "lr": 0.1}, 0.3),
+        ({"steps": 3, "lr": 0.1, "momentum": 0.5}, 0.1 * (1 + 1.5 + 1.75)),
+        ({"epochs": 2, "batch": 2, "lr": (0.1, 0.2)}, 0.1 * 2 + 0.2 * 2),
+        ({"steps": 2, "lr": (0.1, 0.2), "momentum": 0.5, "nesterov": True}, 0.1 * 1.5 + 0.2 * 1.75),
+    ],
+)
+def test_the_length_of_steps_is_what_a_gradient_of_one_moves(settings, length):
+    client = Client(**settings)
+    assert client.length(4) == pytest.approx(length)
+
+    class Line:
+        """Its gradient is 1."""
+
+        def apply(self, variables, x):
+            return variables["params"]["w"] + 0 * x
+
+    line: Any = Line()
+    slope = replace(client, loss=lambda outputs, target: jnp.mean(outputs) + 0 * jnp.mean(target))
+    fell = client_update(slope, line, {"w": jnp.zeros(())}, jnp.zeros((4, 1)), jnp.zeros((4, 1)))
+    assert float(fell["w"]) == pytest.approx(length)
+
+
+@pytest.mark.parametrize("client", [Client(steps=2, clip=0.1), Client(steps=2, optimizer="adamw", momentum=0)])
+def test_clipping_can_be_differentiated_where_gradients_are_zero(client):
+    def size(x):
+        params = {"w": jnp.zeros((3, 2))}
+        model: Any = type("Dense", (), {"apply": lambda self, variables, x: x @ variables["params"]["w"]})()
+        target = jax.nn.softmax(x @ params["w"])
+        return squared_norm(client_update(client, model, params, x, target))
+
+    assert np.isfinite(quick_jit(jax.grad(size))(jnp.ones((2, 3)))).all()
+
+
+def test_an_order_that_is_hidden_is_not_used_by_the_attacker():
+    client = Client(epochs=2, batch=2, lr=0.3, shuffle=1)
+    victim = victim_of(client, knows_order=False)
+    assert victim.attacker_client == Client(epochs=2, batch=2, lr=0.3)
+    assert victim.settings()["knows_order"] is False
+    assert "knows_order" not in victim_of(client).settings()
+    values = []
+    for knows in (True, False):
+        trial = Trial(attack=KNOWN, victim=victim_of(client, knows_order=knows), threshold=1e-4)
+        shared = trial.shared()
+        value, _ = quick_jit(lambda x, trial=trial, shared=shared: trial.attacker.objective(
+            shared, trial.prepare(shared, job()))(x))(jnp.ravel(IMAGES))  # fmt: skip
+        values.append(float(value))
+    assert values[0] < 1e-20
+    assert values[1] > 1e-9
 
 
 # --- properties ---
@@ -203,9 +351,35 @@ def test_batchnorm_sees_each_clients_own_images():
         ({"epochs": -2}, "`client_epochs` must be 0 or above; got -2."),
         ({"steps": 1, "epochs": 1}, "`client_steps` and `client_epochs` exclude each other; give one of them."),
         (
-            {"steps": 1, "optimizer": "adamw"},
-            "`client_optimizer` must be one of adam, sgd; got 'adamw'. Did you mean 'adam'?",
+            {"steps": 1, "optimizer": "adamx"},
+            "`client_optimizer` must be one of adam, adamw, sgd; got 'adamx'. Did you mean 'adam'?",
         ),
+        ({"momentum": 0.9}, "`client_momentum` is for local steps; give --client-steps or --client-epochs too."),
+        (
+            {"clip": 1.0},
+            "`client_clip` is for local steps; give --client-steps or --client-epochs too; of a shared gradient it is "
+            "--defence clip:NORM.",
+        ),
+        (
+            {"steps": 1, "optimizer": "adam", "momentum": 0.9},
+            "`client_momentum` is a setting of sgd, not of adam; leave it out.",
+        ),
+        (
+            {"steps": 1, "nesterov": True},
+            "`client_nesterov` needs a `client_momentum` above 0, and no `client_dampening`.",
+        ),
+        ({"steps": 1, "clip": 0}, "`client_clip` must be above 0; got 0."),
+        ({"steps": 1, "weight_decay": -1}, "`client_weight_decay` must be 0 or above; got -1."),
+        (
+            {"steps": 1, "order": (0, 1), "shuffle": 0},
+            "`client_order` and `client_shuffle` exclude each other; give one of them.",
+        ),
+        (
+            {"lr": (0.1, 0.2)},
+            "`client_lr` may be several for local steps; give --client-steps or --client-epochs too.",
+        ),
+        ({"steps": 2, "lr": (0.1, -0.2)}, "`client_lr` must be above 0; got -0.2."),
+        ({"loss": "bse"}, "`loss` must be one of bce, cross-entropy, mse; got 'bse'. Did you mean 'mse'?"),
         ({"steps": 1, "lr": 0.0}, "`client_lr` must be above 0; got 0.0."),
         ({"clients": 0}, "`clients` must be above 0; got 0."),
         ({"steps": 1, "batch": 0}, "`client_batch` must be above 0; got 0."),
@@ -223,8 +397,20 @@ def test_clients_that_make_no_sense(fields, message):
     ("client", "message"),
     [
         (Client(clients=3), "`clients` must divide the images of an update, 4; got 3. Change --batch or --clients."),
-        (Client(steps=1, batch=3), "`client_batch` must divide a client's images, 4; got 3."),
-        (Client(steps=1, batch=4, clients=2), "`client_batch` must divide a client's images, 2; got 4."),
+        (Client(steps=1, batch=5), "`client_batch` must be at most a client's images, 4; got 5."),
+        (Client(steps=1, batch=4, clients=2), "`client_batch` must be at most a client's images, 2; got 4."),
+        (
+            Client(epochs=2, order=(0, 1, 2)),
+            "`client_order` must be the places of 4 images for one pass, or of all 2 passes; got 3 places.",
+        ),
+        (
+            Client(epochs=1, order=(0, 1, 2, 4)),
+            "`client_order` must name each of 0 to 3 once in a pass; got 0 1 2 4.",
+        ),
+        (
+            Client(epochs=2, batch=2, lr=(0.1, 0.2, 0.3)),
+            "`client_lr` must be one number, or one for each of 2 passes or 4 local steps; got 3.",
+        ),
     ],
     ids=str,
 )
@@ -233,3 +419,70 @@ def test_images_that_cannot_be_divided(client, message):
         with pytest.raises(InputError) as error:
             check()
         assert str(error.value) == message
+
+
+# --- the surrogate model ---
+
+LINE = replace(SME, name="line", label="known", tv=0.0, iterations=3)
+
+
+def cosines(client: Client, shares: list[float]) -> list[float]:
+    """The distance at the private images, at points so far along the line from the weights before to those after."""
+    trial = Trial(attack=LINE, victim=victim_of(client), threshold=1e-4)
+
+    def look(shares):
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        parts = {"image": jnp.asarray(IMAGES)}
+        return [
+            trial.attacker.values(shared, problem, {**parts, "place": (share - 0.5) / PLACE}).published
+            for share in shares
+        ]
+
+    return [float(value) for value in quick_jit(look)(jnp.asarray(shares))]
+
+
+def test_the_surrogate_model_is_exact_for_one_step_and_near_between_for_several():
+    assert cosines(Client(steps=1, lr=0.3), [0.0])[0] < 1e-12
+    begin, middle, end = cosines(Client(epochs=4, batch=2, lr=0.05, shuffle=1), [0.0, 0.5, 1.0])
+    assert middle < 0.1 * min(begin, end)
+
+
+def test_the_point_of_the_surrogate_model_is_learned_and_stays_on_the_line():
+    trial = Trial(attack=LINE, victim=victim_of(Client(steps=4, lr=0.3)), threshold=1e-4)
+    shared = trial.shared()
+
+    def step(shift):
+        problem = trial.prepare(shared, job())
+        state = trial.init(shared, problem, job())
+        far = {"image": jnp.asarray(IMAGES), "place": shift}
+        begin = trial.attack.minimiser.init(trial.attacker.objective(shared, problem), ravel_pytree(far)[0])
+        state = state._replace(solver=begin)
+        moved = trial.step(shared, problem, state).solver
+        return trial.attacker.parts(moved.x)["place"]
+
+    inside, outside = quick_jit(lambda: (step(jnp.zeros(())), step(jnp.asarray(80.0))))()
+    assert 0 < abs(float(inside)) <= 0.1 + 1e-9
+    assert float(outside) == pytest.approx(50)
+
+
+def test_what_the_surrogate_model_needs():
+    check_attack(LINE, victim_of(Client(steps=2)))
+    with pytest.raises(InputError, match="`surrogate_model` stands for local steps"):
+        check_attack(LINE, victim_of(Client()))
+    with pytest.raises(InputError, match="`surrogate_model` compares directions"):
+        check_attack(replace(LINE, objective="l2"), victim_of(Client(steps=2)))
+    assert "surrogate_model" not in DLG.settings()  # as in older runs
+    assert SME.settings()["surrogate_model"] is True
+
+
+def test_pages_say_how_a_client_trained():
+    client = Client(epochs=2, lr=(0.1, 0.05), batch=2, momentum=0.9, nesterov=True, shuffle=1, loss="mse")
+    settings = {"victim": victim_of(client, knows_order=False).settings(), "attacks": []}
+    assert words.shared(settings) == (
+        "how far the weights moved in 2 local epochs of sgd (rates 0.1, 0.05, momentum 0.9, nesterov, shuffled) on a "
+        "batch of 4 images with the loss mse; no defence"
+    )
+    assert "but not the order" in words.known(settings)
+    own = {"victim": victim_of(Client(loss=lambda outputs, target: jnp.mean(outputs * target))).settings()}
+    assert words.shared(own).startswith("the gradient of the <lambda> on a batch of 4 images")

@@ -270,7 +270,7 @@ def test_a_row_of_a_run_without_success(tmp_path, monkeypatch):
         (options.columns, [f"| `{one.name}` | {one.kind} |" for one in options.COLUMNS]),
         (options.defences, [*(f"| `--defence {name}" for name in options.DEFENCES), "| `--batch N` | Larger batch"]),
         (options.terms, ["| `--tv` |", "| `--langevin` |"]),
-        (options.threat, ["| `--batch` | Images", "| Learning rate of the client's local steps. | 0.01 |"]),
+        (options.threat, ["| `--batch` | Images", "one number for each step, or for each epoch. | 0.01 |"]),
     ],
     ids=["attacks", "starts", "labels", "columns", "defences", "terms", "threat-model"],
 )

@@ -17,8 +17,9 @@ from jaxleak.attacks.presets import ATTACKS
 from jaxleak.attacks.starts import CLOSED, INITS
 from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
-from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.defences import DEFENCES, defence_form
+from jaxleak.threat.loss import LOSSES
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent
@@ -130,6 +131,7 @@ def named_options() -> list[str]:
         "april": " --model vit",
         "spear": " --model mlp --model-field activation=relu",
         "gradinversion": " --model resnet18",
+        "sme": " --client-steps 2",
     }
     defences = [re.sub(r"\[.*", "", re.sub(r":[A-Z]+", ":1", defence_form(name))) for name in DEFENCES]
     return [
@@ -146,6 +148,13 @@ def named_options() -> list[str]:
         *(f"--normalise {name}" for name in NORMALISATIONS),
         "--batch 2 --clients 2 --dummies 4 --batch-labels distinct",
         "--batch 4 --client-epochs 1 --client-batch 2",
+        "--batch 4 --client-epochs 2 --client-batch 3 --client-drop-last --client-shuffle 1 --hide-order",
+        "--batch 2 --client-epochs 2 --client-lr 0.1 0.05 --client-momentum 0.9 --client-nesterov --client-order 1 0",
+        "--client-steps 2 --client-momentum 0.9 --client-dampening 0.1 --client-weight-decay 0.01 --client-clip 1",
+        "--client-steps 2 --attack ig --surrogate-model True",
+        *(f"--loss {name}" for name in LOSSES),
+        "--loss cross-entropy+0.1*mse --label-smoothing 0.1 --reduction sum",
+        "--loss cross-entropy --class-weights 1 2 1 1 1 1 1 1 1 1",
         "--network per-image --trained-steps 2 --trained-on own",
         "--model lenet-cpl --model-field activation=tanh channels=8",
         "--model convnet --model-field width=8 norm=batch train=false --hide-statistics",

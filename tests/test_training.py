@@ -212,7 +212,10 @@ def test_a_network_per_trial_cannot_be_trained_on_data(data):
     [
         ({"trained_steps": -1}, "`trained_steps` must be 0 or above; got -1."),
         ({"trained_on": "onw"}, "`trained_on` must be one of data, own; got 'onw'. Did you mean 'own'?"),
-        ({"train_optimizer": "sgdd"}, "`train_optimizer` must be one of adam, sgd; got 'sgdd'. Did you mean 'sgd'?"),
+        (
+            {"train_optimizer": "sgdd"},
+            "`train_optimizer` must be one of adam, adamw, sgd; got 'sgdd'. Did you mean 'sgd'?",
+        ),
         ({"train_lr": -1.0}, "`train_lr` must be above 0; got -1.0."),
     ],
     ids=str,

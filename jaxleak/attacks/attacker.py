@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.closed_forms import Leak
-from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
+from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, probe_images, read_bits
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import OBJECTIVES, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
@@ -20,6 +20,9 @@ from jaxleak.solvers import Context, Info
 from jaxleak.threat.client import client_update
 from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import Victim
+
+# The point of the surrogate model is 1/2 + PLACE times its variable: where images move by 0.1, it moves by 0.001.
+PLACE = 0.01
 
 
 class Job(NamedTuple):
@@ -38,7 +41,7 @@ class Shared(NamedTuple):
     """Arrays that all trials of a run share. The compiled program takes them as arguments and never holds them."""
 
     images: Float[Array, "u b h w c"]  # pixels
-    labels: Int[Array, "u b"]
+    labels: Array  # [u, b], or targets [u, b, k] where they are no classes
     params: PyTree  # one network, one per update, or () when drawn per update or trial
     network_key: Array
     start_key: Array
@@ -58,10 +61,11 @@ class Problem(NamedTuple):
     mask: PyTree  # 0 where the attacker knows that an entry was left out, or ()
     norm2: Float[Array, ""]  # squared norm of the layers compared, not scaled
     statistics: PyTree  # BatchNorm's, of the client's batch, or ()
+    shared: PyTree  # what the client shared, not scaled, where the surrogate model needs it, or ()
     noise: PyTree  # data of the key of the solver's noise, or ()
     loss: Float[Array, ""]  # the client's, before it shared
     truth: Float[Array, "b h w c"]  # pixels, for the metrics only: the attack never reads it
-    label: Int[Array, "d"]  # the labels the attacker works with, unless "joint"
+    label: Array  # [d] or [d, k], what the attacker works with, unless "joint"
 
 
 class Values(NamedTuple):
@@ -92,7 +96,8 @@ class Attacker:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of one member of the group; label logits are a part if they are optimised."""
         labels = {"label": (self.candidate.count, self.victim.num_classes)} if self.attack.label == "joint" else {}
-        return {**self.candidate.shapes, **labels}
+        place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
+        return {**self.candidate.shapes, **labels, **place}
 
     def parts(self, flat: Float[Array, "n"], group: int = 1) -> Parts:
         """The parts of a flat candidate; of a group each with a leading axis."""
@@ -125,6 +130,8 @@ class Attacker:
             start = self.candidate.start(self.attack, jax.random.fold_in(key, 0), surrogate, leak)
             if self.attack.label == "joint":
                 start["label"] = jax.random.normal(jax.random.fold_in(key, 1), self.shapes["label"], float)
+            if self.attack.surrogate_model:
+                start["place"] = jnp.zeros(())
             return start
 
         key = self.key(shared, job)
@@ -138,33 +145,52 @@ class Attacker:
         """The random key of this trial's solver."""
         return jax.random.fold_in(self.key(shared, job), 2)
 
-    def labels(self, params: PyTree, update: PyTree, label: Int[Array, "b"]) -> Int[Array, "d"]:
-        """The labels the attacker works with, one per dummy; zeros where they are optimised."""
+    def labels(self, params: PyTree, update: PyTree, label: Array) -> Array:
+        """The labels [d] or targets [d, k] the attacker works with, one per dummy; zeros where they are optimised.
+
+        Args:
+            params: the network's.
+            update: what the client shared.
+            label: the true ones, [b] or [b, k].
+        """
         attack, victim, count = self.attack, self.victim, self.candidate.count
         if attack.label == "joint":
-            return jnp.zeros(count, label.dtype)
+            return jnp.zeros((count, *label.shape[1:]), label.dtype)
         if attack.label == "known":
             return label[jnp.arange(count) % victim.batch]
         strategy = LABEL_STRATEGIES[attack.label]
         assert strategy.read is not None
         if victim.client.trains:  # about the mean gradient, where the steps are SGD's and small
-            unit = victim.client.lr * victim.client.total_steps(victim.batch)
+            unit = victim.client.length(victim.batch)
             update = jax.tree.map(lambda leaf: leaf / unit, update)
         logits = jnp.zeros((0, victim.num_classes))
         if strategy.needs_network:
             h, w, c = victim.shape
             probes = victim.to_input(probe_images(jax.random.key(0), (h, w, c)))
             logits: Any = victim.attacker_model.apply({"params": params}, probes)
-        return strategy.read(update, count, logits).astype(label.dtype)
+        loss, outputs = victim.client.loss, victim.num_classes
+        if "bits" in loss.shows(outputs, victim.batch) and strategy.reads_bits:
+            return read_bits(strategy, update).astype(label.dtype)[jnp.zeros(count, int)]
+        update, logits = class_gradient(update, logits, loss, self._images_of_a_step)
+        found = strategy.read(update, count, logits)
+        return (victim.target(found) if label.ndim == 2 else found).astype(label.dtype)
+
+    @property
+    def _images_of_a_step(self) -> int:
+        client, images = self.victim.client, self.victim.batch // self.victim.client.clients
+        return client.batch or images
 
     # --- in every step ---
 
     def step(self, shared: Shared, problem: Problem, state: Any) -> tuple[Any, Info]:
         """One step of the solver."""
-        solver, group = self.attack.minimiser, self.attack.group
+        attack, solver, group = self.attack, self.attack.minimiser, self.attack.group
 
         def project(flat):
-            return ravel_pytree(self.candidate.project(self.parts(flat, group)))[0]
+            parts = self.candidate.project(self.parts(flat, group))
+            if attack.surrogate_model:
+                parts["place"] = jnp.clip(parts["place"], -0.5 / PLACE, 0.5 / PLACE)
+            return ravel_pytree(parts)[0]
 
         context = Context(
             horizon=self.attack.iterations,
@@ -199,7 +225,8 @@ class Attacker:
     def values(self, shared: Shared, problem: Problem, parts: Parts) -> Values:
         """Both objectives of one member."""
         attack, target = self.attack, self._target(problem, parts)
-        gradient, logits, statistics = self._observe(shared, problem, self.candidate.to_input(parts), target)
+        place = parts.get("place")
+        gradient, logits, statistics = self._observe(shared, problem, self.candidate.to_input(parts), target, place)
         # How far is what a client with this candidate would share from what the client shared?
         matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
@@ -240,12 +267,16 @@ class Attacker:
             return self.victim.client.loss.decode(parts["label"])
         return self.victim.target(problem.label, self.candidate.to_input(parts).dtype)
 
-    def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target):
+    def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target, place=None):
         """The gradient or update that a client with this input would share; its outputs and statistics if asked for."""
         attack, victim, model = self.attack, self.victim, self.victim.attacker_model
         params = problem.params if problem.params != () else shared.params
-        if victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
-            gradient: PyTree = client_update(victim.client, model, params, x, target)
+        if place is not None:
+            share = 0.5 + PLACE * place
+            params = jax.tree.map(lambda before, fell: before - share * fell, params, problem.shared)
+            gradient, logits, statistics = observe(model, params, x, target, victim.client.loss)
+        elif victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
+            gradient: PyTree = client_update(victim.attacker_client, model, params, x, target)
             logits: Any = model.apply({"params": params}, x) if attack.label_term else ()
             statistics: PyTree = ()
         else:

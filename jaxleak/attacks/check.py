@@ -5,7 +5,6 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.threat.defences import DEFENCES, shows_zeros
-from jaxleak.threat.loss import CROSS_ENTROPY
 from jaxleak.threat.victim import Victim
 
 
@@ -29,14 +28,11 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
         )
-    losses, loss = LABEL_STRATEGIES[attack.label].losses, victim.client.loss.name
-    if not LABEL_STRATEGIES[attack.label].holds_for(loss):
-        raise InputError(
-            f"`label` {attack.label} reads gradients of {' and '.join(losses)}; the client's loss is {loss}. "
-            f"Use label {', '.join(name for name, rule in LABEL_STRATEGIES.items() if rule.holds_for(loss))}."
-        )
-    if attack.label_term and loss != CROSS_ENTROPY.name:
-        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss}.")
+    check_label(attack, victim)
+    if attack.surrogate_model and not victim.client.trains:
+        raise InputError("`surrogate_model` stands for local steps; give --client-steps or --client-epochs too.")
+    if attack.surrogate_model and attack.objective != "cosine":
+        raise InputError("`surrogate_model` compares directions; use --objective cosine, or the attack sme.")
     if attack.label == "known" and not victim.knows_labels:
         raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
     if attack.statistics and not victim.knows_truth:
@@ -51,8 +47,38 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             f"{', '.join(name for name, kind in DEFENCES.items() if kind.sparse)}, with no noise after it."
         )
     victim.client.check(dummies)
+    if victim.client.order and dummies != victim.batch:
+        raise InputError(f"`dummies` must be as many as the images that `client_order` names, {victim.batch}.")
     if victim.client.total_steps(dummies) != victim.client.total_steps(victim.batch):
         raise InputError(
             f"`dummies` must make as many local steps as the client's {victim.batch} images in `client_epochs`; "
             f"got {dummies}. Use as many, or --client-steps."
         )
+
+
+def check_label(attack: Attack, victim: Victim) -> None:
+    """Raise unless the attack's labels can be had from updates of the client's loss.
+
+    Raises:
+        InputError: with those that can.
+    """
+    client, outputs, given = victim.client, victim.num_classes, victim.targets is not None
+    loss = client.loss
+
+    def holds(name: str) -> bool:
+        rule = LABEL_STRATEGIES[name]
+        vectors = given and rule.needs and "bits" not in loss.shows(outputs, victim.batch)
+        sizes = rule.needs == "linear" and (client.clip is not None or client.optimizer != "sgd")
+        return rule.holds_for(loss, outputs, victim.batch) and not vectors and not (sizes and rule.needs_network)
+
+    if not holds(attack.label):
+        several = f" of {victim.batch} images" if victim.batch > 1 else ""
+        reason = f"the client's loss is {loss.name}"
+        if LABEL_STRATEGIES[attack.label].holds_for(loss, outputs, victim.batch):
+            reason = "its targets are no classes" if given else "the client's optimiser hides the gradient's size"
+        raise InputError(
+            f"`label` {attack.label} cannot be read from this update{several}: {reason}. "
+            f"Use label {', '.join(filter(holds, LABEL_STRATEGIES))}; the attack dlg has joint."
+        )
+    if attack.label_term and not (loss.targets == "classes" and loss.is_plain):
+        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss.name}.")

@@ -6,8 +6,11 @@ With mean cross-entropy over N images the head's bias gradient is, for class k w
 
 Every strategy is a function `read(update, count, logits)`: of the update (the mean gradient of `count` images, as a
 tree), the number of labels wanted, and the network's outputs [m, k] for m images of the attacker's own
-(`probe_images`). It returns `count` labels; in which order says nothing about the images. Where the client
-trains, `update` is already divided by learning rate and steps (`Attacker.labels`).
+(`probe_images`). It returns `count` labels; in which order says nothing about the images.
+
+Other losses are brought to this form first (`class_gradient`), as are updates of local steps (`Attacker.labels`):
+label smoothing and sums by their shift and factor, one logit of binary cross-entropy as softmax over two classes. Where
+the outputs are a yes or no each, `read_bits` reads those of one image.
 """
 
 from collections.abc import Callable
@@ -19,6 +22,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.errors import InputError
+from jaxleak.threat.loss import BinaryCrossEntropy, CrossEntropy, Loss
 
 PROBES = 32
 
@@ -159,34 +163,77 @@ def counts(update: PyTree, count: int, logits: Float[Array, "m k"]) -> Int[Array
     return _apportion(expected - slopes, 1 / count, slopes, count)
 
 
+def class_gradient(
+    update: PyTree, logits: Float[Array, "m k"], loss: Loss, images: int
+) -> tuple[PyTree, Float[Array, "m k"]]:
+    """The head's part of an update, and logits, as if the loss were mean cross-entropy over classes.
+
+    Args:
+        update: that of the client, for local steps already divided by their length.
+        logits: of the attacker's own images.
+        loss: the client's.
+        images: N.
+    """
+    head = update.get("head")
+    if head is None:
+        return update, logits
+    outputs = head["kernel"].shape[-1]
+    head = jax.tree.map(lambda leaf: leaf / loss.unit(outputs, images), head)
+    if isinstance(loss, BinaryCrossEntropy) and outputs == 1:  # softmax over the logits (0, o)
+        both = jnp.asarray([-1.0, 1.0])
+        return {**update, "head": jax.tree.map(lambda leaf: leaf * both, head)}, logits * jnp.asarray([0.0, 1.0])
+    smoothing = loss.smoothing if isinstance(loss, CrossEntropy) else 0.0
+    if smoothing and "bias" in head:  # pbar - (1 - e) c / N - e / k
+        head = {**head, "bias": head["bias"] + smoothing / outputs}
+        if "linear" in loss.shows(outputs, images) and len(logits):
+            expected = jnp.mean(jax.nn.softmax(logits, axis=-1), axis=0)
+            head["bias"] = (head["bias"] - smoothing * expected) / (1 - smoothing)
+    return {**update, "head": head}, logits
+
+
+def read_bits(strategy: "LabelStrategy", update: PyTree) -> Float[Array, "1 k"]:
+    """The yes or no of each output for one image: sigmoid less target is below 0 only where the target is 1.
+
+    "idlg" reads row sums, which need a head input with a positive sum; "bias" the head's bias.
+    """
+    slopes = _row_sums(update) if strategy.read is idlg_labels else head_gradient(update, "bias")
+    return (slopes < 0).astype(slopes.dtype)[None]
+
+
 @dataclass(frozen=True)
 class LabelStrategy:
     """A source of an attack's labels.
 
     Attributes:
         read: the function that reads them from the update (this file's first lines); None: nothing is read.
-        losses: names of the losses whose gradients it reads; () is any.
+        needs: what the loss has to show of labels (`Loss.shows`); "" needs nothing.
         needs_network: True where it looks at the outputs `logits`.
     """
 
     read: Callable[[PyTree, int, Array], Array] | None = None
-    losses: tuple[str, ...] = ("cross-entropy",)
+    needs: str = "least"
     needs_network: bool = False
 
-    def holds_for(self, loss: str) -> bool:
-        """True if it reads gradients of the loss of this name."""
-        return not self.losses or loss in self.losses
+    def holds_for(self, loss: Loss, outputs: int, images: int = 1) -> bool:
+        """True if it reads the labels of so many images from gradients of this loss."""
+        shown = loss.shows(outputs, images)
+        return not self.needs or self.needs in shown or ("bits" in shown and self.reads_bits)
+
+    @property
+    def reads_bits(self) -> bool:
+        """True if it also reads a yes or no for each output of one image."""
+        return self.read in (idlg_labels, bias_labels)
 
 
 LABEL_STRATEGIES = {
-    "joint": LabelStrategy(losses=()),  # optimised beside the images
-    "known": LabelStrategy(losses=()),  # the true ones
+    "joint": LabelStrategy(needs=""),  # optimised beside the images
+    "known": LabelStrategy(needs=""),  # the true ones
     "idlg": LabelStrategy(idlg_labels),
     "bias": LabelStrategy(bias_labels),
-    "unique": LabelStrategy(unique_labels),
+    "unique": LabelStrategy(unique_labels, needs="signs"),
     "row-minima": LabelStrategy(row_minima_labels),
-    "counts": LabelStrategy(counts, needs_network=True),
-    "counts-published": LabelStrategy(published_counts),
+    "counts": LabelStrategy(counts, needs="linear", needs_network=True),
+    "counts-published": LabelStrategy(published_counts, needs="linear"),
 }
 
 

@@ -36,6 +36,8 @@ class Attack:
         group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
         consistency: weight of the squared distance of each from their mean (`priors.consistency`).
         box: whether candidates are kept within [0, 1]. Needs Adam.
+        surrogate_model: whether local steps are stood for by one gradient, at a point between the weights before and
+            after that is learned beside the images (SME): then their number, order and sizes do not matter.
         dummies: images that are optimised; None: as many as the update holds.
         knows_defence: whether the attacker is told that entries were set to zero, and leaves them out.
         solver: how it is minimised.
@@ -58,6 +60,7 @@ class Attack:
     group: int = 1
     consistency: float = 0.0
     box: bool = False
+    surrogate_model: bool = False
     dummies: int | None = None
     knows_defence: bool = False
     solver: Solver = field(default_factory=LBFGS)
@@ -135,9 +138,12 @@ class Attack:
         """Every field as plain data, the solver with its name."""
         solver: dict[str, Any] = asdict(self.solver)  # pyright: ignore[reportArgumentType]
         gone = {"features": 0.0}  # a term that gained nothing; runs that were begun when there was one go on
+        fields = asdict(self)
+        if not self.surrogate_model:
+            del fields["surrogate_model"]  # older runs do not name it
         return {
             **gone,
-            **asdict(self),
+            **fields,
             "layers": list(self.layers),
             "solver": {"name": solver_name(self.solver), **solver},
         }
@@ -171,6 +177,8 @@ MODERN = replace(
     solver=Adam(sign="soft", schedule="cosine", warmup=50),
     iterations=24_000,
 )
+# Source: Zhu, Yao & Blaschko 2023 (SME), algorithm 1. Differs: with Inverting Gradients' steps and budget.
+SME = replace(IG, name="sme", surrogate_model=True)
 # Source: Yin et al. 2021 (GradInversion), weights as in breaching's preset, all divided by that of the L2 term, 1e-4.
 GRADINVERSION = Attack(
     name="gradinversion",
@@ -192,7 +200,7 @@ APRIL = replace(ANALYTIC, name="april", init="april")
 # Source: Dimitrov et al. 2024 (SPEAR). Differs: theirs leaves labels to others.
 SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
 ATTACKS: dict[str, Attack] = {
-    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
+    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, SME, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
 }
 
 

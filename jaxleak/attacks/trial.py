@@ -63,7 +63,7 @@ class Outcome(NamedTuple):
     loss: Float[Any, ""]  # the client's
     threshold_iterations: Int[Any, ""]
     threshold_evaluations: Int[Any, ""]
-    label_found: Int[Any, "d"]
+    label_found: Any  # [d]; where targets are no classes [d, k]
     candidate: Float[Any, "d ..."]  # pixels
     objective_trace: Float[Any, "t"]
     mse_trace: Float[Any, "t"]  # of several images: each with its nearest dummy
@@ -141,7 +141,7 @@ class Trial:
             params = draw_params(victim.model, network_key, victim.shape) if victim.network == "shared" else ()
         return Shared(
             images=victim.batches(jnp.asarray(victim.images, float)),
-            labels=victim.batches(jnp.asarray(victim.labels)),
+            labels=victim.batches(jnp.asarray(victim.answers)),
             params=jax.tree.map(lambda leaf: jnp.asarray(leaf, float), params),
             network_key=network_key,
             start_key=start_key,
@@ -183,6 +183,7 @@ class Trial:
             mask=mask,
             norm2=squared_norm(scaled(update, layers)),
             statistics=statistics,
+            shared=update if attack.surrogate_model else (),
             noise=noise,
             loss=victim.loss(params, x, target),
             truth=truth,
@@ -296,7 +297,11 @@ class Trial:
         parts, data = self.attacker.parts(record.candidate), self._data(record.candidate)
         # The last candidate stands for the iterations that the trial did not come to.
         missed = jnp.asarray(self.snapshots, jnp.int32) > state.iterations
-        joint = self.attack.label == "joint"
+        label_found = problem.label
+        if self.attack.label == "joint":
+            label_found = self.victim.client.loss.decode(parts["label"])
+            if not self.victim.has_vectors:
+                label_found = self.victim.client.loss.label(label_found)
         return Outcome(
             ending=state.ending,
             evaluations=state.evaluations,
@@ -306,7 +311,7 @@ class Trial:
             loss=problem.loss,
             threshold_iterations=state.threshold_iterations,
             threshold_evaluations=state.threshold_evaluations,
-            label_found=jnp.argmax(parts["label"], axis=-1) if joint else problem.label,
+            label_found=label_found,
             candidate=data,
             objective_trace=record.objective_trace,
             mse_trace=record.mse_trace,

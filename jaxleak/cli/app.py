@@ -80,6 +80,7 @@ def build_sweep(command: RunCommand):
             [int(index) for index in images],
             fields=fields,
             knows_statistics=not command.hide_statistics,
+            knows_order=not command.hide_order,
             checkpoint=command.out,
             network=command.network,
             network_seed=command.network_seed,

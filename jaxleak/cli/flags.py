@@ -15,7 +15,7 @@ ATTACK_FIELDS = {
         name: name
         for name in (
             "label", "objective", "scale", "layers", "label_term", "tv", "norm", "statistics", "group",
-            "consistency", "box", "dummies", "knows_defence",
+            "consistency", "box", "surrogate_model", "dummies", "knows_defence",
         )
     },
 }  # fmt: skip
@@ -218,7 +218,7 @@ def risk_victim(command: RiskCommand):
             f"`dataset` {command.dataset} has images of {shown}, and the update's are {wanted}; give --truth, or a "
             "--dataset or --image-size that fits."
         )
-    return with_images(victim, pixels, labels % victim.num_classes)
+    return with_images(victim, pixels, labels % victim.client.loss.classes(victim.num_classes))
 
 
 def pictures(command: RunCommand | RiskCommand):
@@ -268,10 +268,23 @@ def normalise(command: Command | RiskCommand) -> Any:
 
 def build_client(command: Command | RiskCommand):
     """The client that the flags describe."""
+    from jaxleak.models.own.from_file import own_loss
     from jaxleak.threat.client import Client
+    from jaxleak.threat.loss import as_loss, parse_loss
 
     check_positive("batch", command.batch, integer=True)
     client = Client(
+        loss=parse_loss(
+            command.loss,
+            command.label_smoothing,
+            command.class_weights,
+            command.reduction,
+            own=lambda name: as_loss(own_loss(name, command.model)),
+        ),
+        **{
+            name: getattr(command, f"client_{name}")
+            for name in ("momentum", "nesterov", "dampening", "weight_decay", "clip", "order", "shuffle", "drop_last")
+        },
         steps=command.client_steps,
         epochs=command.client_epochs,
         optimizer=command.client_optimizer,

@@ -55,9 +55,9 @@ class StartHere:
     object store, as in s3://BUCKET/PATH."""
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, gradinversion; in closed form analytic (for mlp), april
-    (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after a colon, as in
-    dlg:torch-lbfgs."""
+    (cosine, total variation, sign of the gradient), modern, sme (many local steps), gradinversion; in closed form
+    analytic (for mlp), april (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after
+    a colon, as in dlg:torch-lbfgs."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
     resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit; `jaxleak models` lists
@@ -91,15 +91,16 @@ class UpdateHere:
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, gradinversion; in closed form analytic (for mlp), april
-    (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after a colon, as in
-    dlg:torch-lbfgs."""
+    (cosine, total variation, sign of the gradient), modern, sme (many local steps), gradinversion; in closed form
+    analytic (for mlp), april (for vit), spear (batches, for mlp with activation=relu); with a solver of its own after
+    a colon, as in dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """Height, width and channels of the network's input."""
     labels: Counts = None
-    """The labels, where they are known (for --label known, and to be compared with)."""
+    """The labels, where they are known (for --label known, and to be compared with); with a yes or no for each output
+    (bce) those of the first image, then of the next."""
     truth: File = None
     """The private images with their labels, to measure against: an .npz or a folder."""
     pixel_max: Number = None
@@ -192,6 +193,8 @@ class AttackFlags:
     """Weight of the agreement of the starts of a group."""
     box: YesNo = None
     """Keep pixels in [0, 1]. Needs adam."""
+    surrogate_model: YesNo = None
+    """Instead of the client's local steps, one gradient between its weights before and after (SME)."""
     dummies: Count = None
     """Images that are optimised (default: as many as the update holds)."""
     knows_defence: YesNo = None
@@ -233,7 +236,7 @@ class VictimFlags(ModelFlags):
     """Images of the training before the update (--trained-steps): random ones of the data set (data), or the update's
     own (own)."""
     train_optimizer: str = "adam"
-    """Optimiser of the training before the update (--trained-steps): sgd, adam."""
+    """Optimiser of the training before the update (--trained-steps): sgd, adam, adamw."""
     train_lr: float = 1e-3
     """Learning rate of the training before the update (--trained-steps)."""
 
@@ -242,6 +245,16 @@ class VictimFlags(ModelFlags):
 class ClientFlags:
     """How the client turns its images into an update."""
 
+    loss: str = "cross-entropy"
+    """What the client minimises: cross-entropy, bce (one logit, or yes-or-no labels), mse, a sum
+    (cross-entropy+0.1*mse), or FILE.py:FUNCTION of outputs and targets."""
+    label_smoothing: float = 0.0
+    """Label smoothing of cross-entropy, from 0 to below 1."""
+    class_weights: tuple[float, ...] = ()
+    """Weight of each class (cross-entropy; the mean is weighted too), or of each output's yes (bce, torch's
+    pos_weight)."""
+    reduction: str = "mean"
+    """Over the images of a step the loss is a mean or a sum, as torch's reduction."""
     batch: int = 1
     """Images that an update is computed from (of `run`: the first of --images make the first update, and so on)."""
     client_steps: int = 0
@@ -249,11 +262,27 @@ class ClientFlags:
     client_epochs: int = 0
     """Instead of --client-steps: passes over the client's images."""
     client_optimizer: str = "sgd"
-    """Optimiser of the client's local steps: sgd, adam."""
-    client_lr: float = 0.01
-    """Learning rate of the client's local steps."""
+    """Optimiser of the client's local steps, with torch's settings: sgd, adam, adamw."""
+    client_lr: tuple[float, ...] = (0.01,)
+    """Learning rate of the client's local steps; of a schedule one number for each step, or for each epoch."""
     client_batch: Count = None
-    """Images per local step, taken in turn (default: all)."""
+    """Images per local step, taken in turn (default: all); the last step of an epoch takes what is left."""
+    client_drop_last: bool = False
+    """The client leaves out a last batch that is not full."""
+    client_order: tuple[int, ...] = ()
+    """Places of the client's images, from 0, in the order it took them: of one epoch, or of all in turn."""
+    client_shuffle: Count = None
+    """Instead of --client-order: seed from which a new order is drawn for each epoch."""
+    client_momentum: float = 0.0
+    """Momentum of the client's SGD."""
+    client_nesterov: bool = False
+    """The client's momentum is Nesterov's."""
+    client_dampening: float = 0.0
+    """Dampening of the client's momentum."""
+    client_weight_decay: Number = None
+    """Weight decay of the client's optimiser: an L2 term of sgd and adam, decoupled in adamw (default: torch's)."""
+    client_clip: Number = None
+    """Largest norm of each local step's gradient, as torch's clip_grad_norm_ (default: not clipped)."""
     clients: int = 1
     """Number of clients among which the images of an update are divided; the mean of their updates is attacked."""
 
@@ -275,6 +304,8 @@ class DefenceFlags(KnownDefence):
     """Seed from which the defences draw their noise."""
     defence_draw: str = "per-victim"
     """Whether restarts meet the same noise (per-victim) or each its own (per-trial)."""
+    hide_order: bool = False
+    """The attacker does not know the client's --client-order or --client-shuffle, and takes the images in turn."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ class Dataset:
         class_names: One name per class, in the order of the labels.
         index: The original index at each position of the source.
         reader: Reads the pictures at given positions.
+        vectors: Targets [n, k] by position, where a picture has more than a class: a yes or no each, or numbers.
     """
 
     name: str
@@ -37,10 +38,15 @@ class Dataset:
     class_names: tuple[str, ...]
     index: Int[np.ndarray, " n"]
     reader: Reader
+    vectors: np.ndarray | None = None
 
     @property
     def num_classes(self) -> int:
-        return len(self.class_names)
+        return len(self.class_names) if self.vectors is None else self.vectors.shape[1]
+
+    def targets(self, indices: Sequence[int]) -> Float[np.ndarray, "n k"] | None:
+        """The targets of the pictures at `indices`; None where they have classes."""
+        return None if self.vectors is None else self.vectors[[self._position(index) for index in indices]]
 
     def __len__(self) -> int:
         return len(self.index)
@@ -143,7 +149,13 @@ class Dataset:
         raise InputError(f"`images` index {got!r} is not in {self._label}; {valid}.")
 
 
-def in_memory(name: str, pixels: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...]) -> Dataset:
+def in_memory(
+    name: str,
+    pixels: np.ndarray,
+    labels: np.ndarray,
+    class_names: tuple[str, ...],
+    vectors: np.ndarray | None = None,
+) -> Dataset:
     return Dataset(
         name=name,
         split="all",
@@ -151,4 +163,5 @@ def in_memory(name: str, pixels: np.ndarray, labels: np.ndarray, class_names: tu
         class_names=class_names,
         index=np.arange(len(pixels)),
         reader=lambda positions: (pixels[list(positions)], labels[list(positions)]),
+        vectors=vectors,
     )

@@ -136,12 +136,16 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
             f"`dataset` {name!r} is neither a folder of pictures nor a readable .npz file ({problem})."
         ) from None
     pixels = arrays.get("images", arrays.get("pixels"))
-    labels = arrays.get("labels")
+    labels = arrays.get("labels", arrays.get("targets"))
     if pixels is None or labels is None:
         held = ", ".join(sorted(arrays)) or "nothing"
         raise InputError(f"`dataset` {name!r} must hold arrays `images` (or `pixels`) and `labels`; it has {held}.")
     if pixels.ndim == 3 and pixels.shape[-1] > 3:
         pixels = pixels[..., None]
+    vectors = None
+    if labels.ndim == 2 or "targets" in arrays:  # a yes or no for each output, or numbers
+        vectors = _vectors(name, arrays.get("targets", labels), pixels)
+        labels = np.argmax(vectors, axis=1) if vectors.shape[1] > 1 else (vectors[:, 0] > 0.5).astype(np.int32)
     _check_arrays(name, pixels, labels, pixel_max)
     if pixel_max is not None:
         pixels = _scaled(pixels, pixel_max)
@@ -151,12 +155,26 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
             f"`dataset` {name!r}: labels must be below {MOST_CLASSES:,}, as there is a class for each number; the "
             f"largest is {largest}. Number the classes from 0."
         )
-    class_names = [str(class_name) for class_name in arrays.get("class_names", range(largest + 1))]
+    count = largest + 1 if vectors is None else max(largest + 1, vectors.shape[1])
+    class_names = [str(class_name) for class_name in arrays.get("class_names", range(count))]
     if largest >= len(class_names):
         raise InputError(f"`dataset` {name!r} has label {largest} but only {len(class_names)} `class_names`.")
     if sides is not None:
         pixels = np.stack([fitted(picture, sides) for picture in pixels])
-    return in_memory(name, pixels, labels, _at_least_two(class_names))
+    return in_memory(name, pixels, labels, _at_least_two(class_names), vectors)
+
+
+def _vectors(name: str, targets: np.ndarray, pixels: np.ndarray) -> np.ndarray:
+    if targets.ndim == 1 and targets.dtype.kind == "f":
+        targets = targets[:, None]
+    if targets.ndim != 2 or targets.shape[1] == 0 or len(targets) != len(pixels) or targets.dtype.kind not in "biuf":
+        raise InputError(
+            f"`dataset` {name!r}: targets must be numbers [n, k] for {len(pixels)} images and k outputs; "
+            f"got {targets.dtype} of shape {targets.shape}."
+        )
+    if not np.isfinite(targets).all():
+        raise InputError(f"`dataset` {name!r}: targets must be finite.")
+    return targets.astype(np.float64)
 
 
 def _check_arrays(name: str, pixels: np.ndarray, labels: np.ndarray, pixel_max: float | None) -> None:

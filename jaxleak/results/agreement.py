@@ -25,7 +25,7 @@ class Restarts(NamedTuple):
     rows: list[Row]
     images: Float[np.ndarray, "n b h w c"]  # as they ended, not cut to [0, 1]; slots as the first one has them
     distances: Float[np.ndarray, "n b"]  # relative distance of each image from the first one's
-    labels: list[list[int]]  # that each worked with, in the order of its images
+    labels: list[list]  # that each worked with, in the order of its images; vectors where targets are no classes
     total: int  # restarts, those without a finite objective included
 
 
@@ -52,6 +52,10 @@ def restarts(result: Result, attack: str) -> Restarts:
 
 def _labels(result: Result, rows: list[Row], batch: int) -> list[np.ndarray]:
     """The labels of each restart, in the order in which its images are stored; -1 where it has none for one."""
+    if "targets_found" in result.run.arrays(trials=[rows[0]["trial"]]):
+        arrays = result.run.arrays(["trial", "targets_found"], trials=[row["trial"] for row in rows])
+        of_trial = dict(zip(arrays["trial"].tolist(), arrays["targets_found"], strict=True))
+        return [of_trial[row["trial"]] for row in rows]
     if batch == 1:
         return [np.array([row["label_found"]]) for row in rows]
     arrays = result.run.arrays(["trial", "slots", "labels_found"], trials=[row["trial"] for row in rows])

@@ -8,6 +8,7 @@ pixel of it.
 
 import functools
 import math
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -22,6 +23,7 @@ PerImage = Float[np.ndarray, "n"]
 SSIM_WINDOW, SSIM_SIGMA = 11, 1.5
 # Images per compiled SSIM call; smaller batches are padded to a power of two, so few shapes are compiled.
 SSIM_BLOCK = 64
+CLOSE = 0.01  # relative error of a target that is right
 ONE_COLOUR = 1e-20  # below this sum of squares about its mean, an image has no shape
 
 
@@ -189,3 +191,30 @@ def labels_right(found: np.ndarray, true: np.ndarray) -> np.ndarray:
     classes = np.unique(true)
     found, true = ((np.asarray(labels)[..., None] == classes).sum(-2) for labels in (found, true))
     return np.minimum(found, true).sum(-1)
+
+
+def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray:
+    """Number of target vectors that are right in any order: each found is one true one, and the other way round.
+
+    Args:
+        found, true: [t, n, k].
+        bits: a vector is right where each number is on the right side of 1/2; else where each is off by at most
+            `CLOSE` times the vector's largest magnitude, or times 1 if that is more.
+
+    Returns:
+        [t], from 0 to n.
+    """
+    from scipy.optimize import linear_sum_assignment
+
+    known: Any = np.isfinite(true).all(axis=-1)[:, None, :]
+    if bits:
+        found, true = ((np.asarray(vectors) > 0.5).astype(float) for vectors in (found, true))
+    size = np.max(np.abs(np.asarray(true, float))[:, None], axis=-1, initial=1.0)
+    apart: Any = np.max(np.abs(found[:, :, None] - true[:, None, :]), axis=-1)
+    with np.errstate(invalid="ignore"):  # NaN: not known, or not finite
+        alike: Any = (apart <= CLOSE * size) & known
+    right = np.zeros(len(alike), np.int64)
+    for trial, pairs in enumerate(np.asarray(alike)):
+        rows, columns = linear_sum_assignment(pairs, maximize=True)
+        right[trial] = int(np.sum(np.asarray(pairs)[rows, columns]))
+    return right

@@ -198,7 +198,7 @@ def evidence_table(reports: Sequence[dict[str, Any]]) -> "Table":
     rows = [
         [
             report["attack"],
-            NOTHING if report["labels"] is None else " ".join(map(str, report["labels"])),
+            NOTHING if report["labels"] is None else " ".join(map(_label, report["labels"])),
             f"{report['explain']}/{report['restarts']}",
             f"{report['agree']}/{report['restarts']}",
             NOTHING if report["left"] is None else f"{report['left']:.1e}",
@@ -256,3 +256,8 @@ def _key(group: Group) -> tuple[str, str, str]:
 
 def _solved(group: Group) -> str:
     return f"{group['successes']}/{group['trials']}"
+
+
+def _label(label: Any) -> str:
+    """A label, or the numbers of a target that is no class."""
+    return ",".join(f"{number:.2g}" for number in label) if isinstance(label, list) else str(label)

@@ -19,7 +19,7 @@ from jaxleak.attacks.trial import ENDINGS, Job, Outcome
 from jaxleak.engine import Engine, EngineStats, Finished
 from jaxleak.kernels.precision import dtype
 from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
-from jaxleak.results.metrics import labels_right
+from jaxleak.results.metrics import labels_right, vectors_right
 from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL
@@ -112,6 +112,7 @@ class Session:
         victim = sweep.victim
         self.truths = victim.batches(np.asarray(victim.images))
         self.labels = victim.batches(np.asarray(victim.labels))
+        self.answers = victim.batches(victim.answers)
         self.constant = {
             "batch": victim.batch,
             "defence": victim.defence_name,
@@ -219,7 +220,7 @@ class Session:
             loss=nothing,
             threshold_iterations=never,
             threshold_evaluations=never,
-            label_found=np.full((count, dummies), -1, np.int32),
+            label_found=np.full((count, dummies, *self.answers.shape[2:]), -1, np.int32),
             candidate=np.full((count, *shape), np.nan, np.float32),
             objective_trace=np.full((count, 1), np.nan, np.float32),
             mse_trace=np.full((count, 1), np.nan, np.float32),
@@ -264,7 +265,12 @@ class Session:
         outcome: Outcome = finished.outcomes
         truths = self.labels[jobs.slot]
         dummies = outcome.label_found.shape[1]
-        right = labels_right(outcome.label_found, truths[:, np.arange(dummies) % truths.shape[1]])
+        label_found = self._classes(outcome.label_found)
+        places, loss = np.arange(dummies) % truths.shape[1], self.sweep.victim.client.loss
+        right = labels_right(label_found, truths[:, places])
+        if self.sweep.victim.targets is not None or (outcome.label_found.ndim == 3 and loss.targets == "bits"):
+            true = self.answers[jobs.slot][:, places]
+            right = vectors_right(outcome.label_found, true, loss.targets == "bits")
         recovered = np.sum(metrics.errors < self.sweep.criteria.relative_error, axis=1)
         relative = outcome.objective
         if attack.objective == "l2":
@@ -299,7 +305,7 @@ class Session:
                     "iterations": int(outcome.iterations[i]),
                     "threshold_iterations": _reached(outcome.threshold_iterations[i]),
                     "threshold_evaluations": _reached(outcome.threshold_evaluations[i]),
-                    "label_found": int(outcome.label_found[i, max(metrics.slots[i, 0], 0)]),
+                    "label_found": int(label_found[i, max(metrics.slots[i, 0], 0)]),
                     "label_correct": bool(right[i] == dummies),
                     "labels_right": int(right[i]),
                     "images_recovered": int(recovered[i]),
@@ -331,8 +337,16 @@ class Session:
             "snapshots": self._kept(finished.jobs.seed, mosaic(ordered(outcome.snapshots, metrics.slots))),
         }
         if self.sweep.victim.batch > 1:
-            arrays |= {"slots": metrics.slots, "labels_found": outcome.label_found, "errors": metrics.errors}
+            label_found = self._classes(outcome.label_found)
+            arrays |= {"slots": metrics.slots, "labels_found": label_found, "errors": metrics.errors}
+        if outcome.label_found.ndim == 3:
+            found = ordered(outcome.label_found[..., None, None], metrics.slots)[..., 0, 0]
+            arrays |= {"targets_found": found.astype(np.float64)}
         self.run.append(self._rows(judged, metrics), arrays)
+
+    def _classes(self, label_found: np.ndarray) -> np.ndarray:
+        """What was found as classes: of a vector its largest entry."""
+        return label_found if label_found.ndim == 2 else np.asarray(self.sweep.victim.client.loss.label(label_found))
 
     def _kept(self, seeds: np.ndarray, snapshots: np.ndarray) -> np.ndarray:
         """The snapshots as they are stored; those of later seeds than asked for are black."""

@@ -4,7 +4,8 @@ victim.py         private data, network and client of one sweep
 validate.py       ... what it refuses
 from_dataset.py   ... made of a data set's images
 client.py         local steps, and the mean over clients
-loss.py           the loss and its gradient
+optimizers.py     ... their optimisers, as torch's
+loss.py           losses, their targets and what shows of these
 observe.py        gradient, logits and BatchNorm statistics of one pass
 defences.py       defences by name, one after the other
 defence_kinds.py  ... noise, clipping, pruning of what is shared

@@ -19,6 +19,7 @@ from jaxleak.models import build_model, load_variables
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
+from jaxleak.threat.loss import BinaryCrossEntropy
 from jaxleak.threat.training import train_network
 from jaxleak.threat.victim import Normalise, Victim, draw_params, normalisation_of
 
@@ -59,12 +60,13 @@ def make_victim(
     if isinstance(images, str) or not isinstance(images, Iterable):
         raise InputError(f"`images` must be indices in the data set, as in [0, 1]; got {images!r}.")
     module: Any = model
+    outputs = _outputs(data, threat_model.get("client"))
     if isinstance(model, str):
-        module = build_model(model, data.num_classes, **(fields or {}))
+        module = build_model(model, outputs, **(fields or {}))
     elif fields:
         raise InputError("`fields` are of a model that is given by its name; build yours with them.")
     elif not isinstance(model, AdaptedModel):
-        module = adapt_model(model, data.image_shape, num_classes=data.num_classes)
+        module = adapt_model(model, data.image_shape, num_classes=outputs)
     params = None
     if weights is not None:
         if network != "shared":
@@ -90,7 +92,8 @@ def make_victim(
         network_seed=network_seed,
         params=params,
         weights_name="given" if weights is None else Path(weights).name,
-        num_classes=data.num_classes,
+        num_classes=outputs,
+        targets=data.targets(images),
         normalisation=normalisation_of(normalise),
         class_names=data.class_names,
         **threat_model,
@@ -106,6 +109,12 @@ def make_victim(
             )
         return _trained(victim, data, int(steps), None if checkpoint is None else reachable(checkpoint))
     return replace(victim, trained_steps=int(steps))
+
+
+def _outputs(data: Dataset, client: Client | None) -> int:
+    """Outputs of a network for these data: with binary cross-entropy one logit for two classes."""
+    binary = client is not None and isinstance(client.loss, BinaryCrossEntropy)
+    return 1 if binary and data.vectors is None and data.num_classes == 2 else data.num_classes
 
 
 def _surrogates(victim: Victim, data: Dataset) -> np.ndarray | None:

@@ -32,6 +32,7 @@ from jaxleak.models.weights import (
 )
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Defence
+from jaxleak.threat.loss import Loss
 from jaxleak.threat.victim import Normalise, Victim, normalisation_of
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
@@ -89,7 +90,8 @@ def load_update(
         truth: the private images, to measure against: an `.npz` file or a folder, as `load_dataset` takes them, with
             labels. A folder's are numbered by name, which need not be the network's numbers.
         pixel_max: the value of white in `truth`: see `load_dataset`.
-        labels: the labels, one per image, where they are known; in place of the truth's own.
+        labels: the labels, one per image, where they are known; in place of the truth's own. Of a loss that takes a
+            target for each output also those of all images in turn.
         fields: of the model, by their names; of a function in a file, its arguments but the first.
         defences: that the client is known to have applied.
 
@@ -129,8 +131,13 @@ def load_update(
             raise InputError(f"`update` is zero everywhere{same}.")
         if before is None:
             _check_moved(gradient, variables["params"])
-    pixels, known = _truth(truth, labels, image_shape, batch, pixel_max)
-    if max(known, default=0) >= classes:
+    targets, labels = _given_targets(labels, batch, classes, client.loss)
+    pixels, known, stored = _truth(truth, labels, image_shape, batch, pixel_max)
+    if targets is None and stored is not None and labels is None:
+        targets = stored
+    if targets is not None:
+        known = np.asarray(client.loss.label(targets)).tolist()
+    if max(known, default=0) >= client.loss.classes(classes):
         raise InputError(f"`labels` must be below the network's {classes} classes; got {max(known)}.")
     return Victim(
         model=module,
@@ -141,6 +148,7 @@ def load_update(
         images=pixels,
         labels=np.asarray(known, np.int32),
         num_classes=classes,
+        targets=targets,
         network="shared",
         params=variables["params"],
         weights_name=Path(str(first)).name,
@@ -297,18 +305,26 @@ def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
     )
 
 
+def _given_targets(labels, batch: int, outputs: int, loss: Loss) -> tuple[np.ndarray | None, list | None]:
+    """Known targets [b, k], where labels are a number for each output of a loss that takes these; else the labels."""
+    if labels is None or len(labels) != batch * outputs or not loss.vectors(outputs) or outputs == 1:
+        return None, labels
+    return np.asarray(labels, np.float64).reshape(batch, outputs), None
+
+
 def _truth(
     truth, labels, image_shape, batch: int, pixel_max: float | None = None
-) -> tuple[Float[np.ndarray, "b h w c"], list[int]]:
-    """Images and labels, NaN and -1 where they are not known."""
+) -> tuple[Float[np.ndarray, "b h w c"], list[int], Float[np.ndarray, "b k"] | None]:
+    """Images and labels, NaN and -1 where they are not known; and the truth's targets, if it has some."""
     h, w, c = image_shape
     if truth is None:
         known = [-1] * batch if labels is None else _given(labels, batch)
-        return np.full((batch, h, w, c), np.nan, np.float32), known
+        return np.full((batch, h, w, c), np.nan, np.float32), known, None
     with naming(dataset="truth"):
         size = (h, w) if Path(truth).is_dir() else None
         data = load_dataset(truth, image_size=size, pixel_max=pixel_max)
-    pixels, stored_labels = data.images(sorted(data.index.tolist()))
+    order = sorted(data.index.tolist())
+    pixels, stored_labels = data.images(order)
     if c == 1 and np.all(pixels == pixels[..., :1]):
         pixels = pixels[..., :1]  # a folder's pictures have three channels, grey ones too
     if pixels.shape != (batch, h, w, c):
@@ -317,8 +333,8 @@ def _truth(
             f"{'x'.join(map(str, pixels.shape[1:]))}. Change --batch, --image-shape or the file."
         )
     if labels is None and Path(truth).suffix == ".npy":
-        return pixels, [-1] * batch  # it has none
-    return pixels, stored_labels.tolist() if labels is None else _given(labels, batch)
+        return pixels, [-1] * batch, None  # it has none
+    return pixels, stored_labels.tolist() if labels is None else _given(labels, batch), data.targets(order)
 
 
 def _given(labels: Sequence[int], batch: int) -> list[int]:

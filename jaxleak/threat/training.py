@@ -13,8 +13,8 @@ from jaxtyping import Float, PyTree
 from jaxleak.data import Dataset
 from jaxleak.errors import InputError, check_positive
 from jaxleak.kernels.precision import full_precision
-from jaxleak.threat.client import OPTIMIZERS
 from jaxleak.threat.observe import observe
+from jaxleak.threat.optimizers import OPTIMIZERS
 
 BATCH = 64
 STATISTICS_BATCHES = 20  # from which running statistics are measured
@@ -32,7 +32,12 @@ class Trainee(Protocol):
 
     @property
     def train_optimizer(self) -> str:
-        """One of `client.OPTIMIZERS`."""
+        """One of `optimizers.OPTIMIZERS`."""
+        ...
+
+    @property
+    def client(self) -> Any:
+        """The client, of which the loss is used."""
         ...
 
     @property
@@ -129,7 +134,7 @@ def train_network(
     mine = order[apart:]
     chosen = np.concatenate([rng.permutation(mine) for _ in range(-(-steps * batch // len(mine)))])[: steps * batch]
     used, places = np.unique(chosen, return_inverse=True)
-    pixels, labels = data.images(used.tolist())
+    pixels, labels = _labelled(data, used.tolist())
     pixels, places = np.asarray(pixels, np.float32), places.reshape(steps, batch)
     learner = victim.in_training() if victim.learns_statistics else victim
     optimizer = OPTIMIZERS[victim.train_optimizer](victim.train_lr)
@@ -183,7 +188,7 @@ def running_statistics(
 
     parts = []
     for start in range(0, len(indices) - batch + 1, batch):
-        pixels, labels = data.images(list(indices[start : start + batch]))
+        pixels, labels = _labelled(data, list(indices[start : start + batch]))
         parts.append(moments(params, jnp.asarray(pixels, float), labels))
     means = jax.tree.map(lambda *leaves: jnp.mean(jnp.stack(leaves), axis=0), *parts)
     return unflatten_dict(
@@ -192,17 +197,24 @@ def running_statistics(
 
 
 def accuracy(victim: Trainee, params: PyTree, data: Dataset, indices: Sequence[int]) -> float:
-    """Share of these images that the network puts in the right class; NaN of no images."""
+    """Share of these images that the network puts in the right class, of bits the share right; NaN of no images."""
     if not indices:
         return float("nan")
 
     @jax.jit
     @full_precision()
     def right(params, x, label):
-        return jnp.sum(jnp.argmax(victim.logits(params, victim.to_input(x)), axis=-1) == label)
+        return jnp.sum(victim.client.loss.hits(victim.logits(params, victim.to_input(x)), victim.target(label)))
 
-    total = 0
+    total = 0.0
     for start in range(0, len(indices), BLOCK):
-        pixels, labels = data.images(list(indices[start : start + BLOCK]))
-        total += int(right(params, jnp.asarray(pixels, float), labels))
+        pixels, labels = _labelled(data, list(indices[start : start + BLOCK]))
+        total += float(right(params, jnp.asarray(pixels, float), labels))
     return total / len(indices)
+
+
+def _labelled(data: Dataset, indices: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Images, and their labels [n] or targets [n, k]."""
+    pixels, labels = data.images(indices)
+    targets = data.targets(indices)
+    return pixels, labels if targets is None else targets

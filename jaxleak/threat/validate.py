@@ -9,6 +9,7 @@ from jax.core import Tracer
 
 from jaxleak.errors import InputError, check_positive, check_type
 from jaxleak.threat.client import Client
+from jaxleak.threat.loss import Loss
 
 TOLERANCE = 1e-3  # outside [0, 1]: what rounding leaves of pixels that were normalised and brought back
 CURE = "Victims are made of numbers: make them, and attack them, outside jax.jit, vmap and grad."
@@ -50,12 +51,37 @@ def check_private(victim: Any) -> None:
             f"`labels` must be {count} whole numbers, one for each image; got {labels.dtype} of shape {labels.shape}."
         )
     least = -1 if victim.update is not None or np.isnan(images).any() else 0
-    wrong = sorted({int(label) for label in labels if not least <= label < classes})
+    most = classes if classes > 1 else victim.client.loss.classes(classes)
+    wrong = sorted({int(label) for label in labels if not least <= label < most})
     if wrong:
         unknown = ", or -1 where they are not known" if least else ""
+        outputs = f"{classes} outputs" if classes > 1 else "one output"
         raise InputError(
-            f"`labels` must be from 0 to {classes - 1}{unknown}, as the model has {classes} outputs; "
+            f"`labels` must be from 0 to {most - 1}{unknown}, as the model has {outputs}; "
             f"got {', '.join(map(str, wrong[:5]))}."
+        )
+    victim.client.loss.check(classes)
+    if victim.targets is not None:
+        _check_targets(_numbers("targets", victim.targets), (count, classes), victim.client.loss)
+
+
+def _check_targets(targets: np.ndarray, shape: tuple[int, int], loss: Loss) -> None:
+    if targets.shape != shape:
+        raise InputError(
+            f"`targets` must have shape {shape}, one number for each image and output; got {targets.shape}."
+        )
+    if not np.isfinite(targets).all():
+        raise InputError("`targets` must be finite numbers.")
+    if loss.targets != "numbers" and not (targets.min() >= 0 and targets.max() <= 1):
+        raise InputError(
+            f"`targets` must be in [0, 1] for the loss {loss.name}; got {targets.min():g} to {targets.max():g}. "
+            "Numbers of any size go with --loss mse."
+        )
+    if loss.targets == "classes" and np.any(np.abs(targets.sum(axis=1) - 1) > TOLERANCE):
+        worst = float(targets.sum(axis=1)[np.argmax(np.abs(targets.sum(axis=1) - 1))])
+        raise InputError(
+            f"`targets` of the loss {loss.name} must be distributions over the classes, which add up to 1; one adds up "
+            f"to {worst:g}. Several classes of an image go with --loss bce."
         )
 
 

@@ -18,10 +18,11 @@ from jaxleak.models import MODELS, WithStatistics, build_model
 from jaxleak.models.describe import description, is_plain
 from jaxleak.models.own import AdaptedModel
 from jaxleak.threat.checkpoint import write_checkpoint
-from jaxleak.threat.client import OPTIMIZERS, Client, client_update, train
+from jaxleak.threat.client import Client, client_update, train
 from jaxleak.threat.defences import DEFENCES, Defence, check_defences, defence_text, defend
-from jaxleak.threat.loss import ANY_LOSS, LOSSES, loss_gradient
+from jaxleak.threat.loss import ANY_LOSS, loss_gradient
 from jaxleak.threat.observe import follows
+from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.validate import check_kinds, check_private, check_tensors
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -39,7 +40,7 @@ NORMALISATIONS: dict[str, tuple[tuple[float, ...], tuple[float, ...]] | None] = 
 Normalise = str | tuple[Sequence[float], Sequence[float]]
 # Fields that reach a trial's program as its arguments, or not at all.
 ARGUMENTS = (
-    *("images", "labels", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
+    *("images", "labels", "targets", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
     *("training", "class_names", "weights_name", "dataset", "split"),
 )
 
@@ -85,8 +86,10 @@ class Victim:
         model_name, dataset, split: names in rows and tables.
         indices: index of each image in its data set [i].
         images: [i, h, w, c], in [0, 1]; NaN where they are not known.
-        labels: [i], in 0..k-1; -1 where they are not known.
+        labels: [i], in 0..k-1; -1 where they are not known. With one output they are 0 or 1.
         num_classes: k, the outputs of the head.
+        targets: [i, k], what the loss is given where that is no class: a yes or no for each output, numbers or
+            distributions; None: labels say it. `labels` are then the classes that rows and pages name.
         network: "shared" (one network), "per-image" (one per update) or "per-trial" (a fresh one for each trial).
         network_seed: seed from which networks are drawn.
         params: given weights: one set ("shared") or stacked over updates ("per-image"); None draws them.
@@ -106,6 +109,7 @@ class Victim:
         batch_stats: running statistics of a network whose BatchNorm is in evaluation mode, which has network="shared";
             None: those of a new network, 0 and 1.
         knows_statistics: True if the attacker has `batch_stats`; else it works with 0 and 1.
+        knows_order: True if the attacker knows the client's `order` or `shuffle`; else it takes images in turn.
         update: the shared update where it is given and not computed: of one victim, with given `params`, a tree of
             floats like these.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
@@ -125,6 +129,7 @@ class Victim:
     images: np.ndarray
     labels: np.ndarray
     num_classes: int
+    targets: np.ndarray | None = None
     network: str = "per-trial"
     network_seed: int = 0
     params: PyTree | None = None
@@ -142,6 +147,7 @@ class Victim:
     training: dict[str, Any] | None = None
     batch_stats: PyTree | None = None
     knows_statistics: bool = True
+    knows_order: bool = True
     update: PyTree | None = None
     surrogates: np.ndarray | None = None
     modality: str = "image"
@@ -180,6 +186,12 @@ class Victim:
             raise InputError(
                 "`defence` dp-sgd clips the gradients of single images and needs one client that shares a gradient; "
                 "leave out --client-steps, --client-epochs and --clients, or use clip and gaussian."
+            )
+        loss = self.client.loss
+        if self._clips_examples and (loss.reduction != "mean" or (getattr(loss, "weights", ()) and self.batch > 1)):
+            raise InputError(
+                "`defence` dp-sgd averages the gradients of single images; leave out --reduction sum and "
+                "--class-weights, or use clip and gaussian."
             )
         channels = self.images.shape[-1]
         if self.normalisation is not None and any(len(part) not in (1, channels) for part in self.normalisation):
@@ -229,11 +241,11 @@ class Victim:
         ours = type(self) is Victim and all(type(defence) in DEFENCES.values() for defence in self.defences)
         if (
             self.batch_stats is not None
-            or self.client.loss not in (*LOSSES.values(), ANY_LOSS)
+            or not (self.client.loss.is_plain or self.client.loss == ANY_LOSS)
             or not (ours and is_plain(self.model))
         ):
             return None
-        return tuple(
+        return self.targets is None, *(
             (attribute.name, getattr(self, attribute.name))
             for attribute in fields(self)
             if attribute.name not in ARGUMENTS
@@ -242,7 +254,7 @@ class Victim:
     def without_data(self) -> "Victim":
         """The same to a trial's program: of its arguments only shapes and types are left, and they take no memory."""
 
-        names = ("images", "labels", "params", "update", "surrogates")
+        names = ("images", "labels", "targets", "params", "update", "surrogates")
         arrays: dict[str, Any] = jax.tree.map(
             lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
             {name: getattr(self, name) for name in names} | {"labels": np.asarray(self.labels)},
@@ -269,8 +281,22 @@ class Victim:
 
     @property
     def knows_labels(self) -> bool:
-        """True if all labels are known."""
-        return bool(np.all(np.asarray(self.labels) >= 0))
+        """True if all labels or targets are known."""
+        return self.targets is not None or bool(np.all(np.asarray(self.labels) >= 0))
+
+    @property
+    def has_vectors(self) -> bool:
+        """True if what the loss is given is no class: then attackers find a vector for each image."""
+        return self.targets is not None or self.client.loss.vectors(self.num_classes)
+
+    @property
+    def answers(self) -> np.ndarray:
+        """What an attacker wants to know beside the images: the labels [i], or vectors [i, k] (NaN: not known)."""
+        if self.targets is not None or not self.has_vectors:
+            return np.asarray(self.labels if self.targets is None else self.targets)
+        labels = np.asarray(self.labels)
+        hot = np.asarray(self.client.loss.target(np.maximum(labels, 0), self.num_classes, float))
+        return np.where(labels[:, None] >= 0, hot, np.nan)
 
     @functools.cached_property
     def client_model(self) -> Any:
@@ -296,6 +322,11 @@ class Victim:
         return self.client_model if self.knows_statistics else self.model
 
     @property
+    def attacker_client(self) -> Client:
+        """The client as the attacker repeats it."""
+        return self.client if self.knows_order else replace(self.client, order=(), shuffle=None)
+
+    @property
     def defence_name(self) -> str:
         """The defences as on the command line, "none" without any."""
         return " ".join(map(defence_text, self.defences)) or "none"
@@ -315,8 +346,9 @@ class Victim:
         return x * std + mean
 
     def target(self, labels: Any, dtype: Any = float) -> Float[Array, "b k"]:
-        """Targets of the loss for images with these labels."""
-        return self.client.loss.target(labels, self.num_classes, dtype)
+        """Targets of the loss for images with these labels [b], or what is a target already [b, k]."""
+        labels = jnp.asarray(labels)
+        return labels.astype(dtype) if labels.ndim == 2 else self.client.loss.target(labels, self.num_classes, dtype)
 
     def loss(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> Float[Array, ""]:
         """The client's loss at inputs `x`, in the network's units."""
@@ -331,8 +363,8 @@ class Victim:
         if not self.trained_steps or self.trained_on != "own":
             return params
         optimizer = OPTIMIZERS[self.train_optimizer](self.train_lr)
-        steps = int(self.trained_steps)
-        return train(optimizer, steps, None, self.client_model, params, x, target, self.client.loss)[0]
+        passes = [[np.arange(len(x))]] * int(self.trained_steps)
+        return train(optimizer, passes, self.client_model, params, x, target, self.client.loss)[0]
 
     def share(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], key) -> PyTree:
         """The update, defended: what the attacker sees.
@@ -340,7 +372,7 @@ class Victim:
         Args:
             params: the network's weights.
             x: the private images in the network's units.
-            target: their labels, one-hot.
+            target: of the loss, one per image.
             key: key from which defences draw.
         """
         model = self.client_model
@@ -364,6 +396,10 @@ class Victim:
             extra["model_program"] = f"sha256:{self.model.program(tuple(self.images.shape[1:]))}"
         if self.dataset not in DATASETS:
             extra["labels"] = [int(label) for label in self.labels]
+        if self.targets is not None:
+            extra["targets"] = f"sha256:{_digest(np.asarray(self.targets))}"
+        if not self.knows_order:
+            extra["knows_order"] = False
         if self.batch_stats is not None:
             extra["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
             extra["knows_statistics"] = self.knows_statistics

@@ -46,8 +46,28 @@ def _given_fields(model: Any) -> Callable[..., Any]:
     return build
 
 
-def _function(file: Path, name: str) -> Callable[..., Any]:
-    check_file("model", file, "a name or a Python file")
+def own_loss(name: str, model: Any) -> Callable[..., Any]:
+    """A loss (outputs, targets) -> number: `FILE.py:FUNCTION`, FILE.py for its function `loss`, or one in the model's.
+
+    Raises:
+        InputError: no such file or function.
+    """
+    file, colon, function = name.rpartition(":")
+    if not file.endswith(".py"):
+        file, colon, function = name, "", ""
+    if file.endswith(".py"):
+        return _named("loss", Path(file), function if colon else "loss")
+    source = str(model).rpartition(":")[0] if ".py:" in str(model) else str(model)
+    if not source.endswith(".py"):
+        raise InputError(
+            f"`loss` must be cross-entropy, bce or mse, a sum of these, or FILE.py:FUNCTION; got {name!r}."
+        )
+    return _named("loss", Path(source), name)
+
+
+def _named(argument: str, file: Path, name: str) -> Callable[..., Any]:
+    """The function of this name in a Python file."""
+    check_file(argument, file, "a name or a Python file")
     spec = importlib.util.spec_from_file_location(f"jaxleak_model_{file.stem}", file)
     assert spec is not None
     assert spec.loader is not None
@@ -57,12 +77,17 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises
-        raise InputError(f"`model` {str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
+        raise InputError(f"`{argument}` {str(file)!r} cannot be run: {type(error).__name__}: {error}.") from error
     finally:
         sys.path.pop(0)
-    build = getattr(module, name, None)
-    if not callable(build):
-        raise InputError(f"`model` {str(file)!r} has no function {name!r}; name another after a colon.")
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise InputError(f"`{argument}` {str(file)!r} has no function {name!r}; name another after a colon.")
+    return found
+
+
+def _function(file: Path, name: str) -> Callable[..., Any]:
+    build = _named("model", file, name)
 
     def checked(classes: int, /, **fields: Any) -> Any:
         try:

@@ -48,15 +48,34 @@ def shared(settings: dict[str, Any]) -> str:
     images = "one image" if batch == 1 else f"a batch of {batch} images"
     if steps or epochs:
         work = plural(steps, "local step") if steps else plural(epochs, "local epoch")
-        text = f"how far the weights moved in {work} of {client['optimizer']} (rate {client['lr']:g}) on {images}"
+        text = f"how far the weights moved in {work} of {_optimizer(client)} on {images}"
+        if "loss" in client:
+            text += f" with the loss {_loss(client)}"
     else:
-        text = f"the gradient of the cross-entropy on {images}"
+        text = f"the gradient of the {_loss(client)} on {images}"
     if client.get("clients", 1) > 1:
         text = f"{text}, averaged over {client['clients']} clients"
     defences = victim.get("defences", "none")
     if victim.get("update"):
         text = f"an update that was given ({images})"
     return f"{text}; {'no defence' if defences == 'none' else f'defended by {defences}'}"
+
+
+def _loss(client: dict[str, Any]) -> str:
+    return client.get("loss", "cross-entropy").partition(" sha256:")[0]
+
+
+def _optimizer(client: dict[str, Any]) -> str:
+    """The optimiser, with what is not as usual of it and of the order of the images."""
+    lr = client["lr"]
+    words = [f"rate {lr:g}" if isinstance(lr, int | float) else f"rates {', '.join(f'{rate:g}' for rate in lr)}"]
+    words += [
+        name.replace("_", " ") if client[name] is True else f"{name.replace('_', ' ')} {client[name]:g}"
+        for name in ("momentum", "nesterov", "dampening", "weight_decay", "clip", "drop_last")
+        if name in client
+    ]
+    words += ["shuffled"] if "shuffle" in client else ["in a given order"] if "order" in client else []
+    return f"{client['optimizer']} ({', '.join(words)})"
 
 
 def known(settings: dict[str, Any]) -> str:
@@ -67,6 +86,8 @@ def known(settings: dict[str, Any]) -> str:
         parts.append("how inputs are normalised")
     if "knows_statistics" in victim:
         parts.append(f"{'' if victim['knows_statistics'] else 'but not '}BatchNorm's running statistics")
+    if victim.get("knows_order") is False:
+        parts.append("but not the order in which the client took its images")
     labels: dict[str, list[str]] = {}
     for attack in settings["attacks"]:
         text = LABELS.get(attack["label"], f"read from the update ({attack['label']})")

@@ -24,11 +24,12 @@ from jaxleak.runs.audit.hints import (
     scale_hint,
     stuck_hint,
 )
-from jaxleak.runs.audit.losses import OTHER, loss_hints
+from jaxleak.runs.audit.losses import OTHER, likely, loss_hints, slopes_at
 from jaxleak.runs.audit.polish import carry_on
 from jaxleak.runs.audit.refit import (
     Refit,
     logits_at,
+    names_of,
     refit,
     squared_norm_of,
     starts_from,
@@ -36,7 +37,7 @@ from jaxleak.runs.audit.refit import (
     update_at,
     with_labels,
 )
-from jaxleak.threat.loss import ANY_LOSS
+from jaxleak.threat.loss import ANY_LOSS, CrossEntropy
 from jaxleak.threat.victim import Victim
 
 PATIENCE = 75.0  # seconds after which no further assumption is tried
@@ -162,10 +163,11 @@ def _any_loss(victim: Victim, found: Found, floor: Floor) -> Tried:
     attack = replace(found.attack, label="joint", objective="cosine")  # the size of the slope does not matter then
     again = refit(assumed, attack, starts=starts, iterations=150, floor=NEAR)
     best = _carried(assumed, again, slope[None], found, floor)
-    best = replace(best, labels=np.array([np.argmin(slope)]))
+    best = replace(best, labels=found.labels if victim.has_vectors else np.array([np.argmin(slope)]))
     if not best.left <= floor.value:
         return Tried(best, [])
-    hints = loss_hints(logits_at(victim, victim.params, best.pixels)[0], slope, victim, int(found.labels[0]))
+    assumed_label = None if victim.has_vectors else int(found.labels[0])
+    hints = loss_hints(logits_at(victim, victim.params, best.pixels)[0], slope, victim, assumed_label)
     return Tried(best, hints, as_stated=not hints)
 
 
@@ -180,7 +182,7 @@ def _any_scale(victim: Victim, found: Found, floor: Floor, sign: int) -> Tried:
     factor = factor_between(update_at(victim, victim.params, best.pixels, target), given.update)
     hints = [] if abs(factor - 1) < 1e-3 else [scale_hint(factor, victim)]
     if sign < 0:
-        labels = " ".join(map(str, best.labels))
+        labels = " ".join(map(str, names_of(best.labels)))
         text = f"with the other sign the update is explained (labels {labels}): give before minus after"
         hints.insert(0, Hint("sign", text, proven=True))
     return Tried(best, hints, as_stated=not hints)
@@ -190,8 +192,10 @@ def _any_loss_of_batch(victim: Victim, found: Found, floor: Floor) -> Tried:
     """The images that explain the update of a batch whatever the loss; then which smoothing or scale it is."""
     assumed = replace(victim, client=replace(victim.client, loss=ANY_LOSS))
     outputs = logits_at(victim, victim.params, found.pixels)
-    soft = np.exp(outputs - outputs.max(axis=1, keepdims=True))
-    slopes = soft / soft.sum(axis=1, keepdims=True) - targets_of(victim, found.labels)
+    targets = targets_of(victim, found.labels)
+    slopes = np.concatenate(
+        [slopes_at(victim.client.loss, *pair) for pair in zip(outputs, targets[:, None], strict=True)]
+    )
     starts = _starts(victim, found)
     starts["label"] = np.broadcast_to(slopes, (STARTS, *slopes.shape)).copy()
     attack = replace(found.attack, label="joint", objective="cosine")
@@ -201,32 +205,41 @@ def _any_loss_of_batch(victim: Victim, found: Found, floor: Floor) -> Tried:
 
 
 def _loss_of_batch(victim: Victim, found: Found, floor: Floor) -> list[Hint]:
-    """The update as a sum of those with one-hot and with uniform targets: f ((1 - e) u(hot) + e u(uniform))."""
+    """Which loss, smoothing, sign and scale the update has at the images found.
+
+    Under label smoothing e it is f ((1 - e) u(hot) + e u(uniform)), with the updates u of cross-entropy.
+    """
     if not found.left <= max(floor.value, NEAR):
         return []
-    hot = targets_of(victim, _in_order(victim, found))
-    plain = flat(update_at(victim, victim.params, found.pixels, hot))
-    uniform = flat(update_at(victim, victim.params, found.pixels, np.full_like(hot, 1 / victim.num_classes)))
-    wanted = flat(victim.update)
-    (first, second), *_ = np.linalg.lstsq(np.stack([plain, uniform], axis=1), wanted, rcond=None)
-    left = np.sum((first * plain + second * uniform - wanted) ** 2) / np.sum(wanted**2)
-    factor, smoothing = first + second, second / (first + second)
-    if left > 10 * max(floor.value, NEAR):
-        return [OTHER]
-    hints = []
-    if factor < 0:
-        hints.append(Hint("sign", "with the other sign the update is explained", proven=True))
-    if abs(smoothing) > 1e-3:
-        hints.append(Hint("loss", f"with label smoothing {smoothing:.3g} the update is explained", proven=True))
-    if abs(abs(factor) - 1) > 1e-3:
-        hints.append(scale_hint(abs(factor), victim))
-    return hints
+    labels, wanted = _in_order(victim, found), flat(victim.update)
+    assumed = victim.client.loss
+    for loss in likely(assumed, victim.num_classes):
+        other = replace(victim, client=replace(victim.client, loss=loss))
+        hot = targets_of(victim, labels)
+        parts = [hot, np.full_like(hot, 1 / hot.shape[1])] if isinstance(loss, CrossEntropy) else [hot]
+        basis = np.stack([flat(update_at(other, victim.params, found.pixels, part)) for part in parts], axis=1)
+        factors, *_ = np.linalg.lstsq(basis, wanted, rcond=None)
+        if np.sum((basis @ factors - wanted) ** 2) > 10 * max(floor.value, NEAR) * np.sum(wanted**2):
+            continue
+        factor, smoothing = float(np.sum(factors)), float(factors[-1] / np.sum(factors)) if len(parts) > 1 else 0.0
+        hints = []
+        if factor < 0:
+            hints.append(Hint("sign", "with the other sign the update is explained", proven=True))
+        if loss.kind != assumed.kind:
+            hints.append(Hint("loss", f"with --loss {loss.name} the update is explained", proven=True))
+        if abs(smoothing - getattr(assumed, "smoothing", 0.0)) > 1e-3:
+            text = f"with label smoothing {smoothing:.3g} the update is explained (--label-smoothing)"
+            hints.append(Hint("loss", text, proven=True))
+        if abs(abs(factor) - 1) > 1e-3:
+            hints.append(scale_hint(abs(factor), victim))
+        return hints
+    return [OTHER]
 
 
 def _in_order(victim: Victim, found: Found) -> np.ndarray:
     """The labels in the order of the images: that in which the update fits best."""
     labels = np.asarray(found.labels)
-    if len(labels) > 5:
+    if len(labels) > 5 or labels.ndim > 1:
         return labels
     orders = [np.asarray(order) for order in sorted(set(itertools.permutations(labels.tolist())))]
 

@@ -19,7 +19,7 @@ from jaxleak.runs.audit.determinacy import draw_map
 from jaxleak.runs.audit.floor import Floor, clips, floor_of
 from jaxleak.runs.audit.group import NEAR, Group, Known, compared, group_of
 from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, scale_hint
-from jaxleak.runs.audit.refit import stop_for, targets_of, update_at
+from jaxleak.runs.audit.refit import names_of, stop_for, targets_of, update_at
 from jaxleak.runs.audit.report import write
 from jaxleak.runs.audit.verdict import VERDICTS, Verdict
 from jaxleak.runs.run import run_sweep
@@ -159,7 +159,9 @@ def _clearly_falling(group: Group) -> bool:
 
 
 def _found(group: Group) -> Found:
-    labels = np.maximum(np.asarray(group.restarts.labels[0]), 0)
+    labels = np.asarray(group.restarts.labels[0])
+    if labels.ndim == 1:
+        labels = np.maximum(labels, 0)
     return Found(group.attack, np.asarray(group.restarts.images[0], np.float64), labels, group.left)
 
 
@@ -236,7 +238,7 @@ def _of_group(sweep: Sweep, group: Group) -> dict[str, Any]:
         "explain": group.verdict.at_floor,
         "agree": group.verdict.agree,
         "labels": labels[0] if labels else None,
-        "same_labels": sum(sorted(found) == sorted(labels[0]) for found in labels) if labels else 0,
+        "same_labels": sum(sorted(names_of(found)) == sorted(names_of(labels[0])) for found in labels) if labels else 0,
         "trial": best.rows[0]["trial"] if ended else None,
         "left": group.left if ended else None,
         "lefts": [restart.left for restart in ended],

@@ -20,7 +20,7 @@ from jaxleak.runs.audit.determinacy import Determined, determined_at
 from jaxleak.runs.audit.floor import Floor
 from jaxleak.runs.audit.information import Information, information
 from jaxleak.runs.audit.polish import carry_on
-from jaxleak.runs.audit.refit import refit, starts_from, targets_of
+from jaxleak.runs.audit.refit import names_of, refit, starts_from, targets_of
 from jaxleak.runs.audit.verdict import Restart, Verdict, iterations_needed, judge
 from jaxleak.threat.victim import Victim
 
@@ -108,6 +108,8 @@ def group_of(result: Result, victim: Victim, attack: Attack, floor: Floor, known
         stopped: restarts may have stopped at an objective that was asked for, above the floor.
     """
     group = restarts(result, attack.name)
+    if victim.has_vectors:
+        group = group._replace(labels=[targets_of(victim, found).tolist() for found in group.labels])
     if attack.init in SAME_EVERY_TIME and attack.label != "joint" and not attack.solver.random:
         group = _first(group)  # the others are the same run again
     ended = _endings(result, attack, group, floor, stopped)
@@ -152,7 +154,7 @@ def _endings(result: Result, attack: Attack, group: Restarts, floor: Floor, stop
         spent |= stopped and row["objective"] < attack.stop_objective
         if not attack.published_as_it_is:
             needs = float("inf")  # its priors keep it above the floor, however long it runs
-        ended.append(Restart(left, spent and left > floor.value, needs, tuple(map(int, labels))))
+        ended.append(Restart(left, spent and left > floor.value, needs, names_of(labels)))
     return ended
 
 
@@ -174,7 +176,7 @@ def _brought_to_floor(
     ordered = [images[place][slot] for place, slot in zip(order, slots, strict=True)]
     labels = [np.asarray(group.labels[place])[slot].tolist() for place, slot in zip(order, slots, strict=True)]
     distances = np.stack([relative_error(np.asarray(image), np.asarray(best)) for image in ordered])
-    ended = [replace(ended[place], labels=tuple(map(int, found))) for place, found in zip(order, labels, strict=True)]
+    ended = [replace(ended[place], labels=names_of(found)) for place, found in zip(order, labels, strict=True)]
     rows = [group.rows[place] for place in order]
     group = group._replace(rows=rows, images=np.stack(ordered), distances=distances, labels=labels)
     if not left[order[0]] <= max(near, HOPEFUL):

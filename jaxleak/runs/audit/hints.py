@@ -13,6 +13,7 @@ from jaxleak.attacks.labels import head_gradient
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
+from jaxleak.threat.loss import CrossEntropy
 from jaxleak.threat.victim import Victim
 
 CODES = (
@@ -47,7 +48,7 @@ class Found:
 
     Attributes:
         attack: that found them.
-        pixels, labels: [b, h, w, c] and [b].
+        pixels, labels: [b, h, w, c] and [b]; or [b, k] where targets are no classes.
         left: share of the update, squared, that they leave.
     """
 
@@ -123,7 +124,9 @@ def sign_is_flipped(victim: Victim) -> bool:
 
     Softmax minus one-hot is the other way round: only labels are negative.
     """
-    bias = head_bias(victim)
+    bias, loss = head_bias(victim), victim.client.loss
+    if not isinstance(loss, CrossEntropy) or loss.smoothing:
+        return False
     if bias is None or bias.size <= 2 * victim.batch:
         return False
     positive, negative = int(np.sum(bias > 0)), int(np.sum(bias < 0))
@@ -134,7 +137,7 @@ def scale_hint(factor: float, victim: Victim, *, by_direction: bool = False) -> 
     """A hint about an update that is a multiple of what was assumed."""
     what = "as by a learning rate, by clipping, or by a sum over images or steps"
     if victim.batch > 1 and abs(factor - victim.batch) < 1e-3 * factor:
-        what = "the batch size: a sum over images instead of the mean"
+        what = "the batch size: a sum over images instead of the mean (--reduction sum)"
     advice = "" if by_direction else ": divide it, or use --objective cosine"
     return Hint("scale", f"the update is {factor:.4g} times what was assumed, {what}{advice}", proven=True)
 

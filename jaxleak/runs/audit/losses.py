@@ -1,16 +1,23 @@
 """Which loss has a given slope at given outputs of one image."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxleak.errors import InputError
+from jaxleak.kernels.precision import float64
 from jaxleak.runs.audit.hints import Hint, scale_hint
+from jaxleak.threat.loss import LOSSES, CrossEntropy, Loss
 from jaxleak.threat.victim import Victim
 
 CLOSE = 1e-3  # relative error of a slope that is explained
 OTHER = Hint(
-    "loss", "the update is explained by another loss than cross-entropy; which one was not found", proven=True
+    "loss", "the update is explained by another loss than was stated; which one was not found", proven=True
 )  # fmt: skip
 
 
@@ -31,63 +38,102 @@ class Smoothed(NamedTuple):
     sign: float
 
 
+def likely(assumed: Loss, outputs: int) -> Iterator[Loss]:
+    """The assumed loss without smoothing, and then the others that clients have."""
+    yield replace(assumed, smoothing=0.0) if isinstance(assumed, CrossEntropy) else assumed
+    for kind in LOSSES.values():
+        loss = kind()
+        try:
+            loss.check(outputs)
+        except InputError:
+            continue
+        if not isinstance(assumed, kind):
+            yield loss
+
+
+def slopes_at(
+    loss: Loss, outputs: Float[np.ndarray, "k"], targets: Float[np.ndarray, "n k"]
+) -> Float[np.ndarray, "n k"]:
+    """The loss's gradient with respect to the outputs of one image, for each target, in float64."""
+    with float64():
+        here, there = jnp.asarray(outputs, jnp.float64), jnp.asarray(targets, jnp.float64)
+        return np.asarray(jax.vmap(lambda t: jax.grad(lambda o: loss.value(o[None], t[None]))(here))(there))
+
+
 def loss_hints(
-    outputs: Float[np.ndarray, "k"], slope: Float[np.ndarray, "k"], victim: Victim, assumed: int
+    outputs: Float[np.ndarray, "k"], slope: Float[np.ndarray, "k"], victim: Victim, assumed: int | None
 ) -> list[Hint]:
-    """Which loss it is: cross-entropy with another sign, scale, label or smoothing, or another loss.
+    """Which loss it is: the assumed one with another sign, scale, label or smoothing, or another loss.
 
     Args:
         outputs: of the network at the image.
         slope: gradient of the loss with respect to them.
-        victim: to name the scale.
-        assumed: label that the attack worked with.
+        victim: to name the scale, and for the assumed loss.
+        assumed: label that the attack worked with; None: its target was no class.
 
     Returns:
         Hints, none where the loss is what was assumed.
     """
-    hots = np.eye(outputs.size)
-    soft = np.exp(outputs - outputs.max())
-    soft /= soft.sum()
-    factor, label, error = _nearest(soft - hots, slope)
-    if error < CLOSE:
-        hints = []
-        if factor < 0:
-            text = f"with the other sign the update is explained (label {label}): give before minus after"
-            hints.append(Hint("sign", text, proven=True))
-        if abs(abs(factor) - 1) > CLOSE:
-            hints.append(scale_hint(abs(factor), victim))
-        if not hints and label != assumed:
-            hints.append(Hint("label", f"the label is {label}, and the attack worked with {assumed}", proven=True))
-        return hints
-    smoothed = _smoothed(soft, slope)
-    if smoothed.error < CLOSE and 0 < smoothed.smoothing < 1:
-        text = f"with label smoothing {smoothed.smoothing:.3g} the update is explained (label {smoothed.label})"
-        other = [] if smoothed.sign > 0 else [Hint("sign", "and with the other sign", proven=True)]
-        return [Hint("loss", text, proven=True), *other]
-    for name, slopes in (
-        ("binary cross-entropy on a one-hot target", 1 / (1 + np.exp(-outputs)) - hots),
-        ("squared error to a one-hot target", outputs - hots),
-    ):
-        factor, label, error = _nearest(slopes, slope)
-        if error < CLOSE:
-            text = f"with {name} the update is explained (label {label}, times {factor:.3g})"
-            return [Hint("loss", text, proven=True)]
-    return [OTHER]
+    stated = victim.client.loss
+    for loss in [stated, *likely(stated, outputs.size)]:
+        multiple, targets = _nearest_target(loss, outputs, slope)
+        if multiple.error < CLOSE:
+            break
+        smoothed = _smoothed(loss, outputs, slope) if isinstance(loss, CrossEntropy) and outputs.size > 1 else None
+        if smoothed and smoothed.error < CLOSE and -CLOSE < smoothed.smoothing < 1:
+            amount = f"{max(smoothed.smoothing, 0):.3g}"
+            text = f"with label smoothing {amount} the update is explained (label {smoothed.label})"
+            other = [] if smoothed.sign > 0 else [Hint("sign", "and with the other sign", proven=True)]
+            return [Hint("loss", f"{text}: use --label-smoothing {amount}", proven=True), *other]
+    else:
+        return [OTHER]
+    factor, place, _ = multiple
+    label = int(np.asarray(loss.label(targets[place])))
+    if loss != stated:
+        which = f"label {label}" if place < loss.classes(outputs.size) else f"targets {_bits(targets[place])}"
+        text = f"with --loss {loss.kind} the update is explained ({which}, times {factor:.3g})"
+        return [Hint("loss", text, proven=True)]
+    hints = []
+    if factor < 0:
+        text = f"with the other sign the update is explained (label {label}): give before minus after"
+        hints.append(Hint("sign", text, proven=True))
+    if abs(abs(factor) - 1) > CLOSE:
+        hints.append(scale_hint(abs(factor), victim))
+    if not hints and assumed is not None and label != assumed:
+        hints.append(Hint("label", f"the label is {label}, and the attack worked with {assumed}", proven=True))
+    return hints
+
+
+def _bits(target: Float[np.ndarray, "k"]) -> str:
+    return ",".join(f"{number:g}" for number in target)
+
+
+def _nearest_target(loss: Loss, outputs, slope) -> tuple[Multiple, Float[np.ndarray, "n k"]]:
+    """The nearest of the loss's slopes over all classes; of bits also over those that the slope's signs show."""
+    with float64():
+        targets = np.asarray(loss.target(np.arange(loss.classes(outputs.size)), outputs.size, float))
+    if loss.targets == "bits":
+        targets = np.concatenate([targets, [slope < 0, slope > 0]])
+    return _nearest(slopes_at(loss, outputs, targets), slope), targets
 
 
 def _nearest(slopes: Float[np.ndarray, "n k"], slope: Float[np.ndarray, "k"]) -> Multiple:
     factors = slopes @ slope / np.maximum(np.sum(slopes**2, axis=1), 1e-300)
     errors = np.linalg.norm(factors[:, None] * slopes - slope, axis=1) / np.linalg.norm(slope)
-    place = int(np.argmin(errors))
+    # Of one output every slope is a multiple of every other: then that with the most likely factor.
+    place = int(np.argmin(np.where(errors <= errors.min() + 1e-6, np.abs(factors - 1), np.inf)))
     return Multiple(float(factors[place]), place, float(errors[place]))
 
 
-def _smoothed(soft: Float[np.ndarray, "k"], slope: Float[np.ndarray, "k"]) -> Smoothed:
-    """By least squares: sign slope = soft - hot + e (hot - 1/k)."""
+def _smoothed(loss: CrossEntropy, outputs: Float[np.ndarray, "k"], slope: Float[np.ndarray, "k"]) -> Smoothed:
+    """By least squares: sign slope = s(hot) + e (s(uniform) - s(hot)), with s without smoothing."""
+    plain, classes = replace(loss, smoothing=0.0), slope.size
+    hots = slopes_at(plain, outputs, np.eye(classes))
+    uniform = slopes_at(plain, outputs, np.full((1, classes), 1 / classes))[0]
     fits = []
     for sign in (1.0, -1.0):
-        for label, hot in enumerate(np.eye(soft.size)):
-            direction, rest = hot - 1 / soft.size, sign * slope - (soft - hot)
+        for label, hot in enumerate(hots):
+            direction, rest = uniform - hot, sign * slope - hot
             smoothing = float(direction @ rest / (direction @ direction))
             error = float(np.linalg.norm(rest - smoothing * direction) / np.linalg.norm(slope))
             fits.append(Smoothed(error, smoothing, label, sign))

@@ -22,7 +22,6 @@ from jaxleak.threat.client import client_update
 from jaxleak.threat.victim import Victim
 
 PATIENCE = 60.0  # seconds of a second attack, compiling not counted
-CONFIDENT = 6.0  # logit by which a start's label stands above the others
 
 
 class _ReachedError(Exception):
@@ -35,13 +34,13 @@ class Refit:
 
     Attributes:
         pixels: not cut to [0, 1].
-        labels: that each worked with.
+        labels: that each worked with; [n, b, k] where targets are no classes.
         seeds: which start each came from.
         left: share of the update, squared, that each leaves: of the cosine 1 - cos^2.
     """
 
     pixels: Float[np.ndarray, "n b h w c"]
-    labels: Int[np.ndarray, "n b"]
+    labels: np.ndarray
     left: Float[np.ndarray, "n"]
     seeds: Int[np.ndarray, "n"]
 
@@ -107,7 +106,7 @@ def refit(
         engine.forget()
     if not ended:
         nothing = np.full((1, victim.batch, *victim.shape), np.nan)
-        return Refit(nothing, np.zeros((1, victim.batch), int), np.array([np.inf]), np.zeros(1, int))
+        return Refit(nothing, np.zeros((1, *victim.answers.shape), int), np.array([np.inf]), np.zeros(1, int))
     outcome, seed = jax.tree.map(lambda *parts: np.concatenate(parts), *ended)
     left = share_left(plain.objective, outcome.objective, outcome.update_norm2)
     left = np.where(np.isfinite(left), left, np.inf)
@@ -130,11 +129,11 @@ def squared_norm_of(update: PyTree, weights: PyTree | None = None) -> float:
     return sum(float(np.sum(weight * np.asarray(leaf, np.float64) ** 2)) for weight, leaf in pairs)
 
 
-def starts_from(victim: Victim, pixels: Float[np.ndarray, "n b h w c"], labels: Int[np.ndarray, "n b"]) -> dict:
-    """Starts at these images with these labels; the logits of "joint" are confident of them."""
+def starts_from(victim: Victim, pixels: Float[np.ndarray, "n b h w c"], labels: np.ndarray) -> dict:
+    """Starts at these images with these labels [n, b] (or [n, b, k]); what "joint" optimises is confident of them."""
     with float64():
         image = np.asarray(victim.to_input(jnp.asarray(pixels)))
-    return {"image": image, "label": CONFIDENT * np.eye(victim.num_classes)[np.maximum(labels, 0)]}
+    return {"image": image, "label": np.asarray(victim.client.loss.encode(targets_of(victim, labels)))}
 
 
 def update_at(
@@ -157,9 +156,21 @@ def logits_at(victim: Victim, params: PyTree, pixels: Float[np.ndarray, "b h w c
 
 def with_labels(victim: Victim, labels: Any) -> Victim:
     """The victim with labels that an attack found, so that it can be attacked with label "known"."""
-    return replace(victim, labels=np.asarray(labels, np.int32))
+    if not victim.has_vectors:
+        return replace(victim, labels=np.asarray(labels, np.int32))
+    targets = targets_of(victim, labels)
+    return replace(victim, targets=targets, labels=np.asarray(victim.client.loss.label(targets), np.int32))
 
 
-def targets_of(victim: Victim, labels: Any) -> Float[np.ndarray, "b k"]:
-    """One-hot targets."""
-    return np.eye(victim.num_classes)[np.maximum(np.asarray(labels), 0)]
+def targets_of(victim: Victim, labels: Any) -> Float[np.ndarray, "... k"]:
+    """Targets for labels [...], or the nearest ones that a client may have to vectors [..., k]."""
+    loss, labels = victim.client.loss, np.asarray(labels)
+    if victim.has_vectors:
+        return np.asarray(loss.settle(labels.astype(np.float64)))
+    return np.asarray(loss.target(np.maximum(labels, 0), victim.num_classes, float), np.float64)
+
+
+def names_of(labels: Any) -> tuple[int | str, ...]:
+    """Labels as words: of a vector its numbers."""
+    vectors = np.ndim(labels) == 2
+    return tuple(",".join(f"{number:.2g}" for number in label) if vectors else int(label) for label in labels)

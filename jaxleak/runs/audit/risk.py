@@ -127,7 +127,7 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
 def _one(victim: Victim, update: int, seed: int) -> tuple[PyTree, np.ndarray, np.ndarray]:
     """The network, the images and the targets of one update, in float64."""
     pixels = np.asarray(victim.batches(np.asarray(victim.images))[update], np.float64)
-    labels = victim.batches(np.asarray(victim.labels))[update]
+    labels = victim.batches(victim.answers)[update]
     with float64():
         trial = Trial(attack=IDLG, victim=victim, threshold=0.0)
         shared, image = trial.shared(), victim.indices[update * victim.batch]

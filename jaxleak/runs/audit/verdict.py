@@ -27,7 +27,7 @@ class Restart:
     left: float
     by_budget: bool
     needs: float
-    labels: tuple[int, ...]
+    labels: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def judge(
     )
 
 
-def _disagreement(slots: np.ndarray, count: int, labels: set[tuple[int, ...]]) -> str:
+def _disagreement(slots: np.ndarray, count: int, labels: set[tuple[int | str, ...]]) -> str:
     if len(labels) > 1:
         shown = "; ".join(" ".join(map(str, found)) for found in sorted(labels)[:4])
         return f"with different labels ({shown}): the label is not determined"
