@@ -1,7 +1,7 @@
 """Closed form: an image from the gradient of a vision transformer whose positions are learnt."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from flax.traverse_util import flatten_dict
@@ -84,7 +84,7 @@ def recover_from_positions(
         InputError: the network has no learnt positions beside embedded patches, or has more patches than `dim`.
     """
     found = find_embedding(update, image_shape)
-    flat, weights = flatten_dict(update), flatten_dict(params)
+    flat, weights = _flat(update), _flat(params)
     gradient, kernel = flat[found.kernel], weights[found.kernel]
     size = gradient.shape[-1]
     slopes = flat[found.positions].reshape(-1, size)
@@ -94,7 +94,7 @@ def recover_from_positions(
         offsets = weights[found.positions].reshape(-1, size)
         first = weights[CLASS_TOKEN].reshape(-1, size) + offsets[:others]
         tokens = tokens_by_attention(weights[QKV], flat[QKV], slopes, first)
-        embedded = tokens - offsets[others:] - weights[*found.kernel[:-1], "bias"]
+        embedded = tokens - offsets[others:] - weights[(*found.kernel[:-1], "bias")]
         otherwise = jnp.linalg.lstsq(kernel.reshape(-1, size).T, embedded.T)[0].T
         patches = jnp.where(jnp.any(gradient != 0), patches, otherwise)
     height, width, channels = image_shape
@@ -116,7 +116,7 @@ def find_embedding(params: PyTree, image_shape: tuple[int, int, int]) -> Embeddi
     Raises:
         InputError: there are none, or more patches than numbers in a token.
     """
-    flat, (height, width, channels) = flatten_dict(params), image_shape
+    flat, (height, width, channels) = _flat(params), image_shape
     for kernel, leaf in flat.items():
         if kernel[-1] != "kernel" or leaf.ndim != 4 or leaf.shape[2] != channels:
             continue
@@ -138,3 +138,7 @@ def find_embedding(params: PyTree, image_shape: tuple[int, int, int]) -> Embeddi
         "april needs a model that adds learnt positions to embedded patches, such as vit; got layers "
         f"{', '.join(layers[:6])}{' and more' if len(layers) > 6 else ''} for {'x'.join(map(str, image_shape))} images."
     )
+
+
+def _flat(params: PyTree) -> dict[Path, Any]:
+    return flatten_dict(params)  # pyright: ignore[reportReturnType]

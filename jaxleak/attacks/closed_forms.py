@@ -88,7 +88,8 @@ def _check_relu(victim: Victim) -> None:
         raise InputError("`attack` spear reads one gradient of a batch; use no local steps.")
     shapes = _shapes(victim)
     name = first_dense(shapes, _shape(victim), "spear")
-    check_width(*reversed(shapes[name]["kernel"].shape), victim.batch)
+    inputs, width = shapes[name]["kernel"].shape
+    check_width(width, inputs, victim.batch)
     if not _has_relu(victim, name):
         raise InputError(
             "spear needs a ReLU right behind the first dense layer, whose gradient is 0 for a unit that is off; "
