@@ -206,7 +206,7 @@ def vectors_right(found: np.ndarray, true: np.ndarray, bits: bool) -> np.ndarray
     """
     from scipy.optimize import linear_sum_assignment
 
-    known: Any = np.isfinite(true).all(axis=-1)[:, None, :]
+    known = np.all(np.isfinite(true), axis=-1)[:, None, :]
     if bits:
         found, true = ((np.asarray(vectors) > 0.5).astype(float) for vectors in (found, true))
     size = np.max(np.abs(np.asarray(true, float))[:, None], axis=-1, initial=1.0)
