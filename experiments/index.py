@@ -22,7 +22,7 @@ EXPERIMENTS = (
     *("inverting_gradients", "ig_models", "deakin_models"),
     *("failures", "solvers", "precision", "pytorch_parity"),
     *("spear", "april"),
-    *("verdicts", "risk"),
+    *("verdicts", "risk", "stacks"),
     *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]

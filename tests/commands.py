@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import re
 import warnings
 from typing import NamedTuple
 
@@ -52,3 +53,8 @@ def refusal(*arguments: object) -> str:
     (line,) = said.err.splitlines()
     assert line.startswith("jaxleak: ")
     return line
+
+
+def case_id(value: object) -> str:
+    """A test's name for a value; addresses in memory are left out, which differ between processes."""
+    return re.sub(r" at 0x[0-9a-f]+", "", str(value))

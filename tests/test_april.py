@@ -13,6 +13,7 @@ from jaxleak.attacks.presets import ATTACKS
 from jaxleak.models import ViT
 from jaxleak.runs.run import run_sweep
 from jaxleak.threat.loss import loss_gradient
+from tests.commands import case_id
 from tests.fixtures import quick_jit
 from tests.oracles.parity import some_variables
 
@@ -116,7 +117,7 @@ def test_an_update_without_positions_is_refused():
         Sweep(victim=victim, attacks=(ATTACKS["april"],), seeds=1)
 
 
-@pytest.mark.parametrize("changes", [{"layers": ("head",)}, {"scale": "per-tensor"}], ids=str)
+@pytest.mark.parametrize("changes", [{"layers": ("head",)}, {"scale": "per-tensor"}], ids=case_id)
 @pytest.mark.parametrize("name", ["analytic", "april", "spear"])
 def test_closed_forms_read_tensors_as_they_are(name, changes):
     with pytest.raises(InputError, match=rf"^`start` {name} reads the tensors of the update as they were shared;"):

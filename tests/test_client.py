@@ -24,6 +24,7 @@ from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.optimizers import OPTIMIZERS
 from jaxleak.threat.victim import Victim, draw_params
+from tests.commands import case_id
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc
 from tests.oracles.require_torch import require_torch
@@ -385,7 +386,7 @@ def test_batchnorm_sees_each_clients_own_images():
         ({"steps": 1, "batch": 0}, "`client_batch` must be above 0; got 0."),
         ({"batch": 2}, "`client_batch` is for local steps; give --client-steps or --client-epochs too."),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_clients_that_make_no_sense(fields, message):
     with pytest.raises(InputError) as error:
@@ -412,7 +413,7 @@ def test_clients_that_make_no_sense(fields, message):
             "`client_lr` must be one number, or one for each of 2 passes or 4 local steps; got 3.",
         ),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_images_that_cannot_be_divided(client, message):
     for check in (lambda: client.check(4), lambda: victim_of(client)):

@@ -36,7 +36,7 @@ from jaxleak.threat.loss import (
     parse_loss,
 )
 from jaxleak.threat.victim import Victim, draw_params
-from tests.commands import call, refusal, restored_globals
+from tests.commands import call, case_id, refusal, restored_globals
 from tests.fixtures import quick_jit
 from tests.oracles.require_torch import require_torch
 
@@ -299,7 +299,7 @@ def test_rules_that_hold_read_the_labels_of_batches(name):
         (CrossEntropy(weights=WEIGHTS, smoothing=0.1), 4, 1, "joint, known, idlg, bias, row-minima"),
         (CROSS_ENTROPY, 4, 2, ", ".join(LABEL_STRATEGIES)),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_rules_that_do_not_hold_are_refused_in_one_line(loss, outputs, batch, holding):
     images = np.random.default_rng(0).random((batch, 12, 12, 1))
@@ -376,7 +376,7 @@ def test_losses_that_there_are_not(arguments, message):
         ),
         ({"loss": lambda outputs, target: outputs}, r"`loss` <lambda> fails .* returns one number"),
     ],
-    ids=str,
+    ids=case_id,
 )
 def test_losses_that_do_not_fit_a_victim(changes, message):
     with pytest.raises(jaxleak.InputError, match=message):

@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 from jaxleak.errors import InputError
 from jaxleak.models import ViT, build_model, load_weights, parameter_count, save_weights
 from jaxleak.threat.loss import loss_gradient
+from tests.commands import case_id
 from tests.fixtures import quick_jit
 from tests.oracles.parity import assert_equals_torch, some_variables
 from tests.oracles.require_torch import require_torch
@@ -22,7 +23,7 @@ SMALL = {"patch_size": 4, "dim": 6, "heads": 2, "depth": 2, "mlp_ratio": 1.5}
 
 
 @pytest.mark.torch
-@pytest.mark.parametrize("fields", [{}, {"encoder": "sequential", "heads": 3, "activation": nn.tanh}], ids=str)
+@pytest.mark.parametrize("fields", [{}, {"encoder": "sequential", "heads": 3, "activation": nn.tanh}], ids=case_id)
 def test_vit_equals_torch(fields):
     """Logits, the parameters' gradient, the attack's objective and its gradient."""
     torch = require_torch()
