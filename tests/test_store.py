@@ -18,8 +18,9 @@ from jaxleak.errors import InputError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
 from jaxleak.results.store.columns import COLUMNS, Column
+from jaxleak.results.store.description import settings_hash
 from jaxleak.results.store.environment import git_state
-from jaxleak.results.store.run import Run, settings_hash
+from jaxleak.results.store.run import Run
 from tests.stores import ENVIRONMENT, OPEN_RUNS, SETTINGS, commit, create, make_arrays, make_row
 
 

@@ -150,11 +150,12 @@ function tell(one, t) {
   }
   const { at, objective, mse } = curve(one.id), place = placeAt(at, Math.min(t, end));
   const ended = t >= end;
-  const similar = one.pictures?.ssim?.[placeAt(one.pictures.at, t)];
+  const like = (name) => Number(data.pictures[one.id]?.[name]?.[placeAt(data.pictures[one.id].at, t)]);
   const facts = [
     ["objective", short(ended ? number(trial, "objective") : objective?.[place])],
-    ["PSNR", `${short(ended ? number(trial, "psnr") : decibel(mse?.[place]))} dB`],
-    ["SSIM", short(ended ? number(trial, "ssim") : Number(similar))],
+    ["MSE", short(ended ? number(trial, "mse") : mse?.[place])],
+    ["PSNR", `${short(ended ? number(trial, "psnr") : like("psnr"))} dB`],
+    ["SSIM", short(ended ? number(trial, "ssim") : like("ssim"))],
     ["start", cell(trial, "seed")],
     ["ends", `iteration ${end}`],
     ["status", ended ? status : "running"],
