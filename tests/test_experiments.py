@@ -333,7 +333,7 @@ def test_the_tables_hold_the_flags_of_attack_and_threat_model():
         ),
         *("max_evaluations", "stop_objective", "success_objective", "success_cosine", "success_error"),
         *("mse_thresholds", "snapshots", "snapshot_seeds", "lanes", "x64", "figures", "report"),
-        *("shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
+        *("mix_versions", "shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
     }
     shown = {*options.TABLED, *options.TERMS, *options.THREAT}
     assert shown | elsewhere == RunCommand.__dataclass_fields__.keys()

@@ -94,7 +94,10 @@ def load_npz(name: str, file: Path, split: str | None, image_size: int | None) -
             f"`dataset` {name!r}: labels must be below {MOST_CLASSES:,}, as there is a class for each number; the "
             f"largest is {largest}. Number the classes from 0."
         )
-    class_names = [str(class_name) for class_name in arrays.get("class_names", range(largest + 1))]
+    names = arrays.get("class_names", np.arange(largest + 1))
+    if names.ndim != 1:
+        raise InputError(f"`dataset` {name!r}: class_names must be one name for each class; got shape {names.shape}.")
+    class_names = [str(class_name) for class_name in names]
     if largest >= len(class_names):
         raise InputError(f"`dataset` {name!r} has label {largest} but only {len(class_names)} `class_names`.")
     if image_size is not None:

@@ -86,7 +86,7 @@ def test_nothing_is_written_outside_a_run(name, there, run, data, outside):
     if there:
         (outside / name).write_bytes(b"mine")
     before = everything(outside)
-    with pytest.raises(InputError, match="is a symbolic link, which leads out of the run. Remove it, and try again."):
+    with pytest.raises(InputError, match="is a symbolic link, which leads out of the run"):
         jaxleak.run_sweep(sweep_of(data, attacks=(QUICKEST,), seeds=2), run, quiet=True)
     assert everything(outside) == before
 
@@ -127,7 +127,8 @@ def test_letters_that_cannot_be_written_are_replaced(command, run, monkeypatch):
     with pytest.raises(SystemExit) as ended:
         jaxleak.cli.main([command, str(other)])
     assert ended.value.code == 0
-    assert b"?bung-?" in outs[0].buffer.getvalue()
+    said = outs[0].buffer.getvalue()
+    assert (b"idlg" if command == "table" else b"?bung-?") in said
 
 
 @pytest.mark.slow
@@ -296,6 +297,7 @@ def sweep_for_ray(folder: str):
     return jaxleak.Sweep(victim=victim, attacks=(QUICKEST,), seeds=1, snapshots=())
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_a_cluster_of_this_machine_listens_on_the_loopback_only(tmp_path):
     pytest.importorskip("ray")
