@@ -22,6 +22,7 @@ EXPERIMENTS = (
     *("inverting_gradients", "ig_models", "deakin_models"),
     *("failures", "solvers", "precision", "pytorch_parity"),
     *("verdicts", "risk"),
+    *("reliability",),
     *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]
