@@ -25,8 +25,6 @@ import numpy as np
 from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder
 from jaxleak import Run
-from jaxleak.results.store.environment import environment
-from tests.faults.moments import FullDisk, Moment, check_left, command, compared, random_moments, struck
 
 PAPER = "Reliability"
 MOMENTS = 40
@@ -49,7 +47,7 @@ def words(folder: Path) -> list[str]:
     ]
 
 
-def killed(line: list[str], out: Path, moment: Moment) -> int:
+def killed(line: list[str], out: Path, moment: Any) -> int:
     """The command in a process of its own, which kills itself at the moment; its exit code."""
     own = {**os.environ, "PYTHONPATH": str(PROJECT), "JAX_PLATFORMS": "cpu"}
     process = [sys.executable, "-m", "tests.faults.moments", str(moment), "SIGKILL", *line, "--out", str(out)]
@@ -58,8 +56,9 @@ def killed(line: list[str], out: Path, moment: Moment) -> int:
 
 def faults(line: list[str], folder: Path) -> Iterator[tuple[str, str, Callable[[Path], tuple[int, bool]]]]:
     """Every fault with the name of its case, and what makes it: the exit code, and whether temporary files must go."""
+    from tests.faults.moments import FullDisk, command, random_moments, struck
 
-    def strike(name: str, moment: Moment) -> Callable[[Path], tuple[int, bool]]:
+    def strike(name: str, moment: Any) -> Callable[[Path], tuple[int, bool]]:
         if name == "SIGKILL":
             return lambda out: (killed(line, out, moment), False)
         return lambda out: (struck(line, out, moment, signal.Signals[name]).code, True)
@@ -83,6 +82,8 @@ def faults(line: list[str], folder: Path) -> Iterator[tuple[str, str, Callable[[
 
 def one(line: list[str], out: Path, whole: Run, make: Callable[[Path], tuple[int, bool]], code: int) -> dict[str, Any]:
     """Make the fault, continue, and compare."""
+    from tests.faults.moments import check_left, command, compared
+
     row: dict[str, Any] = {"code": None, "struck": False, "survived": False, "rows": 0}
     try:
         row["code"], clean = make(out)
@@ -108,10 +109,12 @@ def fuzzed(folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    from tests.faults.moments import command
+
     options = arguments(__doc__)
     chosen = chosen_runs([*CODES, FULL, "fuzz"], options)
     path, done = results_folder("reliability") / FILE, {(row["fault"], row["case"]) for row in rows()}
-    made = {key: environment()[key] for key in ("device", "git_revision", "git_dirty")}
+    made: dict[str, Any] = {}
 
     def keep(row: dict[str, Any]) -> None:
         with path.open("a") as file:
@@ -120,11 +123,12 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(prefix="jaxleak-") as name:
         folder = Path(name)
-        if "fuzz" in chosen and ("fuzz", "all") not in done:
-            keep({"fault": "fuzz", "case": "all", **fuzzed(folder)})
         line = words(folder)
         assert command([*line, "--no-figures"], folder / "whole").code == 0
         whole = Run.open(folder / "whole")
+        made |= {key: whole.environment[key] for key in ("device", "git_revision", "git_dirty")}
+        if "fuzz" in chosen and ("fuzz", "all") not in done:
+            keep({"fault": "fuzz", "case": "all", **fuzzed(folder)})
         for fault, case, make in faults(line, folder):
             if fault in chosen and (fault, case) not in done:
                 keep({"fault": fault, "case": case, **one(line, folder / "run", whole, make, CODES.get(fault, 3))})

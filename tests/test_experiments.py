@@ -91,8 +91,8 @@ def test_only_the_public_api(path):
     }
     assert used <= set(jaxleak.__all__)
     tests = {name for name in names if name.split(".")[0] == "tests"}
-    assert all(name.startswith("tests.oracles.") for name in tests)
-    assert not tests or path.stem in WITH_TORCH
+    assert all(name.startswith(("tests.oracles.", "tests.faults.")) for name in tests)
+    assert not any(name.startswith("tests.oracles.") for name in tests) or path.stem in WITH_TORCH
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "def main" in path.read_text()], ids=name_of)
