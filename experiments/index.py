@@ -23,6 +23,7 @@ EXPERIMENTS = (
     *("failures", "solvers", "precision", "pytorch_parity"),
     *("spear", "april"),
     *("verdicts", "risk", "stacks"),
+    *("reliability",),
     *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]

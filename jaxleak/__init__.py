@@ -7,7 +7,7 @@ if TYPE_CHECKING:
     from jaxleak.attacks.presets import ATTACKS, CPL, DLG, IDLG, IG, Attack
     from jaxleak.data import Dataset, load_dataset
     from jaxleak.engine.devices import use_all_cores
-    from jaxleak.errors import InputError
+    from jaxleak.errors import InputError, StorageError
     from jaxleak.kernels.conv import fast_conv
     from jaxleak.kernels.dense import blocked_dot_general
     from jaxleak.models import build_model, load_weights, parameter_count, save_weights
@@ -42,7 +42,7 @@ _HOMES = {
     "threat.defences": ("parse_defence",),
     "kernels.dense": ("blocked_dot_general",),
     "engine.devices": ("use_all_cores",),
-    "errors": ("InputError",),
+    "errors": ("InputError", "StorageError"),
     "results.matching": ("unmosaic",),
     "models": ("build_model", "load_weights", "parameter_count", "save_weights"),
     "models.own": ("adapt_model",),
@@ -83,6 +83,7 @@ __all__ = [
     "Ray",
     "Result",
     "Run",
+    "StorageError",
     "Sweep",
     "TorchLBFGS",
     "Victim",

@@ -1,4 +1,4 @@
-"""The one exception for a user's mistake: the command line prints it as one line and exits with 2."""
+"""What the command line prints as one line: a user's mistake (it exits with 2), and a disk that is full (3)."""
 
 import contextlib
 import difflib
@@ -11,6 +11,20 @@ from typing import Any
 
 class InputError(ValueError):
     """Something the user gave is wrong; the message says what, what is allowed, and how to mend it."""
+
+
+class StorageError(OSError):
+    """Results cannot be written: the disk is full or fails. The message is one line.
+
+    Attributes:
+        full: True where space is lacking, so that less may fit.
+        needed: bytes that could not be written; 0 where that is not known.
+        rows: of trials that ended and are not stored, by the names of the columns.
+    """
+
+    def __init__(self, message: str, *, full: bool = False, needed: int = 0, rows: list[dict[str, Any]] | None = None):
+        super().__init__(message)
+        self.full, self.needed, self.rows = full, needed, rows or []
 
 
 def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:

@@ -91,8 +91,8 @@ def test_only_the_public_api(path):
     }
     assert used <= set(jaxleak.__all__)
     tests = {name for name in names if name.split(".")[0] == "tests"}
-    assert all(name.startswith("tests.oracles.") for name in tests)
-    assert not tests or path.stem in WITH_TORCH
+    assert all(name.startswith(("tests.oracles.", "tests.faults.")) for name in tests)
+    assert not any(name.startswith("tests.oracles.") for name in tests) or path.stem in WITH_TORCH
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "def main" in path.read_text()], ids=name_of)
@@ -333,7 +333,7 @@ def test_the_tables_hold_the_flags_of_attack_and_threat_model():
         ),
         *("max_evaluations", "stop_objective", "success_objective", "success_cosine", "success_error"),
         *("mse_thresholds", "snapshots", "snapshot_seeds", "lanes", "x64", "figures", "report"),
-        *("shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
+        *("mix_versions", "shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
     }
     shown = {*options.TABLED, *options.TERMS, *options.THREAT}
     assert shown | elsewhere == RunCommand.__dataclass_fields__.keys()

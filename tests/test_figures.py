@@ -307,6 +307,7 @@ def test_convergence_with_no_success_one_trial_zeros_and_infinities():
     figure = convergence(rows, arrays)
     assert "dlg: 0 of 1 solved" in texts(figure)
     assert not lines(figure.axes[0], "median")
+    assert not any("solved:" in text.get_text() for text in figure.legends[0].get_texts())
     drawn = np.asarray(lines(figure.axes[1], "failed")[0].get_ydata())
     assert (drawn > 0).all()
     arrays["objective_trace"][:], arrays["mse_trace"][:] = np.nan, np.nan
@@ -317,9 +318,11 @@ def test_a_diverging_trial_does_not_flatten_the_others():
     rows, truth = make_rows(statuses=("converged", "diverged")), make_truth([7, 3])
     arrays = make_arrays(rows, truth)
     arrays["objective_trace"][1, 5:] = 1e30
-    low, high = convergence(rows, arrays).axes[0].get_ylim()
+    figure = convergence(rows, arrays)
+    low, high = figure.axes[0].get_ylim()
     assert 10 < high < 100
     assert low < 1e-5
+    assert any("failed beyond the top" in text.get_text() for text in figure.axes[0].texts)
 
 
 def test_convergence_limits_the_failed_lines_and_shows_the_last():
@@ -350,12 +353,30 @@ def test_dots_bars_and_band_are_the_rates_and_wilson_intervals():
     points, _, bars = container.lines
     np.testing.assert_allclose(points.get_ydata(), [6 / 9] * 3)
     np.testing.assert_allclose([s[:, 1] for s in bars[0].get_segments()], [wilson(6, 9)] * 3)
-    assert list(axes.lines[0].get_ydata()) == [pytest.approx(18 / 27)] * 2
+    point, _, bars = axes.containers[1].lines
+    assert list(point.get_xydata()[0]) == [3, pytest.approx(18 / 27)]
     low, high = wilson(18, 27)
-    assert axes.patches[0].get_y() == pytest.approx(low)
-    assert axes.patches[0].get_height() == pytest.approx(high - low)
+    np.testing.assert_allclose(bars[0].get_segments()[0][:, 1], (low, high))
     assert f"dlg, all: 0.67 [{low:.2f}, {high:.2f}]" in texts(figure)
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "5", "9"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["3", "5", "9", "all"]
+
+
+@pytest.mark.parametrize("draw", [success_by_image, mse_shares])
+@pytest.mark.parametrize(
+    "attacks", [("dlg", "idlg", "dlg:torch-lbfgs"), ("ig", "ig+normal+l2+tv=0.001:" + 9 * "word-")]
+)
+@pytest.mark.parametrize("panels", [1, 3])
+def test_legends_lie_within_their_figure(draw, attacks, panels):
+    rows = make_rows(attacks=attacks)
+    rows += [{**row, "model": f"model{i}"} for i in range(1, panels) for row in rows]
+    figure = draw(summary_of(rows))
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    for axes in figure.axes:
+        if axes.get_legend():
+            box = axes.get_legend().get_window_extent(renderer)
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("count", [1, 2, 30])
@@ -364,7 +385,7 @@ def test_success_by_image_from_one_to_thirty_images(tmp_path, count):
     path = tmp_path / "success.png"
     figure = success_by_image(summary_of(rows), path)
     (axes,) = figure.axes
-    assert len(axes.get_xticklabels()) == count
+    assert len(axes.get_xticklabels()) == count + 1
     assert figure.get_figwidth() == (COLUMN_INCHES if count <= 10 else PAGE_INCHES[0])
     assert path.stat().st_size < 300_000
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -375,7 +396,7 @@ def test_success_by_image_from_one_to_thirty_images(tmp_path, count):
 def test_an_image_that_one_attack_has_not_reached_keeps_its_place():
     rows = [make_row(0, 3, "converged"), make_row(1, 5, "stalled"), make_row(2, 5, "converged", attack="idlg")]
     (axes,) = success_by_image(summary_of(rows)).axes
-    dlg, idlg = (container.lines[0].get_xdata() for container in axes.containers)
+    dlg, idlg = (container.lines[0].get_xdata() for container in axes.containers[::2])
     assert [round(x) for x in dlg] == [0, 1]
     assert [round(x) for x in idlg] == [1]
 
@@ -447,7 +468,10 @@ def make_run(path, rows, *, images=(7, 3), snapshots=SNAPSHOTS, parts=2, seeds=6
     with Run.create_or_resume(path, settings, {}) as run:
         run.write_truth(**truth)
         for part in np.array_split(np.arange(len(rows)), parts):
-            run.append([rows[i] for i in part], {name: array[part] for name, array in arrays.items()})
+            run.append(
+                [{**rows[i], "settings_hash": run.settings_hash} for i in part],
+                {name: array[part] for name, array in arrays.items()},
+            )
     return Run.open(path)
 
 
@@ -510,7 +534,7 @@ def test_a_run_without_rows_and_a_path_that_is_a_file_are_one_line_errors(tmp_pa
         draw_all(empty)
     run = make_run(tmp_path / "run", make_rows())
     (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match=r"`path` .*file cannot be made"):
+    with pytest.raises(InputError, match=r"`path` .*file cannot be written"):
         draw_all(run, tmp_path / "file")
     with pytest.raises(InputError, match=r"`path` .* cannot be written"):
         mse_shares(summary_of(make_rows()), tmp_path / "absent" / "x.png")

@@ -144,7 +144,9 @@ def test_a_sprite_holds_the_snapshots_and_the_last_candidate(run):
             last = np.round(np.clip(np.nan_to_num(arrays["candidate"][0, ..., 0]), 0, 1) * 255)
             wanted = [*(arrays["snapshots"][0, i, ..., 0] for i in before), last]
             np.testing.assert_array_equal(frames_of(one["src"]), np.hstack(wanted))
-        assert float(one["ssim"][-1]) == pytest.approx(rows[trial]["ssim"], abs=1e-4, nan_ok=True)
+        for name in ("psnr", "ssim"):
+            assert float(one[name][-1]) == pytest.approx(rows[trial][name], abs=1e-3, nan_ok=True)
+            assert len(one[name]) == len(one["at"])
 
 
 def test_truths_are_there_once(run, copied):
@@ -367,6 +369,30 @@ def test_an_empty_run_is_a_page(copied):
     html = html_of(copied)
     assert "no trial has finished yet, of 16" in html
     assert data_of(html)["curves"] == {}
+
+
+def test_attacks_without_trials_are_not_named(copied, data, tmp_path):
+    """A run that has not come to its second attack yet."""
+    run, rows = Run.open(copied), Run.open(copied).rows()
+    first = [place for place, row in enumerate(rows) if row["attack"] == "idlg"]
+    with Run.create_or_resume(tmp_path / "begun", run.settings, run.environment) as begun:
+        begun.write_truth(**{name: array for name, array in run.truth().items() if name != "class_names"})
+        arrays = {name: array[first] for name, array in run.arrays().items()}
+        begun.append([rows[place] for place in first], arrays)
+    html = html_of(tmp_path / "begun")
+    told = data_of(html)
+    assert [one["label"] for one in told["series"]] == ["idlg"]
+    shown = re.sub(r"<pre>.*?</pre>|<script.*?</script>", "", html, flags=re.DOTALL)
+    assert "idlg" in shown
+    assert not re.search(r"\bdlg\b", shown)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(180.44, "180"), (18.044, "18"), (1.8044, "1.8"), (0.0123, "0.012"), (1234.5, "1,234"), (3, "3")],
+)
+def test_numbers_read_as_numbers(value, text):
+    assert sections.number(value, 3).text == text
 
 
 def test_without_truth_and_summary(copied):

@@ -18,8 +18,9 @@ from jaxleak.errors import InputError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
 from jaxleak.results.store.columns import COLUMNS, Column
+from jaxleak.results.store.description import settings_hash
 from jaxleak.results.store.environment import git_state
-from jaxleak.results.store.run import Run, settings_hash
+from jaxleak.results.store.run import Run
 from tests.stores import ENVIRONMENT, OPEN_RUNS, SETTINGS, commit, create, make_arrays, make_row
 
 
@@ -290,7 +291,7 @@ def test_paths_that_cannot_be_a_run(tmp_path):
     (foreign / "thesis.tex").write_text("x")
     for path, message in [
         (file, "`out` must be a directory; .*file is a file"),
-        (file / "run", "cannot be made or read"),
+        (file / "run", "cannot be written"),
         (foreign, "is not empty and not a run directory"),
     ]:
         with pytest.raises(InputError, match=message):
@@ -311,10 +312,10 @@ def test_directory_that_cannot_be_written(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr("builtins.open", refuse)
-        with pytest.raises(InputError, match=r"is not writable \(Permission denied\)"):
+        with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
             create(tmp_path)
     monkeypatch.setattr(Path, "mkdir", refuse)
-    with pytest.raises(InputError, match=r"cannot be made or read \(Permission denied\)"):
+    with pytest.raises(InputError, match=r"cannot be written \(Permission denied\)"):
         create(tmp_path / "run")
 
 

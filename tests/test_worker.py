@@ -9,7 +9,7 @@ import pytest
 from jaxleak import IDLG, Sweep, TorchLBFGS, load_dataset, make_victim
 from jaxleak.engine.lanes import Lanes
 from jaxleak.kernels.precision import dtype
-from jaxleak.results.store.run import settings_hash
+from jaxleak.results.store.description import settings_hash
 from jaxleak.runs.ray.worker import Results, Worker
 from tests.processes import small_pictures
 from tests.trials import out_of_memory_above

@@ -1,6 +1,7 @@
 """The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`."""
 
 import contextlib
+import io
 import os
 import sys
 import warnings
@@ -32,13 +33,15 @@ from jaxleak.cli.flags import (
     sweep_of,
 )
 from jaxleak.cli.parse import parse
-from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.errors import InputError, StorageError, check_choice, check_positive
 from jaxleak.results.store.shard import ALL, parse_shard
+from jaxleak.runs.stop import Stopping, exit_code, stop_text
 
 INTERRUPTED = 130
 TRAINED = ("victim.weights", "victim.batch_stats", "victim.knows_statistics")  # settings known after training
-BAD_INPUT = 2
 UNSAID = 1
+BAD_INPUT = 2
+UNWRITTEN = 3
 
 
 def build_sweep(command: RunCommand):
@@ -116,14 +119,16 @@ def run(command: RunCommand) -> int:
     _prepare(command)
     sweep = build_sweep(command)
     with _interruptible(command.out):
-        result = run_sweep(sweep, command.out, lanes=lanes(command), shard=shard, on=cluster)
-    _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
-    print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
-    if command.figures and (shard == ALL or result.summary["complete"]):
-        for path in result.plot():
-            print(f"figure: {path}")
-        if command.report:
-            print(f"page: {result.report()}")
+        result = run_sweep(
+            sweep, command.out, lanes=lanes(command), shard=shard, on=cluster, mix_versions=command.mix_versions
+        )
+        _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
+        print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
+        if command.figures and (shard == ALL or result.summary["complete"]):
+            for path in result.plot():
+                print(f"figure: {path}")
+            if command.report:
+                print(f"page: {result.report()}")
     return 0
 
 
@@ -156,12 +161,18 @@ def _cluster(command: RunCommand) -> Any:
 
 @contextlib.contextmanager
 def _interruptible(out: Any) -> Iterator[None]:
-    """Ctrl-C ends the program, and says where the finished trials are."""
+    """Ctrl-C, SIGTERM and SIGHUP end the program, and it says where the finished trials are."""
     try:
         yield
-    except KeyboardInterrupt:
-        print(f"\nInterrupted: finished trials are in {out}; the same command continues there.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    except KeyboardInterrupt as error:
+        _tell(f"\n{stop_text(error)}: finished trials are in {out}; the same command continues there.")
+        sys.exit(exit_code(error))
+
+
+def _tell(text: str) -> None:
+    """A line on stderr, if anybody listens: after SIGHUP there may be no terminal."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, file=sys.stderr, flush=True)
 
 
 def attack(command: AttackCommand) -> int:
@@ -183,6 +194,7 @@ def attack(command: AttackCommand) -> int:
             lanes=lanes(command),
             moved_statistics=moved,
             stops=command.stop_objective is None,
+            mix_versions=command.mix_versions,
         )
     _console().print(evidence_table(report["attacks"]))
     for text in sentences(report):
@@ -324,8 +336,29 @@ COMMANDS = {
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point. A user's mistake is one line on stderr and exit code 2; where nothing can be printed it is 1."""
-    warnings.showwarning = lambda message, *_: print(f"jaxleak: warning: {message}", file=sys.stderr)
+    """Entry point. What goes wrong is one line on stderr, and an exit code.
+
+    It is 1 where nothing can be printed, 2 after a user's mistake, 3 where results cannot be written, and as a shell
+    has it after a signal: 130 (Ctrl-C), 143 (SIGTERM), 129 (SIGHUP).
+    """
+    stopping = Stopping()
+    try:
+        stopping.begin()
+        code = _main(arguments)
+        if arguments is None:
+            stopping.leave(code)
+    finally:
+        if arguments is not None:
+            stopping.end()
+    sys.exit(code)
+
+
+def _main(arguments: list[str] | None) -> int:
+    """Act, and see to it that what was printed arrives; returns the exit code."""
+    warnings.showwarning = lambda message, *_: _tell(f"jaxleak: warning: {' '.join(str(message).split())}")
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # in ASCII a table has other lines, and a name question marks
     closed = sys.stdout is None
     if closed:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
@@ -337,9 +370,9 @@ def main(arguments: list[str] | None = None) -> None:
             raise
     if error is not None:
         if not isinstance(error, BrokenPipeError):
-            print(f"jaxleak: the output cannot be written ({error.strerror}).", file=sys.stderr)
+            _tell(f"jaxleak: the output cannot be written ({error.strerror}).")
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python tries once more when it ends
-    sys.exit(code or (UNSAID if closed or error is not None else 0))
+    return code or (UNSAID if closed or error is not None else 0)
 
 
 def _unsaid(more: str = "") -> OSError | None:
@@ -360,9 +393,9 @@ def _answer(arguments: list[str] | None) -> int:
         return act(command)  # pyright: ignore[reportArgumentType]
     except SystemExit as ended:  # tyro's, after help or a mistake, or an interrupted run's
         return int(ended.code or 0)
-    except InputError as error:
-        print(f"jaxleak: {' '.join(str(error).split())}", file=sys.stderr)
-        return BAD_INPUT
-    except KeyboardInterrupt:
-        print("\nInterrupted.", file=sys.stderr)
-        return INTERRUPTED
+    except (InputError, StorageError) as error:
+        _tell(f"jaxleak: {' '.join(str(error).split())}")
+        return BAD_INPUT if isinstance(error, InputError) else UNWRITTEN
+    except KeyboardInterrupt as error:
+        _tell(f"\n{stop_text(error)}.")
+        return exit_code(error)

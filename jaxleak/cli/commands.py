@@ -81,7 +81,9 @@ class RunCommand(
 
     Example: jaxleak run --attack dlg idlg --dataset photos --num-images 2 --seeds 8 --out my-run
 
-    Stopped at any moment, the same command continues where it was.
+    Stopped at any moment, the same command continues where it was. Exit codes: 0 done; 1 nothing can be printed; 2 a
+    mistake in the command or its files; 3 results cannot be written (the disk is full); 130, 143, 129 ended by Ctrl-C,
+    SIGTERM, SIGHUP.
     """
 
 

@@ -381,6 +381,8 @@ class DeviceFlags:
     """Trials at once, over all devices."""
     x64: bool = False
     """Compute in float64."""
+    mix_versions: bool = False
+    """Continue a run although the solvers have changed since; its rows then come from several versions of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,11 +1,13 @@
 """Parses the command line with tyro; `--help` shows flags in groups, each with its text on one line."""
 
 import ast
+import contextlib
 import difflib
 import functools
 import inspect
+import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, field, fields, make_dataclass
 from typing import Annotated, Any, Literal
 
@@ -16,6 +18,8 @@ from jaxleak.cli.commands import ATTACK_GROUPS, RISK_GROUPS, RUN_GROUPS, AttackC
 from jaxleak.errors import InputError, check_choice
 
 GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS, RiskCommand: RISK_GROUPS}
+
+MOST_LETTERS = 600  # of what is told
 
 METAVARS: dict[Any, str] = {
     str: "NAME",
@@ -33,14 +37,14 @@ METAVARS: dict[Any, str] = {
 def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> Any:
     """The command that these words describe.
 
-    Ends the program with a text where they lack something, or ask for help.
+    Ends the program with a text where they ask for help.
 
     Args:
         kinds: the commands, by name.
         arguments: the words; None takes the process's.
 
     Raises:
-        InputError: an unknown command or flag.
+        InputError: an unknown command or flag, or one that lacks something or cannot have its value.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     config: Any = (tyro.conf.FlagCreatePairsOff,)
@@ -48,13 +52,35 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
     if not words or words[0] not in kinds:  # help, or nothing: tyro says so and ends the program
         shown = {name: _shown(kind) for name, kind in kinds.items()}
         about = "Gradient-leakage attacks in JAX, hundreds of restarts at once."
-        tyro.extras.subcommand_cli_from_dict(shown, prog="jaxleak", description=about, args=words, config=config)
+        with _in_a_line("jaxleak"):
+            tyro.extras.subcommand_cli_from_dict(shown, prog="jaxleak", description=about, args=words, config=config)
     # tyro is given the one command: all of them take it more than a second before its version 1.
     kind = kinds[words[0]]
-    values = vars(tyro.cli(_shown(kind), prog=f"jaxleak {words[0]}", args=words[1:], config=config))
+    with _in_a_line(f"jaxleak {words[0]}"):
+        values = vars(tyro.cli(_shown(kind), prog=f"jaxleak {words[0]}", args=words[1:], config=config))
     if kind in GROUPS:
         values = {flag: value for group in values.values() for flag, value in vars(group).items()}
     return kind(**values)
+
+
+@contextlib.contextmanager
+def _in_a_line(program: str) -> Iterator[None]:
+    """What tyro says of words that it cannot take, which is a box of several lines, in one.
+
+    Raises:
+        InputError: it could not.
+    """
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            yield
+    except SystemExit as ended:
+        if not ended.code:
+            raise
+        lines = [line.strip(" │|") for line in said.getvalue().partition("For full helptext")[0].splitlines()]
+        told = [line for line in lines if line.strip("─-╭╮╰╯+ ")]
+        text = " ".join(" ".join(told[1:] or told).split())
+        raise InputError(f"{text[:MOST_LETTERS]}{'...' * (len(text) > MOST_LETTERS)} See {program} --help.") from None
 
 
 def _check_names(kinds: Mapping[str, type], words: Sequence[str]) -> None:

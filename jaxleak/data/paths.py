@@ -5,6 +5,7 @@ An object is there whole or not at all once it is written; there is no rename an
 """
 
 import contextlib
+import errno
 import os
 import re
 import tempfile
@@ -13,7 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxleak.errors import InputError
+from jaxleak.errors import InputError, StorageError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of the disk, of the user's share of it, of one file
 
 # Not of one letter, as Windows' drives are; `Path` has made one slash of two.
 _URL = re.compile(r"([a-z][a-z0-9+.-]+):(?:/+(.*))?", re.DOTALL)
@@ -94,13 +97,89 @@ def write_atomically(path: Path, payload: bytes) -> None:
     if not is_local(path):
         path.write_bytes(payload)
         return
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(payload)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    temporary = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex[:8]}.tmp")  # as long as a name may be
+    try:
+        with open(temporary, "wb") as file:
+            file.write(payload)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise _full(path, len(payload), error) from error
+        raise
     sync_directory(path.parent)
+
+
+def _full(path: Path, needed: int, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} cannot be written ({error.strerror}): it takes {size_text(needed)}, and {free_text(path.parent)}. "
+        "Make room, and give the same command again.",
+        full=True,
+        needed=needed,
+    )
+
+
+def size_text(count: float) -> str:
+    """A number of bytes for people."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:,.3g} GB"
+
+
+def free_text(folder: Path) -> str:
+    """How much space is free there, in words."""
+    try:
+        there = os.statvfs(folder)
+    except (OSError, TypeError, ValueError):  # an object store
+        return "what is free is not known"
+    return f"{size_text(there.f_bavail * there.f_frsize)} are free"
+
+
+@contextlib.contextmanager
+def writing(argument: str, path: str | Path) -> Iterator[None]:
+    """What the file system refuses inside is the user's to mend.
+
+    Raises:
+        InputError: this place cannot be written.
+        StorageError: the disk is full.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        if error.errno in FULL:
+            raise StorageError(
+                f"`{argument}` {path} cannot be made ({error.strerror}). Make room, and give the same command again.",
+                full=True,
+            ) from error
+        reason = error.strerror or " ".join(str(error).split())
+        raise InputError(f"`{argument}` {path} cannot be written ({reason}). Give another path.") from error
+
+
+def check_inside(run: Path, *names: str) -> None:
+    """Raise unless a run's own files and folders lie in it: a symbolic link would lead writes elsewhere.
+
+    Args:
+        run: the run directory, which may itself be a link.
+        names: of its files and folders, each below the one before where they are written with a slash.
+
+    Raises:
+        InputError: one of them is a symbolic link.
+    """
+    if not is_local(run):
+        return
+    for name in names:
+        place = run
+        for part in Path(name).parts:
+            place = place / part
+            if place.is_symlink():
+                raise InputError(f"{place} is a symbolic link, which leads out of the run. Remove it, and try again.")
 
 
 def create(path: Path, payload: bytes) -> None:

@@ -156,7 +156,10 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
             f"largest is {largest}. Number the classes from 0."
         )
     count = largest + 1 if vectors is None else max(largest + 1, vectors.shape[1])
-    class_names = [str(class_name) for class_name in arrays.get("class_names", range(count))]
+    names = arrays.get("class_names", np.arange(count))
+    if names.ndim != 1:
+        raise InputError(f"`dataset` {name!r}: class_names must be one name for each class; got shape {names.shape}.")
+    class_names = [str(class_name) for class_name in names]
     if largest >= len(class_names):
         raise InputError(f"`dataset` {name!r} has label {largest} but only {len(class_names)} `class_names`.")
     if sides is not None:

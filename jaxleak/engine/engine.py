@@ -121,6 +121,19 @@ class Engine:
                 self.compile(traced, devices, lanes)
         self.stats.compile_seconds += time.perf_counter() - began
 
+    def check_memory(self, jobs: Any) -> None:
+        """Trace a trial of these jobs, and see that one fits; the leaves of `shared` may be types.
+
+        Raises:
+            InputError: a single lane per device does not fit in the memory.
+        """
+        queue = JobQueue(jobs)
+        devices = list(self.devices or jax.devices())[: queue.total]
+        if devices:
+            traced = self.trace(queue.job_type)
+            room = memory.budget(devices) - memory.tree_bytes(traced.shared_type)
+            check_fits(memory.tree_bytes(traced.trial_type), room)
+
     def forget(self) -> None:
         """Let go of the compiled programs and arrays; the counters stay."""
         self._placed.clear()
@@ -197,11 +210,7 @@ class _Run:
         """Lanes for every device: `wanted` on each, or what the memory allows."""
         began = time.perf_counter()
         size = memory.tree_bytes(self._traced.trial_type)
-        if size > self._room / (1 - memory.KEPT_FREE):
-            raise InputError(
-                f"`lanes` cannot be fewer than one per device, and one takes {size / 1e9:,.1f} GB, more than is free. "
-                f"{SMALLER}"
-            )
+        check_fits(size, self._room)
         lanes = max(1, min(wanted, self._room // size))
         while True:
             try:
@@ -330,6 +339,19 @@ def homes_of(devices: list[Any]) -> list[Any]:
     fast as one for each, and is compiled once (experiments/NOTES.md).
     """
     return [devices[0]] * len(devices) if devices[0].platform == "cpu" else devices
+
+
+def check_fits(size: int, room: int) -> None:
+    """Raise if a trial of so many bytes cannot run where `room` bytes may be taken.
+
+    Raises:
+        InputError: it takes more than is free.
+    """
+    if size > room / (1 - memory.KEPT_FREE):
+        raise InputError(
+            f"`lanes` cannot be fewer than one per device, and one takes {size / 1e9:,.1f} GB, more than is free. "
+            f"{SMALLER}"
+        )
 
 
 def _fewer(lanes: int, error: Exception) -> int:

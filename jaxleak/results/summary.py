@@ -11,7 +11,9 @@ import numpy as np
 
 from jaxleak.results.intervals import wilson, within_k
 from jaxleak.results.store.columns import Row
+from jaxleak.results.store.readable import check_readable
 from jaxleak.results.store.run import Run
+from jaxleak.results.store.versions import mixture
 from jaxleak.results.verdict import STATUSES, Criteria
 
 ENGINE_KEYS = ("evaluations", "seconds", "evaluations_per_second", "utilisation", "compile_seconds", "host_share")
@@ -19,26 +21,42 @@ RELATIVE = 1e-2  # of an objective met: above it, most of the update is not expl
 
 
 def current_summary(run: Run) -> dict[str, Any]:
-    """The content of `summary.json`, with `shards` and `warnings`; the run need not be complete."""
+    """The content of `summary.json`, with `shards` and `warnings`; the run need not be complete.
+
+    Raises:
+        InputError: run.json is not what jaxleak writes.
+    """
+    check_readable(run)
     settings, rows = run.settings, run.rows()
     criteria = Criteria(**settings["criteria"])
     try:
         written = json.loads((run.path / "summary.json").read_text())
-        engine = written["engine"]
+        engine, told = written["engine"], written.get("warnings")
         finished = sum(group["trials"] for group in written["groups"] if group["image"] is None)
-    except (OSError, ValueError, KeyError, TypeError):
-        written, engine, finished = {}, None, -1
+        if not _sound(engine, told):
+            raise ValueError
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        told, engine, finished = None, None, -1
     expected = expected_trials(settings)
     summary = summarise(rows, criteria, expected=expected, engine=engine, settings_hash=run.settings_hash)
     # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
-    known = written.get("warnings") if finished == len(rows) else None
+    known = told if finished == len(rows) else None
     warnings = warnings_after(rows, criteria) if known is None else known
     return {**summary, "shards": run.shards(expected), "warnings": warnings}
 
 
+def _sound(engine: Any, warnings: Any) -> bool:
+    """True if these parts of `summary.json` are as they were written."""
+    numbers = (engine or {}).values() if engine is None or isinstance(engine, dict) else ("",)
+    texts = warnings if isinstance(warnings, list) else [warnings or ""]
+    return all(isinstance(number, int | float | None) for number in numbers) and all(
+        isinstance(text, str) for text in texts
+    )
+
+
 def warnings_after(rows: Sequence[Row], criteria: Criteria) -> list[str]:
     """Warnings where the rows may mislead, one line each."""
-    texts = []
+    texts = [mixed] if (mixed := mixture(rows)) else []
     for attack in dict.fromkeys(row["attack"] for row in rows):
         trials = [row for row in rows if row["attack"] == attack]
         if any(row["status"] == "matched" for row in trials) or all(row["label"] < 0 for row in trials):

@@ -1,5 +1,6 @@
 """Progress of a run: a live line on a terminal, plain lines elsewhere."""
 
+import contextlib
 import sys
 import time
 from collections.abc import Callable
@@ -33,12 +34,12 @@ class Progress:
         self._began = self._last = time.monotonic()
         self._silent = True
         self._terminal = write is None and sys.stderr.isatty()
-        self._write = write or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._write = write or _print
 
     def say(self, line: str) -> None:
         """Write a line of its own."""
         if self._terminal:
-            print("\r\x1b[K", end="", file=sys.stderr)
+            _print("\r\x1b[K", end="")
         self._write(line)
 
     def finished(self, trials: int, successes: int, evaluations: int) -> None:
@@ -57,7 +58,7 @@ class Progress:
         self._last, self._silent = now, False
         line = self.line(name, stats, now)
         if self._terminal:
-            print(f"\r\x1b[K{line}", end="\n" if force else "", file=sys.stderr, flush=True)
+            _print(f"\r\x1b[K{line}", end="\n" if force else "")
         else:
             self._write(line)
 
@@ -73,6 +74,12 @@ class Progress:
             f"{self.successes} solved so far; {rate:,.0f} evaluations/s, utilisation {stats.utilisation:.0%}; "
             f"{left} left"
         )
+
+
+def _print(text: str, end: str = "\n") -> None:
+    """On stderr, if it is there: no run ends because nobody listens."""
+    with contextlib.suppress(OSError, ValueError):
+        print(text, end=end, file=sys.stderr, flush=True)
 
 
 def _duration(seconds: float) -> str:

@@ -6,21 +6,25 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxleak.attacks.presets import Attack, get_attack
-from jaxleak.data.paths import place
+from jaxleak.data.paths import place, reachable
+from jaxleak.engine import Engine
 from jaxleak.errors import InputError, check_positive
 from jaxleak.results.matching import mosaic
 from jaxleak.results.result import Result
 from jaxleak.results.store.environment import environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL, Shard, parse_shard
+from jaxleak.results.store.versions import solver_versions
 from jaxleak.runs.session import Enough, Session
 from jaxleak.runs.sweep import Sweep
 from jaxleak.runs.warnings import warnings_before
+from jaxleak.solvers import solver_name
 from jaxleak.threat.victim import Victim
 
 if TYPE_CHECKING:
@@ -35,6 +39,7 @@ def attack(
     out: str | Path | None = None,
     lanes: int | None = None,
     quiet: bool = False,
+    mix_versions: bool = False,
     **settings: Any,
 ) -> Result:
     """Attack `victim` from `seeds` random starts per image, all at once.
@@ -46,17 +51,19 @@ def attack(
         out: run directory; an interrupted run with the same settings continues there. None uses a temporary one.
         lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
+        mix_versions: continue a run although the solvers have changed since.
         settings: further fields of `Sweep` (`start_seed`, `criteria`, `snapshots`, `starts`).
 
     Returns:
         Rows, rates and pictures.
 
     Raises:
-        InputError: a setting is wrong, or `out` holds a run with other settings.
+        InputError: a setting is wrong, or `out` holds a run with other settings, or of other versions of the solvers.
+        StorageError: results cannot be written; its `rows` are those of trials that ended and are not stored.
     """
     several: list[Any] = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
     sweep = Sweep(victim=victim, attacks=tuple(get_attack(preset) for preset in several), seeds=seeds, **settings)
-    return run_sweep(sweep, out, lanes=lanes, quiet=quiet)
+    return run_sweep(sweep, out, lanes=lanes, quiet=quiet, mix_versions=mix_versions)
 
 
 def run_sweep(
@@ -68,6 +75,7 @@ def run_sweep(
     shard: Shard | str = ALL,
     on: "Ray | None" = None,
     enough: Enough | None = None,
+    mix_versions: bool = False,
 ) -> Result:
     """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
 
@@ -80,9 +88,12 @@ def run_sweep(
         on: a Ray cluster whose workers run the trials; None runs them in this process.
         enough: when to leave out the other restarts of an attack, for whoever wants a verdict and not a rate; None:
             never.
+        mix_versions: continue a run although the solvers have changed since.
 
     Raises:
-        InputError: `out` holds a run with other settings, or cannot be written; or the cluster cannot be used.
+        InputError: `out` holds a run with other settings or of other versions of the solvers, or cannot be written; a
+            trial does not fit in the memory; or the cluster cannot be used.
+        StorageError: results cannot be written; its `rows` are those of trials that ended and are not stored.
     """
     if isinstance(jnp.zeros(()), Tracer):
         raise InputError("`attack` writes files and cannot be called inside jax.jit; call it outside.")
@@ -96,7 +107,11 @@ def run_sweep(
         warnings.warn(caution, stacklevel=2)
     temporary = tempfile.TemporaryDirectory(prefix="jaxleak-") if out is None else None
     path = Path(temporary.name) / "run" if temporary else place(out or "")
-    with Run.create_or_resume(path, sweep.settings(), environment(), shard) as run:
+    if on is None and not (reachable(path) / "run.json").exists():
+        _check_memory(sweep)
+    modules = {solver_name(attack.solver): type(attack.solver).__module__ for attack in sweep.attacks}
+    made = environment(path) | {"solvers": solver_versions(modules)}
+    with Run.create_or_resume(path, sweep.settings(), made, shard, mix_versions=mix_versions) as run:
         victim = sweep.victim
         victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
@@ -111,3 +126,14 @@ def run_sweep(
 
             summary = run_on_ray(session, on, lanes)
     return Result(Run.open(path), summary, temporary)
+
+
+def _check_memory(sweep: Sweep) -> None:
+    """Raise if a trial fits no memory, before anything of the run is written; what is traced is used again.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    for number, attack in enumerate(sweep.attacks):
+        trial = sweep.trial(attack)
+        Engine(trial.without_data(), jax.eval_shape(trial.shared)).check_memory(sweep.jobs(number, set()))

@@ -16,16 +16,20 @@ import numpy as np
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import ENDINGS, Job, Outcome
+from jaxleak.data.paths import free_text, size_text
 from jaxleak.engine import Engine, EngineStats, Finished
+from jaxleak.errors import StorageError
 from jaxleak.kernels.precision import dtype
 from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
 from jaxleak.results.metrics import labels_right, vectors_right
 from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL
+from jaxleak.results.store.versions import mixture
 from jaxleak.results.summary import summarise, warnings_after
 from jaxleak.results.verdict import classify
 from jaxleak.runs.progress import Progress
+from jaxleak.runs.stop import finishing
 from jaxleak.runs.sweep import Sweep
 from jaxleak.runs.warnings import warnings_before
 from jaxleak.solvers import solver_name
@@ -42,6 +46,15 @@ class Judged(NamedTuple):
     statuses: list[str]
     made: dict[str, Any]  # where: device, versions and revision
     reason: str | None = None  # why they are lost
+
+    def halves(self) -> "list[Judged]":
+        """The same trials in two parts."""
+        middle = len(self.statuses) // 2
+        return [
+            self._replace(finished=jax.tree.map(lambda leaf, part=part: leaf[part], self.finished),
+                          statuses=self.statuses[part])
+            for part in (slice(None, middle), slice(middle, None))
+        ]  # fmt: skip
 
 
 class Enough(NamedTuple):
@@ -93,14 +106,18 @@ class Session:
         self.sweep, self.run, self.enough = sweep, run, enough
         self.done = run.done()
         rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
+        self.before = len(rows)
         self.progress = Progress(
             total,
             done=len(rows),
             successes=sum(row["success"] for row in rows),
             write=(lambda line: None) if quiet else None,
         )
+        self.here = {key: environment()[key] for key in ENVIRONMENT_COLUMNS}
         if rows and len(rows) < total:
             self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
+            if mixed := mixture([*rows, self.here]):
+                self.progress.say(f"{run.path}: with those to come {mixed}")
         self.explaining: Counter[str] = Counter()  # restarts of each attack, where it matters
         if enough is not None:
             for row in rows:
@@ -125,7 +142,6 @@ class Session:
             "settings_hash": run.settings_hash,
             "dtype": dtype(),
         }
-        self.here = {key: environment()[key] for key in ENVIRONMENT_COLUMNS}
 
     def run_all(self, lanes: int | None) -> dict[str, Any]:
         """Run what is missing in this process; returns the summary, which is written too."""
@@ -137,10 +153,15 @@ class Session:
         try:
             for current, following in itertools.zip_longest(todo, todo[1:]):
                 self._run_attack(current, following)
-        finally:
-            stats = [engine.stats for engine in self.engines]
-            summary = self.end(EngineStats.total(stats) if stats else None)
-        return summary
+        except BaseException:
+            with contextlib.suppress(StorageError):  # what ended the run is told first
+                self._end_of_engines()
+            raise
+        return self._end_of_engines()
+
+    def _end_of_engines(self) -> dict[str, Any]:
+        stats = [engine.stats for engine in self.engines]
+        return self.end(EngineStats.total(stats) if stats else None)
 
     def end(self, stats: EngineStats | None, **more: Any) -> dict[str, Any]:
         """Write the summary.
@@ -159,8 +180,9 @@ class Session:
                 "compile_seconds": stats.compile_seconds,
                 "host_share": stats.host_share,
             } | replaced
-        summary = {**self._summary(engine), **more}
-        self.run.write_summary(summary)
+        with finishing():
+            summary = {**self._summary(engine), **more}
+            self.run.write_summary(summary)
         return summary
 
     def _run_attack(self, current: "_Todo", following: "_Todo | None") -> None:
@@ -199,11 +221,12 @@ class Session:
             finished: as the engine hands them over.
             made: `ENVIRONMENT_COLUMNS` of the process that ran them; None: this one.
         """
-        if self.enough is not None:
-            outcomes: Outcome = finished.outcomes
-            left = share_left(attack.objective, outcomes.objective, outcomes.update_norm2)
-            self.explaining[attack.name] += int(np.sum(left <= self.enough.left))
-        self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
+        with finishing():
+            if self.enough is not None:
+                outcomes: Outcome = finished.outcomes
+                left = share_left(attack.objective, outcomes.objective, outcomes.update_norm2)
+                self.explaining[attack.name] += int(np.sum(left <= self.enough.left))
+            self._keep(Judged(attack, finished, self._statuses(attack, finished), made or self.here))
 
     def lose(self, attack: Attack, trials: Sequence[int], reason: str) -> None:
         """Record trials as lost, which no worker could finish."""
@@ -317,18 +340,50 @@ class Session:
         return rows
 
     def flush(self) -> None:
-        """Write what is finished. The metrics of many trials cost one wait for the device, not one for each."""
-        buffer, self.buffer = self.buffer, []
-        self.flushed = time.monotonic()
-        for _, group in itertools.groupby(sorted(buffer, key=_alike), key=_alike):
-            parts = list(group)
-            statuses = [status for part in parts for status in part.statuses]
-            self._write(parts[0]._replace(finished=_stacked([part.finished for part in parts]), statuses=statuses))
+        """Write what is finished, on a full disk as much of it as fits; what is not written stays in `buffer`.
+
+        The metrics of many trials cost one wait for the device, not one for each.
+
+        Raises:
+            StorageError: not all of it can be written.
+        """
+        with finishing():
+            self.flushed = time.monotonic()
+            groups = itertools.groupby(sorted(self.buffer, key=_alike), key=_alike)
+            self.buffer = [_joined(list(group)) for _, group in groups]
+            while self.buffer:
+                judged = self.buffer[0]
+                try:
+                    self._write(judged)
+                except StorageError as error:
+                    if not error.full or len(judged.statuses) == 1:
+                        raise self._unwritten(error) from error
+                    self.buffer[:1] = judged.halves()
+                else:
+                    del self.buffer[0]
+
+    def _unwritten(self, error: StorageError) -> StorageError:
+        """What is told of results that cannot be written; `error` is that of the part of one trial."""
+        rows = [row for judged in self.buffer for row in self._rows(judged, self._metrics(judged))]
+        stored, total = len(self.run.done() - self.done) + self.before, self.progress.total
+        there = f"{stored} of {total} trials are stored, {len(rows)} that ended are not"
+        if not error.full:
+            text = f"{error} {there}; mend that, and the same command continues there."
+        else:
+            needed = size_text(error.needed * max(total - stored, 1))
+            text = (
+                f"{self.run.path}: the disk is full; {there}. The rest takes about {needed}, and "
+                f"{free_text(self.run.path)}. Make room, and the same command continues there."
+            )
+        return StorageError(text, full=error.full, needed=error.needed, rows=rows)
+
+    def _metrics(self, judged: "Judged") -> BatchMetrics:
+        finished = judged.finished
+        return batch_metrics(finished.outcomes.candidate, self.truths[finished.jobs.slot])
 
     def _write(self, judged: "Judged") -> None:
-        finished = judged.finished
+        finished, metrics = judged.finished, self._metrics(judged)
         outcome: Outcome = finished.outcomes
-        metrics = batch_metrics(outcome.candidate, self.truths[finished.jobs.slot])
         arrays = {
             "trial": finished.jobs.trial,
             "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
@@ -385,9 +440,12 @@ def _alike(judged: Judged) -> tuple[str, str, str]:
     return judged.attack.name, str(judged.made), judged.reason or ""
 
 
-def _stacked(parts: list[Finished]) -> Finished:
-    """Trials that ended one after the other, joined."""
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *parts)
+def _joined(parts: list[Judged]) -> Judged:
+    """Trials that are alike, in one part."""
+    if len(parts) == 1:
+        return parts[0]
+    finished = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.finished for part in parts))
+    return parts[0]._replace(finished=finished, statuses=[status for part in parts for status in part.statuses])
 
 
 def _quantise(images: np.ndarray) -> np.ndarray:

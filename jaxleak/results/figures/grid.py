@@ -110,7 +110,7 @@ def _geometry(shape: tuple[int, int], columns: int, blocks: list[Block]) -> Geom
     """Pictures as large as the page and 0.9 inches allow, but at least 0.3 inches on a page that is too full."""
     gap, label, text = round(0.03 * DPI), round(0.85 * DPI), round(0.115 * DPI)
     across = (round(PAGE_INCHES[0] * DPI) - label - 3 * gap) // (columns + 1) - gap
-    down = (round(PAGE_INCHES[1] * DPI) - 2 * text * (1 + len(blocks))) // sum(len(b.lines) for b in blocks) - gap
+    down = (round(PAGE_INCHES[1] * DPI) - 2 * text * (2 + len(blocks))) // sum(len(b.lines) for b in blocks) - gap
     room = max(round(0.3 * DPI), min(across, down, round(0.9 * DPI)))
     larger = max(shape)
     scale = room // larger if larger <= room else room / larger
@@ -154,13 +154,15 @@ def recovery_grid(
     place = {int(trial): i for i, trial in enumerate(arrays["trial"])}
     shown = _shown_snapshots(blocks, snapshots if "snapshots" in arrays else (), columns)
     grid = _geometry(truth["pixels"].shape[1:3], len(shown) + 1, blocks)
-    height = 2 * grid.gap + grid.text + sum(_block_height(grid, block) for block in blocks)
+    height = 2 * grid.gap + 3 * grid.text + sum(_block_height(grid, block) for block in blocks)
     names = task_names(block.key for block in blocks)
     with style_context():
         figure = Figure(figsize=(grid.width / DPI, height / DPI), dpi=DPI)
         draw = _Canvas(figure, grid.width, height)
-        _column_heads(draw, grid, [snapshots[s] for s in shown])
-        top = grid.gap + grid.text
+        draw.text(grid.gap, grid.gap + grid.text / 2, _caption(rows, blocks), va="center", size=6)
+        top = grid.gap + 2 * grid.text
+        _column_heads(draw, grid, top, [snapshots[s] for s in shown])
+        top += grid.text
         for block in blocks:
             heading = f"{names[block.key]}, image {block.image}"
             draw.text(grid.gap, top + grid.text, heading, weight="bold", va="center")
@@ -196,8 +198,17 @@ def _block_height(grid: Geometry, block: Block) -> int:
     return round(2 * grid.text) + len(block.lines) * grid.pitch
 
 
-def _column_heads(draw: "_Canvas", grid: Geometry, iterations: Sequence[int]) -> None:
-    middle, y = grid.cell[1] / 2, grid.gap + grid.text / 2
+def _caption(rows: Sequence[Row], blocks: list[Block]) -> str:
+    """What is shown, and of what: the best by the objective need not be the one with the most dB."""
+    images, shown = len({row["image"] for row in rows}), len({block.image for block in blocks})
+    ranked = any(rank in ("best", "worst") for block in blocks for rank, _ in block.lines)
+    parts = ["Best, median and worst by the objective, which is all an attacker sees"] if ranked else []
+    parts += [f"{shown} of {images} images"] if shown < images else []
+    return "; ".join(parts)
+
+
+def _column_heads(draw: "_Canvas", grid: Geometry, top: int, iterations: Sequence[int]) -> None:
+    middle, y = grid.cell[1] / 2, top + grid.text / 2
     draw.text(grid.left(-1) + middle, y, "true", ha="center", va="center")
     if iterations:
         draw.text(grid.left(0) - 3 * grid.gap, y, "iteration", ha="right", va="center")

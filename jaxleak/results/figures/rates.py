@@ -18,6 +18,7 @@ from jaxleak.results.figures.style import (
     make_panels,
     rate_text,
     save_figure,
+    shortened,
     style_context,
     task_key,
 )
@@ -28,8 +29,12 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+# Of a legend: what the vertical axis and its labels take, a mark with its gaps, and a letter on average.
+MARGIN_INCHES, HANDLE_INCHES, LETTER_INCHES = 0.5, 0.3, 0.049
+
+
 def success_by_image(summary: Summary, path: str | Path | None = None) -> "Figure":
-    """Success rate of each image with its 95 % Wilson interval; dashed and shaded, the rate over all images.
+    """Success rate of each image and, right of the line, of all images, with 95 % Wilson intervals.
 
     Args:
         summary: as `summary.summarise` makes it.
@@ -60,13 +65,14 @@ def _draw_rates(
         of_attack = [group for group in of_task if group["attack"] == total["attack"]]
         x = [images.index(group["image"]) + _dodge(number, len(overall)) for group in of_attack]
         label = f"{literal_text(total['attack'])}, all: {rate_text(total['success_rate'], total['ci95'])}"
-        axes.axhline(total["success_rate"], color=colour, lw=0.8, ls=(0, (4, 2)), zorder=1)
-        axes.axhspan(*total["ci95"], color=colour, alpha=0.15, lw=0, zorder=0)
         _draw_intervals(axes, x, of_attack, colour, marker, label)
-    axes.set_xticks(range(len(images)), [str(image) for image in images])
-    crowded = len(images) * max(len(str(image)) for image in images) > 14 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
+        _draw_intervals(axes, [len(images) + _dodge(number, len(overall))], [total], colour, marker)
+    axes.axvline(len(images) - 0.5, color="black", lw=0.6)
+    ticks = [*map(str, images), "all"]
+    axes.set_xticks(range(len(ticks)), ticks)
+    crowded = len(ticks) * max(map(len, ticks)) > 14 * axes.figure.get_figwidth()  # pyright: ignore[reportAttributeAccessIssue]
     axes.tick_params(axis="x", rotation=90 if crowded else 0)
-    axes.set_xlim(-0.6, len(images) - 0.4)
+    axes.set_xlim(-0.6, len(images) + 0.6)
     axes.set_xlabel("image")
 
 
@@ -81,7 +87,7 @@ def _draw_intervals(
     groups: list[dict[str, Any]],
     colour: str,
     marker: str,
-    label: str,
+    label: str | None = None,
     *,
     rate: Callable[[dict[str, Any]], float] = lambda group: group["success_rate"],
     interval: Callable[[dict[str, Any]], Sequence[float]] = lambda group: group["ci95"],
@@ -102,12 +108,17 @@ def _finish_rates(axes: "Axes", title: str, quantity: str) -> None:
 
 
 def _legend_above(axes: "Axes") -> int:
-    """Draw the legend between panel and title; returns its number of lines."""
+    """Draw the legend between panel and title, as wide as the figure; returns its number of lines."""
     handles, labels = axes.get_legend_handles_labels()
-    across = 2 if axes.figure.get_figwidth() < PAGE_INCHES[0] else 4  # pyright: ignore[reportAttributeAccessIssue]
+    panels = axes.get_subplotspec()
+    across = 1 if panels is None else panels.get_gridspec().ncols
+    room = axes.figure.get_figwidth() / across - MARGIN_INCHES  # pyright: ignore[reportAttributeAccessIssue]
+    labels = [shortened(label, int((room - HANDLE_INCHES) / LETTER_INCHES)) for label in labels]
+    entry = HANDLE_INCHES + LETTER_INCHES * max(map(len, labels))
+    columns = max(1, min(4, int(room / entry)))
     place = {"loc": "lower left", "bbox_to_anchor": (-0.02, 0.99), "borderaxespad": 0.1}
-    axes.legend(handles, labels, ncols=across, columnspacing=1.2, handletextpad=0.4, **place)
-    return math.ceil(len(handles) / across)
+    axes.legend(handles, labels, ncols=columns, columnspacing=1.2, handletextpad=0.4, **place)
+    return math.ceil(len(handles) / columns)
 
 
 def mse_shares(summary: Summary, path: str | Path | None = None) -> "Figure":

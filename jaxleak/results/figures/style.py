@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxleak.data.paths import place
+from jaxleak.data.paths import place, write_atomically, writing
 from jaxleak.errors import InputError
 
 if TYPE_CHECKING:
@@ -69,10 +69,8 @@ def make_panels(
 
 def save_figure(figure: "Figure", path: str | Path | None) -> "Figure":
     if path is not None:
-        try:
-            place(path).write_bytes(png_bytes(figure))
-        except OSError as error:
-            raise InputError(f"`path` {path} cannot be written ({error.strerror}). Give another.") from error
+        with writing("path", path):
+            write_atomically(place(path), png_bytes(figure))
     return figure
 
 
@@ -108,7 +106,8 @@ def task_names(keys: Iterable[Key]) -> dict[Key, str]:
 
 def literal_text(text: str) -> str:
     """`text` as it is, not as a formula; of a path, its last part."""
-    return (Path(text).name or text).replace("$", r"\$")
+    name = (Path(text).name or text).encode(errors="replace").decode()  # a file's name may be no text
+    return name.replace("$", r"\$")
 
 
 def figure_title(model: str, dataset: str, summary: Summary) -> str:
@@ -142,6 +141,14 @@ def attack_looks(summary: Summary) -> dict[str, tuple[str, str]]:
 def evenly_spread(count: int, most: int) -> list[int]:
     """At most `most` of the places 0..count-1, evenly spread, the first and the last among them."""
     return sorted({round(place) for place in np.linspace(0, count - 1, min(count, most))})
+
+
+def shortened(text: str, most: int) -> str:
+    """The text, or of a long one its beginning and end."""
+    if len(text) <= most:
+        return text
+    half = max(1, (most - 1) // 2)
+    return f"{text[:half]}…{text[-half:]}"
 
 
 def rate_text(rate: float, interval: Sequence[float]) -> str:

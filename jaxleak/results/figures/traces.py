@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 
 FAILED_LINES = 30  # single failed trials drawn at most
+RISES = 10.0  # times the highest start, up to which failed trials are shown whole
 
 
 def hold_last(traces: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t"]:
@@ -66,7 +67,7 @@ def convergence(
 
     The line is the median over the solved trials, the band holds the middle 80 % of them; a solved trial that
     has ended counts with its last value. At most `FAILED_LINES` failed trials are drawn, thin, each to where it
-    ended; where one rises above all starts, it leaves the picture.
+    ended. Those that rise far above all starts leave the picture, which is told.
 
     Args:
         rows: result rows.
@@ -108,7 +109,8 @@ def convergence(
         figure.supxlabel("iteration (trials that ended keep their last value)", size=7)
         most = max(sum(not row["success"] for row in members) for members in groups.values())
         failed = "failed, one line each" if most <= FAILED_LINES else f"failed, {FAILED_LINES} of them at most"
-        _legend_of_traces(figure, failed, np.format_float_scientific(threshold, trim="-", exp_digits=1))
+        there = {label for panel in axes.flat for label in panel.get_legend_handles_labels()[1]}
+        _legend_of_traces(figure, there, failed, np.format_float_scientific(threshold, trim="-", exp_digits=1))
         return save_figure(figure, path)
 
 
@@ -141,21 +143,31 @@ def _share_limits(axes: np.ndarray, *also: float) -> None:
     bands = [path.vertices[:, 1] for panel in axes.flat for band in panel.collections for path in band.get_paths()]
     lows = [*also, *(v.min() for v in (*values, *bands) if len(v))]
     highs = [*also, *(v[0] for v in values if len(v)), *(v.max() for v in bands if len(v))]
-    if lows:
-        for panel in axes.flat:
-            panel.set_autoscaley_on(False)  # it would first look for limits, and warn where all values are equal
-            panel.set_ylim(min(lows) / 2, max(highs) * 4)
+    if not lows:
+        return
+    top = max(highs)
+    # What rises somewhat is shown whole; a trial that diverges would flatten the others.
+    top = max([top, *(v.max() for v in values if len(v) and v.max() < RISES * top)]) * 2
+    for panel in axes.flat:
+        panel.set_autoscaley_on(False)  # it would first look for limits, and warn where all values are equal
+        panel.set_ylim(min(lows) / 2, top)
+        over = sum(np.nanmax(np.append(np.asarray(line.get_ydata(), float), 0)) > top for line in panel.lines)
+        if over:
+            said = f"{over} failed beyond the top" if over > 1 else "1 failed beyond the top"
+            place = {"transform": panel.transAxes, "ha": "right", "va": "top", "size": 6}
+            panel.text(0.99, 0.985, f"{said} ↑", color=FAILED, bbox={"fc": "white", "ec": "none", "pad": 0.6}, **place)
 
 
-def _legend_of_traces(figure: "Figure", failed: str, threshold: str) -> None:
+def _legend_of_traces(figure: "Figure", there: set[str], failed: str, threshold: str) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
-    handles = [
-        Line2D([], [], color=SOLVED, lw=1.4, label="solved: median"),
-        Patch(color=SOLVED, alpha=0.25, lw=0, label="solved: 10–90 %"),
-        Line2D([], [], color=FAILED, lw=0.7, alpha=0.7, label=failed),
-        Line2D([], [], color="black", lw=0.7, ls=(0, (4, 2)), label=f"threshold {threshold}"),
-    ]
+    kinds = {
+        "median": Line2D([], [], color=SOLVED, lw=1.4, label="solved: median"),
+        "spread": Patch(color=SOLVED, alpha=0.25, lw=0, label="solved: 10–90 %"),
+        "failed": Line2D([], [], color=FAILED, lw=0.7, alpha=0.7, label=failed),
+        "threshold": Line2D([], [], color="black", lw=0.7, ls=(0, (4, 2)), label=f"threshold {threshold}"),
+    }
+    handles = [handle for kind, handle in kinds.items() if kind in there]
     narrow = figure.get_figwidth() < PAGE_INCHES[0]
     figure.legend(handles=handles, loc="outside upper center", ncols=2 if narrow else 4)

@@ -4,11 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jaxleak.data.paths import is_local, reachable
+from jaxleak.data.paths import is_local, reachable, writing
 from jaxleak.errors import InputError
 from jaxleak.results.figures.grid import choose_trials, recovery_grid
 from jaxleak.results.figures.rates import mse_shares, success_by_image
 from jaxleak.results.figures.traces import convergence
+from jaxleak.results.store.readable import check_readable
 from jaxleak.results.summary import expected_trials, summarise
 from jaxleak.results.verdict import Criteria
 
@@ -31,6 +32,7 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
         InputError: no trial has finished, an image that the run does not have, or a directory that cannot be
             written.
     """
+    check_readable(run, whole=False)
     rows = run.rows()
     if not rows:
         raise InputError(f"{run.path} has no finished trial yet. Draw when `jaxleak run` has finished some.")
@@ -53,11 +55,9 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
 
 def _directory(path: str | Path) -> Path:
     directory = reachable(path)
-    try:
+    with writing("path", path):
         if is_local(directory):
             directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"`path` {path} cannot be made ({error.strerror}). Give another.") from error
     return directory
 
 

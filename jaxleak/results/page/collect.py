@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxleak.errors import InputError
 from jaxleak.results.store.columns import Row
+from jaxleak.results.store.readable import check_readable
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import current_summary
 from jaxleak.results.tables import partial_text
@@ -44,6 +45,17 @@ class Source:
     def batch(self) -> int:
         """Images of an update."""
         return int(self.run.settings["victim"].get("batch", 1))
+
+    @property
+    def attacks(self) -> list[dict[str, Any]]:
+        """Settings of the attacks of which a trial has finished."""
+        begun = {row["attack"] for row in self.rows}
+        return [attack for attack in self.run.settings["attacks"] if attack["name"] in begun]
+
+    @property
+    def threat(self) -> dict[str, Any]:
+        """The run's settings, with these attacks only; with all where none has a trial yet."""
+        return {**self.run.settings, "attacks": self.attacks or self.run.settings["attacks"]}
 
     def recorded(self, row: Row) -> bool:
         """True if the candidates of a trial were kept at the snapshots."""
@@ -85,6 +97,7 @@ def _open(path: str | Path) -> tuple[Run, list[str]]:
 
 
 def _read(run: Run, name: str, messages: list[str]) -> Source:
+    check_readable(run)
     rows = sorted(run.rows(), key=lambda row: row["trial"])
     summary = current_summary(run)
     missing = []
@@ -136,11 +149,11 @@ FACETS: dict[str, Callable[[dict[str, Any], dict[str, Any]], Any]] = {
 
 
 def find_series(sources: Sequence[Source]) -> tuple[list[Series], list[str]]:
-    """Every attack of every run, with a label that is its own; and the facets in which they differ."""
+    """Every attack of every run that has a trial, with a label that is its own; and the facets in which they differ."""
     attacks = [
         (number, attack["name"], {name: str(read(source.run.settings, attack)) for name, read in FACETS.items()})
         for number, source in enumerate(sources)
-        for attack in source.run.settings["attacks"]
+        for attack in source.attacks
     ]
     values = [{**entry, "run": sources[number].name} for number, _, entry in attacks]
     facets: list[str] = []

@@ -16,15 +16,14 @@ function unit(id) {
 
 function points(id, quantity) {
   const each = unit(id);
-  if (quantity === "ssim") {
-    const { at = [], ssim = [] } = data.pictures[id] ?? {};
-    return { x: at.slice(0, ssim.length).map((t) => t * each), y: ssim.map(Number) };
+  if (quantity === "ssim" || quantity === "psnr") {
+    const { at = [], [quantity]: values = [] } = data.pictures[id] ?? {};
+    return { x: at.slice(0, values.length).map((t) => t * each), y: values.map(Number) };
   }
   const { at, objective, mse } = curve(id);
   if (!objective) return { x: [], y: [] };
   const x = at.map((t) => t * each);
   if (quantity === "mse") return { x, y: mse.map((value) => value || NaN) };
-  if (quantity === "psnr") return { x, y: mse.map(decibel) };
   const squared = cell(trials[id], "objective_kind") === "l2" ? number(trials[id], "update_norm2") : 1;
   const norm = quantity === "relative" ? squared : 1;
   return { x, y: objective.map((value) => value / norm || NaN) };

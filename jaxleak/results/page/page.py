@@ -9,7 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jaxleak.data.paths import is_local, reachable, write_atomically
+from jaxleak.data.paths import check_inside, is_local, reachable, write_atomically, writing
 from jaxleak.errors import InputError, check_not_negative
 from jaxleak.results.page import sections
 from jaxleak.results.page.choose import choose
@@ -39,15 +39,14 @@ def write_page(
 
     Raises:
         InputError: a directory that is no run, or a file that cannot be written.
+        StorageError: the disk is full.
     """
     check_not_negative("trials", trials, integer=True)
     target = _target(runs, out)
     sources = read_runs(runs)
     html = page(sources, trials, title)
-    try:
-        write_atomically(target, html.encode())
-    except OSError as error:
-        raise InputError(f"`out` {target} cannot be written ({error.strerror}). Give another path.") from error
+    with writing("out", target):
+        write_atomically(target, html.encode(errors="replace"))  # a file's name may be no text
     return target
 
 
@@ -56,6 +55,8 @@ def _target(runs: Sequence[str | Path], out: str | Path | None) -> Path:
     if not runs:
         raise InputError("`runs` must name at least one run directory.")
     target = reachable(runs[0]) / "report.html" if out is None else reachable(out)
+    if out is None:
+        check_inside(target.parent, target.name)
     if target.is_dir():
         raise InputError(f"`out` must be a file; {target} is a directory. Add a name, as in {target / 'report.html'}.")
     if out is not None and is_local(target) and not target.parent.is_dir():
@@ -125,7 +126,7 @@ def _resource(name: str) -> str:
 
 
 def _title(sources: Sequence[Source], series: Sequence[Series]) -> str:
-    attacks = list(dict.fromkeys(one_series.attack for one_series in series))
+    attacks = list(dict.fromkeys(one_series.attack for one_series in series)) or ["no trial yet"]
     listed = ", ".join(attacks[:4]) + (", …" if len(attacks) > 4 else "")
     models = sorted({source.run.settings["victim"]["model"] for source in sources})
     return f"{listed} on {', '.join(models[:3])}: {plural(len(sources), 'run')}"
@@ -135,7 +136,7 @@ def _models(sources: Sequence[Source]) -> list[dict[str, Any]]:
     """The threat models, each once with the runs that have it."""
     runs: dict[tuple, list[str]] = {}
     for source in sources:
-        runs.setdefault(tuple(threat_model(source.run.settings)), []).append(source.name)
+        runs.setdefault(tuple(threat_model(source.threat)), []).append(source.name)
     return [{"sentences": sentences, "runs": names} for sentences, names in runs.items()]
 
 
@@ -156,7 +157,7 @@ def _described(source: Source) -> dict[str, Any]:
     environment = {key: value for key, value in run.environment.items() if key not in ("versions", "command")}
     versions = run.environment.get("versions") or {}
     facts = {
-        "directory": str(run.path),
+        "directory": run.path.name,
         "command": run.environment.get("command") or "not recorded",
         "settings hash": run.settings_hash,
         "made": run.created,

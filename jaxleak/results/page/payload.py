@@ -132,18 +132,20 @@ def _curves(source: Source, rows: Sequence[Row], number: int) -> dict[Trial, lis
 
 
 def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
-    """Trials whose SSIM is computed over the snapshots: those with pictures, and others as time allows."""
+    """Trials whose PSNR and SSIM are computed over the snapshots: those with pictures, and others as time allows."""
     rows = {(n, row["trial"]): row for n, source_rows in enumerate(shown.rows) for row in source_rows}
     pictured = set(shown.pictures)
     others = [trial for trial in rows if trial in shown.curves and trial not in pictured]
     chosen, spent = set(), 0
     for number, trial in [*shown.pictures, *others]:
         source, row = sources[number], rows[number, trial]
-        if source.truth is None or not source.snapshots:
+        if source.truth is None:
             continue
         spent += source.batch * (1 + len(frames_before(source, row)))
         if spent > MOST_SIMILAR:
-            shown.left_out.append(f"SSIM over the iterations is that of {len(chosen):,} trials, as are its spreads.")
+            shown.left_out.append(
+                f"PSNR and SSIM over the iterations are those of {len(chosen):,} trials, as are their spreads."
+            )
             break
         chosen.add((number, trial))
     return chosen
@@ -152,7 +154,7 @@ def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
 def _pictures(
     source: Source, rows: dict[int, Row], number: int, wanted: Sequence[int], similar: set[Trial]
 ) -> dict[Trial, dict[str, Any]]:
-    """`at`: the iterations of the frames, the last that of the trial's end; `ssim` of each; `src`: the sprite."""
+    """`at`: the iterations of the frames, the last that of the trial's end; `psnr` and `ssim`; `src`: the sprite."""
     read = sorted({*wanted, *(trial for at, trial in similar if at == number)})
     if not read:
         return {}
@@ -175,12 +177,14 @@ def _pictures(
             truths.append(np.broadcast_to(_truth(source, row), frames.shape))
         entries[number, trial] = entry
     if stack:
-        values = pictures.similarity(np.concatenate(stack), np.concatenate(truths), source.batch)
+        like = pictures.likeness(np.concatenate(stack), np.concatenate(truths), source.batch)
+        first = 0
         for trial in read:
             if (number, trial) in similar:
-                count = len(entries[number, trial]["at"])
-                entries[number, trial]["ssim"] = [_cell(round(float(value), 4)) for value in values[:count]]
-                values = values[count:]
+                after = first + len(entries[number, trial]["at"])
+                for name, values in like.items():
+                    entries[number, trial][name] = [_cell(round(float(value), 4)) for value in values[first:after]]
+                first = after
     return entries
 
 

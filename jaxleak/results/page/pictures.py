@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.results.matching import unmosaic
-from jaxleak.results.metrics import ssim
+from jaxleak.results.metrics import psnr, ssim
 
 if TYPE_CHECKING:
     from jaxleak.results.page.collect import Source
@@ -56,12 +56,11 @@ def sprite(frames: Float[np.ndarray, "s h w c"]) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def similarity(
+def likeness(
     frames: Float[np.ndarray, "s h w c"], truths: Float[np.ndarray, "s h w c"], batch: int
-) -> Float[np.ndarray, "s"]:
-    """SSIM of each frame to its truth; of a batch the mean over its images."""
-    if batch == 1:
-        return ssim(frames, truths)
-    apart = [unmosaic(np.asarray(images), batch) for images in (frames, truths)]
-    each = ssim(*(images.reshape(-1, *images.shape[2:]) for images in apart))
-    return np.mean(each.reshape(len(frames), batch), axis=1)
+) -> dict[str, Float[np.ndarray, "s"]]:
+    """PSNR and SSIM of each frame to its truth, as of rows: clipped, and of a batch the mean over its images."""
+    apart = [unmosaic(np.asarray(images), batch) if batch > 1 else images[:, None] for images in (frames, truths)]
+    flat = [images.reshape(-1, *images.shape[2:]) for images in apart]
+    each = {"psnr": psnr(*flat), "ssim": ssim(*flat)}
+    return {name: np.mean(values.reshape(len(frames), batch), axis=1) for name, values in each.items()}

@@ -37,7 +37,12 @@ def number(value: float | None, digits: int = 4) -> Cell:
     """A number, or nothing."""
     if value is None or not math.isfinite(value):
         return Cell(NOTHING, "")
-    text = f"{value:,.0f}" if value == round(value) or abs(value) >= 1000 else f"{value:.{digits - 1}g}"
+    if value == round(value) or abs(value) >= 1000:
+        text = f"{value:,.0f}"
+    elif abs(value) >= 1e-3:
+        text = np.format_float_positional(value, digits - 1, unique=False, fractional=False, trim="-")
+    else:
+        text = f"{value:.{digits - 1}g}"
     return Cell(text, float(value))
 
 

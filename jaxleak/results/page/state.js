@@ -64,8 +64,6 @@ function short(value) {
   return size !== 0 && (size < 0.01 || size >= 1e5) ? value.toExponential(1) : String(Number(value.toPrecision(3)));
 }
 
-const decibel = (mse) => mse > 0 ? -10 * Math.log10(mse) : NaN;
-
 // Colours of Okabe and Ito; beyond them the lines are dashed.
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 const STROKES = ["", "6 3", "2 2", "6 2 2 2", "10 3", "10 2 2 2"];

@@ -148,13 +148,13 @@ function tell(one, t) {
     const alt = `${label}, ${data.images[view.image].label}, start ${cell(trial, "seed")}: candidate at iteration ${at[place]}`;
     setFrame(one.box, place, at.length, alt);
   }
-  const { at, objective, mse } = curve(one.id), place = placeAt(at, Math.min(t, end));
+  const { at, objective } = curve(one.id), place = placeAt(at, Math.min(t, end));
   const ended = t >= end;
-  const similar = one.pictures?.ssim?.[placeAt(one.pictures.at, t)];
+  const like = (name) => Number(data.pictures[one.id]?.[name]?.[placeAt(data.pictures[one.id].at, t)]);
   const facts = [
     ["objective", short(ended ? number(trial, "objective") : objective?.[place])],
-    ["PSNR", `${short(ended ? number(trial, "psnr") : decibel(mse?.[place]))} dB`],
-    ["SSIM", short(ended ? number(trial, "ssim") : Number(similar))],
+    ["PSNR", `${short(ended ? number(trial, "psnr") : like("psnr"))} dB`],
+    ["SSIM", short(ended ? number(trial, "ssim") : like("ssim"))],
     ["start", cell(trial, "seed")],
     ["ends", `iteration ${end}`],
     ["status", ended ? status : "running"],

@@ -16,8 +16,12 @@ VERSIONS = ("jax", "jaxlib", "flax", "optax", "jaxopt", "numpy")
 ENVIRONMENT_COLUMNS = ("device", "jax_version", "jaxleak_version", "git_revision", "git_dirty")
 
 
-def environment() -> dict[str, Any]:
-    """Device, versions, git revision and command, as `run.json` keeps them; some go into every row."""
+def environment(run: Path | None = None) -> dict[str, Any]:
+    """Device, versions, git revision and command, as `run.json` keeps them; some go into every row.
+
+    Args:
+        run: the run directory, from whose folder the paths of the command are given.
+    """
     device = jax.devices()[0]
     revision, dirty = git_state(PACKAGE)
     kind = device.device_kind if device.platform != "cpu" else f"cpu ({platform.machine()})"
@@ -30,7 +34,7 @@ def environment() -> dict[str, Any]:
         "git_dirty": dirty,
         "python": platform.python_version(),
         "versions": {name: version_of(name) for name in VERSIONS},
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join([Path(sys.argv[0]).name, *(_shared(word, run) for word in sys.argv[1:])]),
     }
 
 
@@ -42,6 +46,20 @@ def processor() -> str:
         lines = []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _shared(word: str, run: Path | None) -> str:
+    """A word of the command as others may see it: a run is passed on, and an absolute path names this machine's users.
+
+    What lies in the run's folder is given from there; of other absolute paths the last name stays.
+    """
+    flag, equals, value = word.partition("=") if word.startswith("-") else ("", "", word)
+    path = Path(value)
+    if not value or not path.is_absolute():
+        return word
+    folder = Path(os.path.abspath(run)).parent if isinstance(run, Path) else None
+    near = folder is not None and path.is_relative_to(folder)
+    return f"{flag}{equals}{path.relative_to(folder) if near and folder is not None else path.name}"
 
 
 def version_of(package: str) -> str:

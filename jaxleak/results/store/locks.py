@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from jaxleak.data.paths import create, is_local, write_atomically
+from jaxleak.data.paths import check_inside, create, is_local, write_atomically, writing
 from jaxleak.errors import InputError
 from jaxleak.results.store.shard import Shard
 
@@ -57,10 +57,7 @@ def lock(path: Path, shard: Shard) -> list[Lock]:
 def _locked(path: Path, name: str, exclusive: bool, busy: str) -> io.TextIOWrapper:
     import fcntl
 
-    try:
-        file = open(path / name, "a")  # noqa: SIM115
-    except OSError as error:
-        raise InputError(f"`out` {path} is not writable ({error.strerror}). Give another path.") from error
+    file = _opened(path, name)
     try:
         fcntl.flock(file, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -71,6 +68,12 @@ def _locked(path: Path, name: str, exclusive: bool, busy: str) -> io.TextIOWrapp
     return file
 
 
+def _opened(path: Path, name: str) -> io.TextIOWrapper:
+    check_inside(path, name)
+    with writing("out", path):
+        return open(path / name, "a")
+
+
 @contextlib.contextmanager
 def alone(path: Path, shard: Shard) -> Iterator[None]:
     """Let one shard in after the other: the first makes run.json. In an object store the store sees to that."""
@@ -79,7 +82,7 @@ def alone(path: Path, shard: Shard) -> Iterator[None]:
         return
     import fcntl
 
-    with open(path / ".lock-run", "a") as file:
+    with _opened(path, ".lock-run") as file:
         with contextlib.suppress(OSError):  # a file system without locks: said before
             fcntl.flock(file, fcntl.LOCK_EX)
         yield

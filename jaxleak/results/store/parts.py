@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import re
+import time
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -23,6 +24,9 @@ from jaxleak.results.store.shard import ALL, Shard
 
 if TYPE_CHECKING:
     import pyarrow
+
+
+STALE_SECONDS = 60.0  # after its last change
 
 
 class DamagedError(Exception):
@@ -66,7 +70,18 @@ def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
     pattern = (
         r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
     )
-    return [file for file in path.glob(".*.tmp") if re.match(pattern, file.name)]
+    mine = [file for file in path.glob(".*.tmp") if re.match(pattern, file.name)]
+    if shard == ALL:
+        mine += [file for file in (*path.glob(".*.tmp"), *path.glob("figures/.*.tmp")) if _stale(file)]
+    return list(dict.fromkeys(mine))
+
+
+def _stale(file: Path) -> bool:
+    """True if nobody can still be writing this temporary file: figures and pages are drawn without a lock."""
+    try:
+        return time.time() - file.stat().st_mtime > STALE_SECONDS
+    except OSError:
+        return False
 
 
 def schema() -> "pyarrow.Schema":

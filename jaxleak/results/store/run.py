@@ -9,17 +9,23 @@ system (`fcntl`).
 import contextlib
 import hashlib
 import io
-import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jaxleak.data.paths import create, is_local, reachable, sync_directory, write_atomically
-from jaxleak.errors import InputError, check_choice
+from jaxleak.data.paths import check_inside, create, is_local, reachable, write_atomically, writing
+from jaxleak.errors import InputError, StorageError, check_choice
+from jaxleak.results.store.description import (
+    as_json,
+    begun,
+    differences_of,
+    make_directory,
+    other_settings,
+    read_description,
+)
 from jaxleak.results.store.locks import Lock, alone, lock
 from jaxleak.results.store.parts import (
     Part,
@@ -39,122 +45,6 @@ from jaxleak.results.store.shard import ALL, Shard, missing_shards
 
 if TYPE_CHECKING:
     import pyarrow
-
-FORMAT = 3  # raise it when a column's type or a file's layout changes: parts of another format are refused, not rerun
-_ABSENT = object()
-
-
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"))
-
-
-def _as_json(value: Any) -> Any:
-    """`value` as it comes back from JSON: tuples as lists, keys as strings."""
-    return json.loads(json.dumps(value))
-
-
-def settings_hash(settings: dict[str, Any]) -> str:
-    """The first 12 hex digits of the SHA-256 of the settings as canonical JSON."""
-    return hashlib.sha256(_canonical(_as_json(settings)).encode()).hexdigest()[:12]
-
-
-def _differences(stored: Any, asked: Any, name: str = "") -> list[str]:
-    """`seeds: 50 in the directory, 20 asked`, for every setting that differs, with nested names dotted.
-
-    What stands in a list of several settings goes by its own name, as in `attacks.dlg.iterations`.
-    """
-    if isinstance(stored, dict) and isinstance(asked, dict):
-        pairs = [(key, stored.get(key, _ABSENT), asked.get(key, _ABSENT)) for key in stored | asked]
-    elif _holds_settings(stored) and _holds_settings(asked) and len(stored) == len(asked):
-        pairs = [(old.get("name", n), old, new) for n, (old, new) in enumerate(zip(stored, asked, strict=True))]
-    else:
-        old, new = _text(stored), _text(asked)
-        return [] if old == new else [f"{name}: {_near(old, new)} in the directory, {_near(new, old)} asked"]
-    nested = (_differences(old, new, f"{name}.{key}" if name else str(key)) for key, old, new in pairs)
-    return [text for texts in nested for text in texts]
-
-
-def _holds_settings(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(part, dict) for part in value)
-
-
-def _text(value: Any) -> str:
-    """As JSON; of several settings their names."""
-    named = _holds_settings(value) and all("name" in part for part in value)
-    return "absent" if value is _ABSENT else _canonical([part["name"] for part in value] if named else value)
-
-
-def _near(text: str, other: str) -> str:
-    """The text, or of a long one the part where it begins to differ from the other."""
-    if len(text) <= 80:
-        return text
-    first = next((n for n, (a, b) in enumerate(zip(text, other, strict=False)) if a != b), min(len(text), len(other)))
-    start = max(0, first - 37)
-    return f"{'...' * (start > 0)}{text[start : start + 74]}{'...' * (start + 74 < len(text))}"
-
-
-def _other_settings(path: Path, differences: list[str]) -> str:
-    return (
-        f"`out` {path} holds a run with other settings: {'; '.join(differences)}."
-        " Give the same settings to continue it, or another directory."
-    )
-
-
-def _make_directory(path: Path) -> None:
-    if path.exists() and not path.is_dir():
-        raise InputError(f"`out` must be a directory; {path} is a file. Give another path.")
-    try:
-        if is_local(path) and not path.exists():
-            path.mkdir(parents=True, exist_ok=True)
-            sync_directory(path.parent)
-        contents = {file.name for file in (path.iterdir() if is_local(path) else path.glob("*"))}
-    except OSError as error:
-        raise InputError(f"`out` {path} cannot be made or read ({error.strerror}). Give another path.") from error
-    foreign = {name for name in contents if not name.startswith(".lock")} - {file.name for file in own_debris(path)}
-    if "run.json" not in contents and foreign:
-        raise InputError(
-            f"`out` {path} is not empty and not a run directory (no run.json). Give a new or empty directory."
-        )
-
-
-def _begun(path: Path, settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    """`run.json`, made if it is not there; it must have these settings."""
-    if not (path / "run.json").exists():
-        description = _describe(settings, environment)
-        with contextlib.suppress(FileExistsError):  # another shard was faster
-            create(path / "run.json", json_bytes(description))
-            return description
-    description = _read_description(path)
-    differences = _differences(description["settings"], _as_json(settings))
-    if differences:
-        raise InputError(_other_settings(path, differences))
-    return description
-
-
-def _read_description(path: Path) -> dict[str, Any]:
-    """`run.json`, checked."""
-    cure = "Restore it from a copy, or move the directory away and start again."
-    try:
-        description = json.loads((path / "run.json").read_bytes())
-        fields = {"format", "settings", "settings_hash", "environment", "created"} - set(description)
-        if fields or not isinstance(description["settings"], dict):
-            raise ValueError(f"lacks {', '.join(sorted(fields)) or 'settings'}")
-    except FileNotFoundError:
-        raise InputError(
-            f"{path} is not a run directory (no run.json). Give what `jaxleak run --out` was given."
-        ) from None
-    except OSError as error:
-        raise InputError(f"{path / 'run.json'} cannot be read ({error.strerror}). {cure}") from error
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{path / 'run.json'} is damaged ({' '.join(str(error).split())}). {cure}") from error
-    if description["format"] != FORMAT:
-        raise InputError(
-            f"{path} was written in store format {description['format']!r}; this jaxleak reads {FORMAT}."
-            " Use the version that wrote it, or another directory."
-        )
-    if settings_hash(description["settings"]) != description["settings_hash"]:
-        raise InputError(f"{path / 'run.json'} was edited: its settings do not match their hash. {cure}")
-    return description
 
 
 class Run:
@@ -192,27 +82,35 @@ class Run:
 
     @classmethod
     def create_or_resume(
-        cls, path: str | Path, settings: dict[str, Any], environment: dict[str, Any], shard: Shard = ALL
+        cls,
+        path: str | Path,
+        settings: dict[str, Any],
+        environment: dict[str, Any],
+        shard: Shard = ALL,
+        *,
+        mix_versions: bool = False,
     ) -> "Run":
         """Start a run in a new or empty directory, or continue the one that is there with the same settings.
 
         Args:
             path: the directory; made if it is not there.
             settings: all that decides the results, as JSON values.
-            environment: versions, device, git revision: recorded when the run is made, not compared.
+            environment: versions, device, git revision: recorded when the run is made. Only `solvers` is compared.
             shard: which of the processes that write this run at the same time this one is.
+            mix_versions: continue a run of other versions of the solvers.
 
         Raises:
-            InputError: other settings (each is named), a directory of something else, a file, a damaged
-                run.json, a directory that cannot be written, another process writing to it, or another number of
-                shards than before.
+            InputError: other settings (each is named), other solvers, a directory of something else, a file, a damaged
+                run.json, a directory that cannot be written, links that lead out of it, another process writing to
+                it, or another number of shards than before.
+            StorageError: the disk is full.
         """
         path = reachable(path)
-        _make_directory(path)
+        make_directory(path)
         locks = lock(path, shard)
         try:
             with alone(path, shard):
-                description = _begun(path, settings, environment)
+                description = begun(path, settings, environment, mix_versions)
             others = {name.shard.count for name in part_names(path)} - {1, shard.count}
             if others and shard.count > 1:
                 raise InputError(
@@ -220,7 +118,7 @@ class Run:
                     "all that is left in one process."
                 )
             for file in own_debris(path, shard):
-                file.unlink()
+                file.unlink(missing_ok=True)
             return cls(path, description, locks, shard)
         except BaseException:
             for held_lock in locks:
@@ -242,12 +140,12 @@ class Run:
         path = reachable(path)
         if not path.exists():
             return
-        _make_directory(path)
+        make_directory(path)
         if (path / "run.json").exists():
-            differences = _differences(_read_description(path)["settings"], _as_json(settings))
+            differences = differences_of(read_description(path)["settings"], as_json(settings))
             known = [text for text in differences if not text.startswith(tuple(f"{name}:" for name in later))]
             if known:
-                raise InputError(_other_settings(path, known))
+                raise InputError(other_settings(path, known))
 
     @classmethod
     def open(cls, path: str | Path) -> "Run":
@@ -260,7 +158,7 @@ class Run:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")
-        return cls(path, _read_description(path), [])
+        return cls(path, read_description(path), [])
 
     def close(self) -> None:
         """Let other processes write the run; this object can still read it."""
@@ -287,7 +185,7 @@ class Run:
 
         Raises:
             ValueError: wrong columns, a trial that is there already, or an array of another length.
-            OSError: the disk is full or failing; nothing is committed and the call can be made again.
+            StorageError: the disk is full or failing; nothing is committed and the call can be made again.
         """
         self._check_writable()
         if not rows:
@@ -299,14 +197,37 @@ class Run:
         payload = npz_bytes(arrays)
         rows_path = self.path / PartName(self.shard, self._next).file
         parquet = parquet_bytes(table, hashlib.sha256(payload).hexdigest())
-        try:
-            create(arrays_path_of(rows_path), payload)
-            create(rows_path, parquet)
-        except FileExistsError as error:
-            raise InputError(f"`out` {self.path}: another process has begun to write this run. Stop one.") from error
+        with self._storing(len(payload) + len(parquet)):
+            try:
+                create(arrays_path_of(rows_path), payload)
+                create(rows_path, parquet)
+            except FileExistsError as error:
+                words = "another process has begun to write this run. Stop one."
+                raise InputError(f"`out` {self.path}: {words}") from error
+            except BaseException:
+                self._forget_arrays(rows_path)
+                raise
         self._parts.append(Part(arrays_path_of(rows_path), table, np.arange(len(trials))))
         self._done.update(trials.tolist())
         self._next += 1
+
+    @contextlib.contextmanager
+    def _storing(self, needed: int) -> Iterator[None]:
+        """What is written inside may find the disk full, or gone."""
+        try:
+            yield
+        except StorageError as error:
+            error.needed = needed
+            raise
+        except OSError as error:
+            reason = error.strerror or " ".join(str(error).split())
+            raise StorageError(f"{self.path} cannot be written ({reason}).", needed=needed) from error
+
+    def _forget_arrays(self, rows_path: Path) -> None:
+        """Arrays whose rows were not written would keep a full disk full."""
+        with contextlib.suppress(OSError):
+            if is_local(rows_path) and not rows_path.exists():
+                arrays_path_of(rows_path).unlink(missing_ok=True)
 
     def _check_new(self, trials: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         twice = self._done.intersection(trials.tolist())
@@ -389,7 +310,7 @@ class Run:
             raise ValueError("`image`, `label` and `pixels` must have the same length, and `labels` too")
         if class_names:
             truth["class_names"] = np.array([str(name) for name in class_names])
-        write_atomically(self.path / "truth.npz", npz_bytes(truth))
+        self._write("truth.npz", npz_bytes(truth))
 
     def truth(self) -> dict[str, np.ndarray]:
         """The true images: `image`, `label`, `pixels`; of newer runs `labels` and perhaps `class_names` too.
@@ -397,40 +318,50 @@ class Run:
         Raises:
             InputError: they are missing or damaged.
         """
-        import zipfile
-        import zlib
-
         try:
             with np.load(io.BytesIO((self.path / "truth.npz").read_bytes())) as stored:
                 more = [name for name in ("labels", "class_names") if name in stored.files]
-                return {name: stored[name] for name in ("image", "label", "pixels", *more)}
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+                truth = {name: stored[name] for name in ("image", "label", "pixels", *more)}
+            self._check_truth(truth)
+        except Exception as error:  # bytes that were changed make numpy and zipfile raise almost anything
             raise InputError(
                 f"{self.path / 'truth.npz'} is missing or damaged. Start the same run again to write it anew."
             ) from error
+        return truth
+
+    @staticmethod
+    def _check_truth(truth: dict[str, np.ndarray]) -> None:
+        count = len(truth["image"])
+        whole = all(
+            np.issubdtype(truth[name].dtype, np.integer) for name in ("image", "label", *({"labels"} & {*truth}))
+        )
+        fits = truth["image"].shape == truth["label"].shape == (count,) and truth["pixels"].shape[:1] == (count,)
+        pixels = truth["pixels"].ndim == 4 and truth["pixels"].dtype == np.float32 and 0 not in truth["pixels"].shape
+        labels = "labels" not in truth or (truth["labels"].ndim == 2 and len(truth["labels"]) == count)
+        if not (whole and fits and pixels and labels and count == len(set(truth["image"].tolist()))):
+            raise ValueError("the arrays do not belong to each other")
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        """Write `summary.json`."""
+        """Write `summary.json`.
+
+        Raises:
+            StorageError: the disk is full or failing.
+        """
         self._check_writable()
-        write_atomically(self.path / "summary.json", json_bytes(summary))
+        self._write("summary.json", json_bytes(summary))
+
+    def _write(self, name: str, payload: bytes) -> None:
+        check_inside(self.path, name)
+        with self._storing(len(payload)):
+            write_atomically(self.path / name, payload)
 
     @property
     def figures(self) -> Path:
-        """The directory for figures, made when first asked for."""
+        """The directory for figures, made when first asked for; nothing in it leads out of the run."""
         path = self.path / "figures"
-        try:
+        check_inside(self.path, "figures")
+        with writing("path", path):
             if is_local(path):
                 path.mkdir(exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{path} cannot be made ({error.strerror}). Copy the run elsewhere.") from error
+                check_inside(self.path, *(f"figures/{file.name}" for file in path.glob("*.png")))
         return path
-
-
-def _describe(settings: dict[str, Any], environment: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "settings": _as_json(settings),
-        "settings_hash": settings_hash(settings),
-        "environment": environment,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

@@ -90,13 +90,14 @@ def audit(
     quiet: bool = False,
     moved_statistics: bool = False,
     stops: bool = True,
+    mix_versions: bool = False,
 ) -> tuple[dict[str, Any], Result]:
     """Attack an update and judge it.
 
     Args:
         sweep: attacks and seeds, on a victim with a given update (`load_update`).
         out: run directory; `report.json`, `best.npz`, `best.png` and `determined.png` are written there.
-        lanes, quiet: as for `run_sweep`.
+        lanes, quiet, mix_versions: as for `run_sweep`.
         moved_statistics: the update's file holds running statistics that moved.
         stops: whether attacks stop only where they have come near.
 
@@ -118,10 +119,12 @@ def audit(
         return [group_of(result, victim, attack, floor, known, stopped=not stops) for attack in sweep.attacks]
 
     enough = Enough(ENOUGH, max(NEAR, floor.value))
-    result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough)
+    result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough, mix_versions=mix_versions)
     groups = judged(result)
     if not result.summary["complete"] and all(group.verdict.at_floor < 2 for group in groups):
-        again = run_sweep(sweep, result.run.path, lanes=lanes, quiet=quiet)  # it was not enough after all
+        again = run_sweep(  # it was not enough after all
+            sweep, result.run.path, lanes=lanes, quiet=quiet, mix_versions=mix_versions
+        )
         again._keep, result = result._keep, again
         groups = judged(result)
     best = min(groups, key=lambda group: (VERDICTS.index(group.verdict.verdict), group.left))

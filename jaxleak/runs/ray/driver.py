@@ -3,8 +3,8 @@
 import contextlib
 import functools
 import importlib
-import signal
-import threading
+import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,10 +17,12 @@ from jaxleak.errors import InputError, check_not_negative, check_positive
 from jaxleak.kernels.precision import dtype
 from jaxleak.runs.ray.scheduler import Scheduler
 from jaxleak.runs.ray.worker import Hello, Results, Worker
+from jaxleak.runs.stop import finishing, unchanged
 
 if TYPE_CHECKING:
     from jaxleak.runs.session import Session
 
+ONE_MACHINE = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 COLLECT_SECONDS = 1.0  # that a worker waits for something to end before it says that nothing did
 REPLACEMENTS = 20  # workers that are started for lost ones before the driver gives up, for each that was asked for
 
@@ -67,25 +69,51 @@ def run_on_ray(session: "Session", options: Ray, lanes: int | None) -> dict[str,
     Raises:
         InputError: Ray is not installed, no such cluster, or no worker can do it.
     """
-    ray = _ray()
-    began_here = not ray.is_initialized()
-    if began_here:
-        try:
-            # Without an address Ray would take any cluster that it remembers on this machine.
-            where = options.address or "local"
-            ray.init(address=where, log_to_driver=False, include_dashboard=False, configure_logging=False)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise InputError(_unreachable(options.address, error)) from error
-    try:
-        driver = _Driver(ray, session, options, lanes)
-        try:
-            driver.work()
-        finally:
-            summary = driver.end()
-    finally:
+    with _loopback() if options.address is None else contextlib.nullcontext():
+        ray = _ray()
+        began_here = not ray.is_initialized()
         if began_here:
-            ray.shutdown()
-    return summary
+            try:
+                # Without an address Ray would take any cluster that it remembers on this machine.
+                where = options.address or "local"
+                with unchanged():  # what Ray does at SIGTERM would lose what is not written
+                    ray.init(address=where, log_to_driver=False, include_dashboard=False, configure_logging=False)
+            except (ConnectionError, ValueError, RuntimeError) as error:
+                raise InputError(_unreachable(options.address, error)) from error
+        try:
+            driver = _Driver(ray, session, options, lanes)
+            try:
+                driver.work()
+            finally:
+                summary = driver.end()
+        finally:
+            if began_here:
+                ray.shutdown()
+        return summary
+
+
+@contextlib.contextmanager
+def _loopback() -> Iterator[None]:
+    """A cluster that is started inside listens on the loopback only, as does its driver: nobody else is to join.
+
+    It is Ray's own setting for systems on which it runs on one machine only.
+    """
+    before = os.environ.get(ONE_MACHINE)
+    os.environ[ONE_MACHINE] = "0"  # for Ray where it is not imported yet, and for the cluster's processes
+    constants = sys.modules.get("ray._private.ray_constants")
+    many = getattr(constants, "ENABLE_RAY_CLUSTER", True)
+    if constants is not None:
+        constants.ENABLE_RAY_CLUSTER = False  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[ONE_MACHINE]
+        else:
+            os.environ[ONE_MACHINE] = before
+        constants = sys.modules.get("ray._private.ray_constants")
+        if constants is not None:
+            constants.ENABLE_RAY_CLUSTER = many  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _ray() -> Any:
@@ -116,26 +144,6 @@ class _Actor(Worker):
     def hello(self) -> Hello:
         hello = super().hello()
         return hello._replace(host=f"{hello.host} ({_ray().util.get_node_ip_address()})")
-
-
-@contextlib.contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Ctrl-C is noted, and heeded between two answers, so that none is lost half taken; the second one is raised."""
-    asked: list[int] = []
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield asked
-        return
-
-    def note(number: int, _frame: Any) -> None:
-        asked.append(number)
-        if len(asked) > 1:
-            raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, note)
-    try:
-        yield asked
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _name_of(function: Any) -> tuple[str, str, Any]:
@@ -179,10 +187,8 @@ class _Driver:
 
     def work(self) -> None:
         """Run until nothing is left to do."""
-        with _interrupts() as asked:
-            while not self.scheduler.finished:
-                if asked:
-                    raise KeyboardInterrupt
+        while not self.scheduler.finished:
+            with finishing():  # an answer is not lost half taken
                 self._look()
 
     def _look(self) -> None:
@@ -292,10 +298,10 @@ class _Driver:
 
     def end(self) -> dict[str, Any]:
         """Write the trials that arrived, and the summary."""
-        self.session.flush()
-        everyone = [member for member in self.everyone if member.results is not None]
         for member in self.members.values():
             self.ray.kill(member.actor)
+        self.session.flush()
+        everyone = [member for member in self.everyone if member.results is not None]
         stats = self._stats()
         stats.compile_seconds = sum(member.results.compile_seconds for member in everyone if member.results)
         workers = [_told(member) for member in everyone]

@@ -64,8 +64,8 @@ class Worker:
 
         from jaxleak.engine.choice import first_lanes
         from jaxleak.kernels.precision import dtype
+        from jaxleak.results.store.description import settings_hash
         from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
-        from jaxleak.results.store.run import settings_hash
 
         made, devices = environment(), jax.devices()
         return Hello(
