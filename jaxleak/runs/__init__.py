@@ -3,6 +3,8 @@
 sweep.py     which trials there are
 run.py       `attack`, `run_sweep`
 session.py   trials that end are judged and written
+judged.py    ... as they wait to be written
+stop.py      signals that end a run in order
 progress.py  lines that say how far it is
 warnings.py  settings that may mislead
 ray/         many workers on one sweep

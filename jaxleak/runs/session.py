@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 from jaxleak.attacks.objectives import share_left
@@ -28,6 +27,7 @@ from jaxleak.results.store.shard import ALL
 from jaxleak.results.store.versions import mixture
 from jaxleak.results.summary import summarise, warnings_after
 from jaxleak.results.verdict import classify
+from jaxleak.runs.judged import Judged, alike, joined
 from jaxleak.runs.progress import Progress
 from jaxleak.runs.stop import finishing
 from jaxleak.runs.sweep import Sweep
@@ -36,25 +36,6 @@ from jaxleak.solvers import solver_name
 
 FLUSH_SECONDS = 10.0
 AHEAD_SECONDS = 30.0  # compiling that may go on after Ctrl-C
-
-
-class Judged(NamedTuple):
-    """Trials of one attack that ended in one place, with the status of each."""
-
-    attack: Attack
-    finished: Finished
-    statuses: list[str]
-    made: dict[str, Any]  # where: device, versions and revision
-    reason: str | None = None  # why they are lost
-
-    def halves(self) -> "list[Judged]":
-        """The same trials in two parts."""
-        middle = len(self.statuses) // 2
-        return [
-            self._replace(finished=jax.tree.map(lambda leaf, part=part: leaf[part], self.finished),
-                          statuses=self.statuses[part])
-            for part in (slice(None, middle), slice(middle, None))
-        ]  # fmt: skip
 
 
 class Enough(NamedTuple):
@@ -252,7 +233,7 @@ class Session:
         finished = Finished(jobs, outcome, np.zeros(count))
         self._keep(Judged(attack, finished, ["lost"] * count, self.here, reason))
 
-    def _keep(self, judged: "Judged") -> None:
+    def _keep(self, judged: Judged) -> None:
         self.buffer.append(judged)
         evaluations = int(np.sum(judged.finished.outcomes.evaluations))
         self.progress.finished(len(judged.statuses), judged.statuses.count("converged"), evaluations)
@@ -282,7 +263,7 @@ class Session:
             )
         ]
 
-    def _rows(self, judged: "Judged", metrics: BatchMetrics) -> list[dict[str, Any]]:
+    def _rows(self, judged: Judged, metrics: BatchMetrics) -> list[dict[str, Any]]:
         attack, finished, statuses = judged.attack, judged.finished, judged.statuses
         jobs = finished.jobs
         outcome: Outcome = finished.outcomes
@@ -349,8 +330,8 @@ class Session:
         """
         with finishing():
             self.flushed = time.monotonic()
-            groups = itertools.groupby(sorted(self.buffer, key=_alike), key=_alike)
-            self.buffer = [_joined(list(group)) for _, group in groups]
+            groups = itertools.groupby(sorted(self.buffer, key=alike), key=alike)
+            self.buffer = [joined(list(group)) for _, group in groups]
             while self.buffer:
                 judged = self.buffer[0]
                 try:
@@ -377,11 +358,11 @@ class Session:
             )
         return StorageError(text, full=error.full, needed=error.needed, rows=rows)
 
-    def _metrics(self, judged: "Judged") -> BatchMetrics:
+    def _metrics(self, judged: Judged) -> BatchMetrics:
         finished = judged.finished
         return batch_metrics(finished.outcomes.candidate, self.truths[finished.jobs.slot])
 
-    def _write(self, judged: "Judged") -> None:
+    def _write(self, judged: Judged) -> None:
         finished, metrics = judged.finished, self._metrics(judged)
         outcome: Outcome = finished.outcomes
         arrays = {
@@ -433,19 +414,6 @@ def _stored_engine(path: Path) -> dict[str, float] | None:
         return json.loads((path / "summary.json").read_text())["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _alike(judged: Judged) -> tuple[str, str, str]:
-    """Group key: trials with the same attack, machine and failure reason go into one file."""
-    return judged.attack.name, str(judged.made), judged.reason or ""
-
-
-def _joined(parts: list[Judged]) -> Judged:
-    """Trials that are alike, in one part."""
-    if len(parts) == 1:
-        return parts[0]
-    finished = jax.tree.map(lambda *leaves: np.concatenate(leaves), *(part.finished for part in parts))
-    return parts[0]._replace(finished=finished, statuses=[status for part in parts for status in part.statuses])
 
 
 def _quantise(images: np.ndarray) -> np.ndarray:
