@@ -2,8 +2,8 @@
 
 A network for each image, drawn as in timm; images normalised. `sequential` is the paper's encoder (figure 1 A:
 attention, norm, dense layers, no shortcuts), `pre-norm` the usual one, where the paper's closed form does not hold.
-`dim` is 96, for 64 patches of 4x4 pixels. Both precisions: the positions' slopes are nearly dependent, so float32 loses
-digits.
+`dim` is 96, for 64 patches of 4x4 pixels. Both precisions: in the paper's encoder the positions' slopes are nearly
+dependent.
 
     python -m experiments.april --data-dir DIR --images 20
 """

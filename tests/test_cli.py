@@ -66,7 +66,7 @@ def pictures(tmp_path_factory) -> Path:
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
         ("--attack", "`attack` must name at least one"),
-        ("--model lenett", "resnet34, resnet50; got 'lenett'. Did you mean 'lenet'?"),
+        ("--model lenett", "resnet34, resnet50, vit; got 'lenett'. Did you mean 'lenet'?"),
         ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
         (
