@@ -44,8 +44,8 @@ THREAT = (
     "loss", "label_smoothing", "class_weights", "reduction",
     "client_steps", "client_epochs", "client_optimizer", "client_lr", "client_batch", "client_drop_last",
     "client_order", "client_shuffle", "hide_order", "client_momentum", "client_nesterov", "client_dampening",
-    "client_weight_decay", "client_clip", "clients", "trained_steps", "trained_on", "train_optimizer", "train_lr",
-    "dummies", "knows_defence",
+    "client_weight_decay", "client_clip", "client_precision", "clients", "trained_steps", "trained_on",
+    "train_optimizer", "train_lr", "dummies", "knows_defence",
 )  # fmt: skip
 TABLED = ("attack", "start", "label", "defence")  # flags whose values have a table of their own
 TERMS = tuple(flag for flag in (*ATTACK_FIELDS.values(), *ADAM_FLAGS) if flag not in (*TABLED, *THREAT))

@@ -343,7 +343,7 @@ def test_an_audit_needs_an_update():
         ("bce", "unexplained", "loss", {}),
         ("noise", "unexplained", "noise", {}),
         ("half", "recovered", None, {}),
-        ("weights", "unexplained", "weights-not-difference", {}),
+        ("autocast", "recovered", None, {"client": Client(precision="float16")}),
         ("quickstart", "unexplained", "stuck", {"model": QUICKSTART}),
         ("batchnorm", "unexplained", "batchnorm-train", {"model": NORMED, "fields": {"train": False}}),
     ],
@@ -367,6 +367,7 @@ def test_updates_from_pytorch(kind, verdict, code, settings, tmp_path):
         model,
         image_shape=(16, 16, 3),
         fields=settings.get("fields"),
+        client=settings.get("client"),
         truth=tmp_path / "truth.npz",
     )
     report = said(victim, settings.get("attack", IDLG), seeds=2, moved_statistics=moved_statistics(update))
@@ -437,6 +438,8 @@ def test_the_floor_is_that_of_what_is_stated(params, plain):
     assert noisy.noise == pytest.approx(0.01)
     steps = floor_of(victim_of(params, plain, client=Client(steps=2, lr=0.1)), ones)
     assert steps.value > right.value
+    narrow = [floor_of(victim_of(params, plain, client=Client(precision=name)), ones) for name in ("tf32", "bfloat16")]
+    assert 1e-6 < narrow[0].value < 1e-4 < narrow[1].value < 1e-3
 
 
 def test_information_is_that_of_the_jacobian(params):

@@ -285,6 +285,7 @@ def build_client(command: Command | RiskCommand):
             name: getattr(command, f"client_{name}")
             for name in ("momentum", "nesterov", "dampening", "weight_decay", "clip", "order", "shuffle", "drop_last")
         },
+        precision=command.client_precision,
         steps=command.client_steps,
         epochs=command.client_epochs,
         optimizer=command.client_optimizer,

@@ -283,6 +283,9 @@ class ClientFlags:
     """Weight decay of the client's optimiser: an L2 term of sgd and adam, decoupled in adamw (default: torch's)."""
     client_clip: Number = None
     """Largest norm of each local step's gradient, as torch's clip_grad_norm_ (default: not clipped)."""
+    client_precision: str = "float32"
+    """Arithmetic of the client's products, which bounds how well an audit can fit its update: float32, tf32 (of GPUs),
+    float16, bfloat16 (autocast)."""
     clients: int = 1
     """Number of clients among which the images of an update are divided; the mean of their updates is attacked."""
 
@@ -293,7 +296,8 @@ class KnownDefence:
 
     defence: tuple[str, ...] = ()
     """Defences applied to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
-    prune-layer:SHARE, top-k:COUNT, clip:NORM, dp-sgd:CLIP:NOISE, fp16, bf16, int8."""
+    prune-layer:SHARE, top-k:COUNT, error-feedback:SHARE:ROUNDS, soteria:SHARE, clip:NORM, dp-sgd:CLIP:NOISE, fp16,
+    bf16, int8."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,6 +16,7 @@ from jaxleak.threat.loss import CROSS_ENTROPY, Loss, as_loss, loss_gradient
 from jaxleak.threat.optimizers import OPTIMIZERS, SGD_ONLY, clip_norm, momentum, sgd_response
 
 SEVERAL = "images of an update"
+PRECISIONS = {"float32": 24, "tf32": 11, "float16": 11, "bfloat16": 8}  # significant bits of the factors of products
 Epoch = Sequence[np.ndarray]  # the images of each local step, by their places
 OF_OLD = ("steps", "epochs", "optimizer", "lr", "batch", "clients")  # fields that every run names
 FOR_STEPS = ("batch", "momentum", "nesterov", "dampening", "weight_decay", "clip", "order", "shuffle", "drop_last")
@@ -41,6 +42,8 @@ class Client:
         order: places of a client's images in the order of use, one pass or all passes in turn; () is 0, 1, 2 ...
         shuffle: instead of `order`: seed from which a new order is drawn for each pass; None: none is.
         drop_last: whether a last batch that is not full is left out (torch's `DataLoader(drop_last=True)`).
+        precision: arithmetic of its products, one of `PRECISIONS`. The attacker computes in its own; an audit allows
+            for the difference.
 
     Source: McMahan et al. 2017 (FedAvg), algorithm 1.
     """
@@ -60,6 +63,7 @@ class Client:
     order: tuple[int, ...] = ()
     shuffle: int | None = None
     drop_last: bool = False
+    precision: str = "float32"
 
     def __post_init__(self):
         object.__setattr__(self, "loss", as_loss(self.loss))
@@ -71,6 +75,7 @@ class Client:
         if self.steps and self.epochs:
             raise InputError("`client_steps` and `client_epochs` exclude each other; give one of them.")
         check_choice("client_optimizer", self.optimizer, OPTIMIZERS)
+        check_choice("client_precision", self.precision, PRECISIONS)
         for rate in rates or (0.0,):
             check_positive("client_lr", rate)
         check_positive("clients", self.clients, integer=True)

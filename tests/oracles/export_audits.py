@@ -19,7 +19,7 @@ from tests.oracles.torch_resnet import ResNet
 
 KINDS = (
     *("plain", "clipped", "flipped", "scaled", "quickstart", "smoothing", "batchnorm", "zeros", "noise", "half"),
-    *("steps", "weights", "sum", "bce"),
+    *("steps", "weights", "sum", "bce", "autocast"),
 )
 
 
@@ -79,7 +79,8 @@ def make(kind: str, picture: Tensor, label: Tensor, out: Path, classes: int, amo
         amount = amounts.get(kind, 1.0)
 
     def loss() -> Tensor:
-        outputs = net(picture)
+        with torch.autocast("cpu", torch.float16, enabled=kind == "autocast"):
+            outputs = net(picture).float()
         if kind == "bce":
             target = nn.functional.one_hot(label, classes).float()
             return nn.functional.binary_cross_entropy_with_logits(outputs, target)
