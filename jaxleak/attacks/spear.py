@@ -73,12 +73,12 @@ def recover_inputs(layer: Layer, count: int, key: Array) -> Batch:
     products = (low.left[:, :, None] * low.left[:, None]).reshape(len(low.left), -1)
 
     def batch(directions: Float[Array, "b b"]) -> Batch:
-        lengths = jnp.linalg.solve(directions.T, total @ low.left)
+        lengths = _solved(directions.T[None], (total @ low.left)[None, :, None])[0, :, 0]
         scaled = lengths[:, None] * directions
         slopes = scaled @ low.left.T
-        outputs = jnp.linalg.solve(scaled.T, low.outputs) + layer.bias
+        outputs = _solved(scaled.T[None], low.outputs[None])[0] + layer.bias
         contradictions = jnp.mean(~_zeros(slopes) & ~(outputs > 0))
-        return Batch(jnp.linalg.solve(scaled.T, low.right), slopes, contradictions)
+        return Batch(_solved(scaled.T[None], low.right[None])[0], slopes, contradictions)
 
     def more(state):
         number, directions = state
@@ -154,7 +154,9 @@ def _kernels(left: Float[Array, "m b"], rows: Int[Array, "s b"]) -> Float[Array,
     The inverse of b rows holds b of them: column k is what all rows but the k-th make 0.
     """
     count = left.shape[1]
-    found = jnp.linalg.inv(left[rows]).swapaxes(1, 2).reshape(-1, count)
+    squares = left[rows]
+    found = _solved(squares, jnp.broadcast_to(jnp.eye(count, dtype=left.dtype), squares.shape))
+    found = found.swapaxes(1, 2).reshape(-1, count)
     unit = found / jnp.linalg.norm(found, axis=1, keepdims=True)
     return jnp.where(jnp.all(jnp.isfinite(unit), axis=1, keepdims=True), unit, 0)
 
@@ -175,7 +177,7 @@ def _refined(left: Float[Array, "m b"], products: Float[Array, "m b*b"], start: 
         weights = 1 / jnp.sqrt(jnp.square(vectors @ left.T) + jnp.square(jnp.maximum(size, smallest)))
         squares = (weights @ products).reshape(-1, count, count)
         squares = squares / jnp.trace(squares, axis1=1, axis2=2)[:, None, None] + ridge
-        found = jnp.linalg.solve(squares, vectors[..., None])[..., 0]
+        found = _solved(squares, vectors[..., None])[..., 0]
         return found / jnp.linalg.norm(found, axis=1, keepdims=True), None
 
     vectors, _ = lax.scan(step, start, size.astype(left.dtype))
@@ -199,9 +201,36 @@ def _sparsest(vectors: Float[Array, "k b"], zeros: Int[Array, "k"], count: int) 
 def _polished(left: Float[Array, "m b"], directions: Float[Array, "b b"]) -> Float[Array, "b b"]:
     """Each direction again, from all rows that it makes 0: the least squares of more equations than b - 1."""
     zero = _zeros(directions @ left.T)
-    _, vectors = jnp.linalg.eigh(jnp.einsum("km,mb,mc->kbc", zero.astype(left.dtype), left, left))
+    squares = jnp.einsum("km,mb,mc->kbc", zero.astype(left.dtype), left, left)
+    squares += jnp.finfo(left.dtype).eps * jnp.eye(len(directions), dtype=left.dtype)
+    vectors = directions
+    for _ in range(2):  # inverse iteration: the smallest eigenvalue is next to 0
+        found = _solved(squares, vectors[..., None])[..., 0]
+        vectors = found / jnp.linalg.norm(found, axis=1, keepdims=True)
     enough = jnp.sum(zero, axis=1, keepdims=True) >= len(directions)
-    return jnp.where(enough, vectors[..., 0], directions)
+    return jnp.where(enough & jnp.all(jnp.isfinite(vectors), axis=1, keepdims=True), vectors, directions)
+
+
+def _solved(squares: Float[Array, "s b b"], right: Float[Array, "s b k"]) -> Float[Array, "s b k"]:
+    """Solutions of many small systems, by Gauss and Jordan with pivots; not finite where there is none.
+
+    LAPACK's calls, one after the other in XLA's pool, wait there for each other where it has one thread
+    (`engine.devices`).
+    """
+    count = squares.shape[1]
+    places = jnp.arange(count)
+
+    def eliminate(k, whole):
+        column = jnp.where(places >= k, jnp.abs(whole[:, :, k]), -1)
+        pivot = jnp.argmax(column, axis=1)
+        taken = jnp.take_along_axis(whole, pivot[:, None, None], axis=1)
+        whole = jnp.where((places == pivot[:, None])[..., None], whole[:, k][:, None], whole)
+        taken = taken / taken[:, :, k][..., None]
+        factors = jnp.where(places == k, 0, whole[:, :, k])
+        return jnp.where((places == k)[:, None], taken, whole - factors[..., None] * taken)
+
+    whole = lax.fori_loop(0, count, eliminate, jnp.concatenate([squares, right], axis=2))
+    return whole[:, :, count:]
 
 
 def in_order_of_labels(
