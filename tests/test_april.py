@@ -1,5 +1,7 @@
 """Images from the gradient of a vision transformer with learnt positions."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import jax
@@ -142,3 +144,19 @@ def test_embeddings_are_known_by_their_shapes():
             find_embedding(tree(*wrong), SHAPE)
     with pytest.raises(InputError, match="adds learnt positions"):
         find_embedding(tree((4, 4, 3, 8), (6, 8), name="table"), SHAPE)
+
+
+LANES = """
+import jaxleak
+jaxleak.use_all_cores(2)
+victim = jaxleak.make_victim("vit", jaxleak.load_dataset("photos"), [6], fields={"depth": 1})
+sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.ATTACKS["april"],), seeds=64, snapshots=())
+rows = jaxleak.run_sweep(sweep, lanes=64, quiet=True).rows
+assert len(rows) == 64 and min(row["psnr"] for row in rows) > 40
+"""
+
+
+@pytest.mark.slow
+def test_many_lanes_in_a_pool_of_one_thread():
+    """As from the command line: LAPACK's calls for several lanes at once would wait for each other for ever."""
+    subprocess.run([sys.executable, "-c", LANES], check=True, timeout=200)
