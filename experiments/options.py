@@ -40,7 +40,7 @@ NOT_READ = {
     "known": "The attacker has the true labels.",
 }
 THREAT = (
-    "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise",
+    "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise", "mean", "std",
     "loss", "label_smoothing", "class_weights", "reduction",
     "client_steps", "client_epochs", "client_optimizer", "client_lr", "client_batch", "client_drop_last",
     "client_order", "client_shuffle", "hide_order", "client_momentum", "client_nesterov", "client_dampening",

@@ -319,7 +319,19 @@ def test_the_tables_read_docstrings():
 def test_the_tables_hold_the_flags_of_attack_and_threat_model():
     """The others are about images, solver, criteria and output: a new flag has to be put on either side."""
     elsewhere = {
-        *("out", "model", "dataset", "data_dir", "split", "image_size", "images", "num_images", "image_seed", "seeds"),
+        *(
+            "out",
+            "model",
+            "dataset",
+            "data_dir",
+            "split",
+            "image_size",
+            "pixel_max",
+            "images",
+            "num_images",
+            "image_seed",
+            "seeds",
+        ),
         *(
             "start_seed",
             "network_seed",

@@ -85,6 +85,7 @@ def test_what_the_key_leaves_out_is_not_in_the_program():
     arguments = {
         "images": np.ones((2, 12, 12, 1)),
         "labels": np.array([0, 2]),
+        "targets": None,
         "indices": [3, 4],
         "surrogates": np.ones((2, 12, 12, 1)),
         "network_seed": 8,

@@ -147,7 +147,7 @@ def test_sizes_that_are_not_square(tmp_path):
     expected = Image.fromarray(wide).resize((10, 6), Image.Resampling.BILINEAR)
     np.testing.assert_allclose(half * 255, np.asarray(expected), atol=1e-4)
     assert load_dataset(tmp_path).image_shape == (32, 32, 3)
-    pixels, labels = _truth(tmp_path, None, (12, 20, 3), 2)
+    pixels, labels, _ = _truth(tmp_path, None, (12, 20, 3), 2)
     np.testing.assert_allclose(pixels[0], wide / 255, rtol=1e-6)
     assert labels == [0, 1]
 
@@ -158,7 +158,7 @@ def test_truths_for_networks_of_one_channel(tmp_path):
     Image.fromarray(grey).save(tmp_path / "folder" / "a.png")
     np.testing.assert_allclose(_truth(tmp_path / "folder", None, (8, 8, 1), 1)[0][0, ..., 0], grey / 255, rtol=1e-6)
     np.save(tmp_path / "a.npy", 16 * grey[None].astype(np.uint16))
-    pixels, labels = _truth(tmp_path / "a.npy", None, (8, 8, 1), 1, pixel_max=4080)
+    pixels, labels, _ = _truth(tmp_path / "a.npy", None, (8, 8, 1), 1, pixel_max=4080)
     np.testing.assert_allclose(pixels[0, ..., 0], grey / 255, rtol=1e-6)
     assert labels == [-1]  # an array has none
     assert _truth(tmp_path / "a.npy", [4], (8, 8, 1), 1, pixel_max=4080)[1] == [4]

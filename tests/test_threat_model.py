@@ -634,17 +634,12 @@ REFUSED = {
     "knowing what noise covers": (
         {"knows_defence": True},
         {"defences": (Prune(share=0.5), Gaussian(sigma=0.1))},
-        "give one of prune, prune-layer, top-k, with no noise after it.",
+        "give one of prune, prune-layer, top-k, error-feedback, soteria, with no noise after it.",
     ),
     "dummies among clients": (
         {"dummies": 3},
         {"client": Client(clients=2)},
         "`clients` must divide the images of an update, 3; got 2.",
-    ),
-    "dummies in local batches": (
-        {"dummies": 3},
-        {"client": Client(steps=1, batch=2)},
-        "`client_batch` must divide a client's images, 3; got 2.",
     ),
     "dummies in epochs": (
         {"dummies": 4},

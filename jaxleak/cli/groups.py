@@ -84,9 +84,9 @@ class UpdateHere:
     weights: File = None
     """File of the network before it, in torch's names and layout, of the same kinds."""
     before: File = None
-    """Instead of --update and --weights: the network before the client's local steps (--client-steps, or one), ..."""
+    """Instead of --update and --weights: the network before the client's local steps (--client-steps, or one)."""
     after: File = None
-    """... and the network after them."""
+    """The network after the local steps, with --before."""
     model: str = "lenet"
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
@@ -134,9 +134,9 @@ class RiskHere:
     update: File = None
     """File of an update, named as in torch's state_dict; with --weights, as for `jaxleak attack`."""
     before: File = None
-    """Instead of --update and --weights: the network before the client's local steps, as for `jaxleak attack`, ..."""
+    """Instead of --update and --weights: the network before the client's local steps, as for `jaxleak attack`."""
     after: File = None
-    """... and the network after them."""
+    """The network after the local steps, with --before."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
     """With --update: height, width and channels of the network's input."""
     truth: File = None

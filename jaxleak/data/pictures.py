@@ -170,9 +170,10 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
 def _vectors(name: str, targets: np.ndarray, pixels: np.ndarray) -> np.ndarray:
     if targets.ndim == 1 and targets.dtype.kind == "f":
         targets = targets[:, None]
-    if targets.ndim != 2 or targets.shape[1] == 0 or len(targets) != len(pixels) or targets.dtype.kind not in "biuf":
+    count = len(pixels) if pixels.ndim else 0
+    if targets.ndim != 2 or 0 in targets.shape or len(targets) != count or targets.dtype.kind not in "biuf":
         raise InputError(
-            f"`dataset` {name!r}: targets must be numbers [n, k] for {len(pixels)} images and k outputs; "
+            f"`dataset` {name!r}: targets must be numbers [n, k] for {count} images and k outputs; "
             f"got {targets.dtype} of shape {targets.shape}."
         )
     if not np.isfinite(targets).all():

@@ -113,7 +113,7 @@ def make_victim(
 
 def _outputs(data: Dataset, client: Client | None) -> int:
     """Outputs of a network for these data: with binary cross-entropy one logit for two classes."""
-    binary = client is not None and isinstance(client.loss, BinaryCrossEntropy)
+    binary = isinstance(client, Client) and isinstance(client.loss, BinaryCrossEntropy)
     return 1 if binary and data.vectors is None and data.num_classes == 2 else data.num_classes
 
 

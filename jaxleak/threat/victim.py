@@ -295,7 +295,8 @@ class Victim:
         if self.targets is not None or not self.has_vectors:
             return np.asarray(self.labels if self.targets is None else self.targets)
         labels = np.asarray(self.labels)
-        hot = np.asarray(self.client.loss.target(np.maximum(labels, 0), self.num_classes, float))
+        with jax.ensure_compile_time_eval():
+            hot = np.asarray(self.client.loss.target(np.maximum(labels, 0), self.num_classes, float))
         return np.where(labels[:, None] >= 0, hot, np.nan)
 
     @functools.cached_property

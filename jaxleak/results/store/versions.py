@@ -101,7 +101,7 @@ def _label(made: dict[str, Any]) -> str:
 
 def versions_of(rows: Sequence[Row]) -> dict[str, int]:
     """How many rows are of which version of jaxleak, and of jax where that differs; the most frequent first."""
-    several = len({row["jax_version"] for row in rows}) > 1
+    several = len({row.get("jax_version") for row in rows}) > 1
     labels = (_label(row) + (f" with jax {row['jax_version']}" if several else "") for row in rows)
     return dict(Counter(labels).most_common())
 
