@@ -60,6 +60,8 @@ CORE_ALONE = {
 # Marked `slow`: further cases of what a quicker case of the same file checks, and kills of whole processes of which
 # one kind is left in the suite. Tests whose names begin so.
 FURTHER = {
+    "test_defences": ("test_soteria_hides_the_features_that_torch_finds[3",),
+    "test_april": ("test_the_attack_recovers_photos_and_their_labels[sequential",),
     "test_bench": ("test_a_measurement_in_processes", "test_a_phase_moves_no_further_than_it_should[jaxleak-cosine]"),
     "test_checkpoint": (
         "test_a_resumed_run_has_the_networks_it_began_with[per-image]",
@@ -67,6 +69,9 @@ FURTHER = {
         "test_another_training_is_done_anew[changes1",
     ),
     "test_client": (
+        "test_the_surrogate_model_is_exact",
+        "test_updates_and_objectives_equal_torch[two epochs in local batches, Adam",
+        "test_updates_and_objectives_equal_torch[two clients",
         "test_updates_and_objectives_equal_torch[three steps",
         "test_updates_and_objectives_equal_torch[one step of Adam",
         "test_updates_and_objectives_equal_torch[local batches",
@@ -82,12 +87,14 @@ FURTHER = {
         for shape in ("768", "32-", "33-", "31-", "588-5-0", "1-5-0", "40-500-")
     ),
     "test_densenet": (
+        "test_a_small_densenet_equals_torch[imagenet stem, eval",
         "test_narrow_densenet121_equals_torch_through_a_file[True",
         "test_a_small_densenet_equals_torch[imagenet stem]",
         "test_a_small_densenet_equals_torch[group norm",
         "test_narrow_densenet121_equals_torch_through_a_file[False",
     ),
     "test_engine": (
+        "test_lanes_change_nothing[a network per trial-lanes 50",
         "test_other_lanes_in_the_middle_of_a_run_change_nothing[a network",
         "test_lanes_change_nothing[a network per trial-lanes 1,",
         "test_lanes_change_nothing[a network per trial-lanes 3,",
@@ -204,6 +211,9 @@ FURTHER = {
         "test_it_fits_the_screen[1280-dark",
     ),
     "test_loss": (
+        "test_an_attack_recovers_the_image_and_what_the_loss_was_given[one logit",
+        "test_an_attack_recovers_the_image_and_what_the_loss_was_given[own",
+        "test_an_attack_recovers_the_image_and_what_the_loss_was_given[numbers",
         *(
             f"test_an_attack_recovers_the_image_and_what_the_loss_was_given[{name}"
             for name in ("bce of", "squared", "smoothing", "weights", "sum", "two")
@@ -214,7 +224,10 @@ FURTHER = {
             for name in ("its", "label", "class", "one weighted", "several weighted", "squared error, sum")
         ),
     ),
-    "test_objectives": ("test_layers_of_weight_zero_have_no_influence[none-cosine",),
+    "test_objectives": (
+        "test_the_cosine_can_be_derived_twice_and_with_respect_to_either[False",
+        "test_layers_of_weight_zero_have_no_influence[none-cosine",
+    ),
     "test_data": ("test_cifar100_index_20319",),
 }
 
