@@ -62,10 +62,6 @@ CORE_ALONE = {
 FURTHER = {
     "test_vit": ("test_vit_equals_torch[{'encoder'",),
     "test_candidate": ("test_box_and_priors",),
-    "test_audit": (
-        "test_risk_from_the_command_line",
-        "test_another_loss",
-    ),
     "test_models": (
         "test_save_and_load_give_the_same_parameters[resnet152",
         "test_save_and_load_give_the_same_parameters[resnet101",
@@ -214,7 +210,13 @@ FURTHER = {
         "test_labels_go_with",
         "test_a_wrong_network",
     ),
-    "test_audit": ("test_a_clipped_gradient", "test_an_assumption_that_cannot", "test_the_randomised_information"),
+    "test_audit": (
+        "test_a_clipped_gradient",
+        "test_an_assumption_that_cannot",
+        "test_another_loss",
+        "test_risk_from_the_command_line",
+        "test_the_randomised_information",
+    ),
     "test_inputs": ("test_words_that_cannot_be_written[models --only",),
     "test_worker": (
         "test_blocks_of_two_attacks",
