@@ -257,6 +257,8 @@ def test_truths_and_labels_that_do_not_fit(files, truth):
     assert "`labels` must be 1 classes" in refusal(*given(files), "--labels", 1, 2)
     assert "`labels` must be below the network's 10 classes; got 10" in refusal(*given(files), "--labels", 10)
     assert "`labels` must be 1 classes" in refusal(*given(files, truth=truth), "--labels", 3, 4)
+    with pytest.raises(InputError, match=r"`labels` must be 1 classes, one per image, from 0 up; got 1\.5"):
+        load_update(files / "grads.safetensors", files / "w.safetensors", MODEL, image_shape=SHAPE, labels=[1.5])
     assert "`truth` must hold 2 images" in refusal(*given(files, truth=truth, batch=2))
     assert "`label` known needs the labels" in refusal(*given(files, label="known"))
 

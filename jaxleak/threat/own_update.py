@@ -307,7 +307,7 @@ def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:
 
 def _given_targets(labels, batch: int, outputs: int, loss: Loss) -> tuple[np.ndarray | None, list | None]:
     """Known targets [b, k], where labels are a number for each output of a loss that takes these; else the labels."""
-    if labels is None or len(labels) != batch * outputs or not loss.vectors(outputs) or outputs == 1:
+    if labels is None or len(labels) != batch * outputs or not loss.vectors(outputs):
         return None, labels
     return np.asarray(labels, np.float64).reshape(batch, outputs), None
 
@@ -338,7 +338,7 @@ def _truth(
 
 
 def _given(labels: Sequence[int], batch: int) -> list[int]:
-    known = [int(label) for label in labels]
-    if len(known) != batch or min(known) < 0:
-        raise InputError(f"`labels` must be {batch} classes, one per image, from 0 up; got {known}.")
-    return known
+    if len(labels) != batch or not all(label >= 0 and label == int(label) for label in labels):
+        got = ", ".join(f"{label:g}" for label in labels)
+        raise InputError(f"`labels` must be {batch} classes, one per image, from 0 up; got {got}.")
+    return [int(label) for label in labels]
