@@ -17,11 +17,14 @@ from flax import nnx
 from safetensors.numpy import save_file
 
 from jaxleak import Client, InputError
-from jaxleak.models.files import read_tensors
+from jaxleak.kernels.outer import is_outer
+from jaxleak.models.files import Stored, read_tensors
+from jaxleak.models.files.dialects import translated
 from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.runs.audit.refit import targets_of
 from jaxleak.threat.client import client_update
+from jaxleak.threat.observe import observe
 from jaxleak.threat.own_update import load_update, moved_statistics
 from tests.commands import call, refusal
 from tests.oracles.require_torch import require_torch
@@ -348,6 +351,15 @@ def test_wrappers_of_torch(tmp_path):
     assert gap(loaded(files)) < 1e-6
 
 
+@pytest.mark.parametrize("prefix", ["", "module.", "model.", "module.net.model."])
+def test_names_of_other_libraries_may_have_a_prefix(prefix):
+    """As in a Lightning checkpoint."""
+    names = {"vit.embeddings.cls_token": "cls_token", "vit.layernorm.bias": "norm.bias", "classifier.bias": "head.bias"}
+    stored = Stored({prefix + name: np.zeros(1) for name in names})
+    with pytest.warns(UserWarning, match="names are read as those of Hugging Face's ViT"):
+        assert set(translated("weights", stored, names.values(), ["module"]).tensors) == set(names.values())
+
+
 def test_a_prefix_that_the_model_has_stays(tmp_path):
     class Inner(nn.Module):
         @nn.compact
@@ -556,6 +568,14 @@ def test_tied_tensors_may_have_both_names_or_one(name, kind, tmp_path):
     )
 
 
+def assert_attacked(victim) -> None:
+    """What an attack computes is the update, each tied parameter once and with all its uses."""
+    target = victim.target(np.array([LABEL]))
+    found: Any = observe(victim.attacker_model, victim.params, jnp.asarray(IMAGE), target).gradient
+    update = jax.tree.map(lambda leaf: leaf.build() if is_outer(leaf) else leaf, found, is_leaf=is_outer)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), update, victim.update)
+
+
 class Twice(nn.Module):
     """The same layer twice, as two parameters."""
 
@@ -579,6 +599,7 @@ def test_two_parameters_that_the_file_ties_are_one(kind, tmp_path):
     params: Any = victim.params
     assert set(params) == {"first", "a", "head"}
     assert gap(victim) < 1e-6
+    assert_attacked(victim)
     assert "a/kernel" in repr(victim.model)
 
 
@@ -603,6 +624,7 @@ def test_a_head_that_is_tied_to_an_embedding(tmp_path):
     victim = loaded(saved(tmp_path, net), Words())
     assert set(victim.params) == {"first", "head"}
     assert gap(victim) < 1e-6
+    assert_attacked(victim)
 
 
 # --- before and after ---

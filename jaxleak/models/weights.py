@@ -68,6 +68,7 @@ class WithStatistics:
     def __init__(self, model: Any, batch_stats: Params):
         """`batch_stats`: the collection of that name."""
         self.model, self.batch_stats = model, batch_stats
+        self.tied = getattr(model, "tied", ())  # see `own.AdaptedModel`
 
     def path_in_params(self, path: tuple[str, ...]) -> tuple[str, ...]:
         """Path in `params` of what the model has at `path`: see `own.AdaptedModel`."""

@@ -1,5 +1,6 @@
 """One pass through the network: gradient, logits and the statistics of its BatchNorm layers."""
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -151,7 +152,8 @@ def _path(model, module: nn.Module) -> tuple[str, ...]:
 def _dense_outputs(model, params: PyTree, x) -> dict[tuple[str, ...], Any]:
     """Path and output type of each dense layer that is applied once, to one vector per image.
 
-    Those inside another transformation (`nn.remat`, `nn.jit`) are not among them: what they see must not leave it.
+    Those inside another transformation (`nn.remat`, `nn.jit`) are not among them: what they see must not leave it. Nor
+    are those whose kernel is tied to another parameter (`own.AdaptedModel.tied`): it is used elsewhere too.
     """
     seen: dict[tuple[str, ...], Any] = {}
 
@@ -168,4 +170,6 @@ def _dense_outputs(model, params: PyTree, x) -> dict[tuple[str, ...], Any]:
             return model.apply({"params": params}, x)
 
     jax.eval_shape(apply, params, x)
+    for parameter in itertools.chain.from_iterable(getattr(model, "tied", ())):
+        seen[parameter[:-1]] = None
     return {path: jax.ShapeDtypeStruct(out.shape, out.dtype) for path, out in seen.items() if out is not None}

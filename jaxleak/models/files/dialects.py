@@ -7,6 +7,7 @@ import re
 import warnings
 from collections.abc import Collection
 from dataclasses import replace
+from itertools import product, takewhile
 
 import numpy as np
 
@@ -67,6 +68,8 @@ JOINED = re.compile(r"(.*\.attn)\.[qkv]\.(weight|bias)")
 def translated(what: str, stored: Stored, known: Collection[str], wrappers: Collection[str]) -> Stored:
     """The tensors under the names of timm and torchvision, where more of them then are the model's; a line says so.
 
+    A prefix that all names share is left out for it.
+
     Args:
         what: "weights" or "update", for messages.
         stored: the file.
@@ -75,10 +78,13 @@ def translated(what: str, stored: Stored, known: Collection[str], wrappers: Coll
     """
     known = set(known)
     best, most, dialect = stored, len(known & set(stored.tensors)), ""
-    for library, rules in DIALECTS.items():
+    parts = {name: [part for part in name.split(".") if part not in wrappers] for name in stored.tensors}
+    levels = zip(*(steps[:-1] for steps in parts.values()), strict=False)
+    shared = len(list(takewhile(lambda level: len(set(level)) == 1, levels)))
+    for (library, rules), depth in product(DIALECTS.items(), range(shared + 1)):
         names = {}
-        for name in stored.tensors:
-            bare = ".".join(part for part in name.split(".") if part not in wrappers)
+        for name, steps in parts.items():
+            bare = ".".join(steps[depth:])
             for pattern, replacement in rules:
                 match = re.fullmatch(pattern, bare)
                 if match:
