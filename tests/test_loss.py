@@ -19,9 +19,11 @@ from jaxleak.models import MLP, LeNet
 from jaxleak.models.weights import to_torch
 from jaxleak.results.metrics import vectors_right
 from jaxleak.results.verdict import Criteria
+from jaxleak.runs.audit.losses import loss_hints, slopes_at
 from jaxleak.runs.run import run_sweep
 from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.client import Client
+from jaxleak.threat.defences import parse_defence
 from jaxleak.threat.loss import (
     CROSS_ENTROPY,
     LOSSES,
@@ -369,6 +371,10 @@ def test_losses_that_there_are_not(arguments, message):
         ({"loss": "cross-entropy", "targets": BITS}, r"which add up to 1; one adds up to 2\. .* --loss bce"),
         ({"loss": "mse", "targets": NUMBERS[:, :3]}, r"`targets` must have shape \(1, 4\)"),
         ({"loss": "mse", "targets": NUMBERS * np.nan}, "`targets` must be finite"),
+        (
+            {"loss": parse_loss("cross-entropy+mse", reduction="sum"), "defences": (parse_defence("dp-sgd:1:0.1"),)},
+            "`defence` dp-sgd averages the gradients of single images; leave out --reduction sum",
+        ),
         ({"loss": 3}, "`loss` must be a Loss, a name or a function"),
         (
             {"loss": lambda outputs: outputs},
@@ -381,6 +387,15 @@ def test_losses_that_there_are_not(arguments, message):
 def test_losses_that_do_not_fit_a_victim(changes, message):
     with pytest.raises(jaxleak.InputError, match=message):
         victim_of(**changes)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_smoothing_that_was_not_stated_is_found_beside_class_weights(reduction):
+    outputs, stated = np.array([0.3, -1.0, 0.8, 0.1]), CrossEntropy(weights=WEIGHTS, reduction=reduction)
+    slope = slopes_at(replace(stated, smoothing=0.2), outputs, np.eye(4)[[2]])[0]
+    (hint,) = loss_hints(outputs, slope, victim_of(stated), 2)
+    assert "use --label-smoothing 0.2" in hint.text
+    assert not loss_hints(outputs, slope, victim_of(replace(stated, smoothing=0.2)), 2)
 
 
 def test_vectors_are_right_in_any_order():

@@ -187,8 +187,9 @@ class Victim:
                 "`defence` dp-sgd clips the gradients of single images and needs one client that shares a gradient; "
                 "leave out --client-steps, --client-epochs and --clients, or use clip and gaussian."
             )
-        loss = self.client.loss
-        if self._clips_examples and (loss.reduction != "mean" or (getattr(loss, "weights", ()) and self.batch > 1)):
+        terms = [term for _, term in getattr(self.client.loss, "terms", ((1.0, self.client.loss),))]
+        weighted = self.batch > 1 and any(getattr(term, "weights", ()) for term in terms)
+        if self._clips_examples and (weighted or any(term.reduction != "mean" for term in terms)):
             raise InputError(
                 "`defence` dp-sgd averages the gradients of single images; leave out --reduction sum and "
                 "--class-weights, or use clip and gaussian."

@@ -207,25 +207,25 @@ def _any_loss_of_batch(victim: Victim, found: Found, floor: Floor) -> Tried:
 def _loss_of_batch(victim: Victim, found: Found, floor: Floor) -> list[Hint]:
     """Which loss, smoothing, sign and scale the update has at the images found.
 
-    Under label smoothing e it is f ((1 - e) u(hot) + e u(uniform)), with the updates u of cross-entropy.
+    Under label smoothing e it is f ((1 - 2 e) u(0) + 2 e u(1/2)), with u(e) the update of cross-entropy smoothed by e.
     """
     if not found.left <= max(floor.value, NEAR):
         return []
     labels, wanted = _in_order(victim, found), flat(victim.update)
     assumed = victim.client.loss
     for loss in likely(assumed, victim.num_classes):
-        other = replace(victim, client=replace(victim.client, loss=loss))
-        hot = targets_of(victim, labels)
-        parts = [hot, np.full_like(hot, 1 / hot.shape[1])] if isinstance(loss, CrossEntropy) else [hot]
-        basis = np.stack([flat(update_at(other, victim.params, found.pixels, part)) for part in parts], axis=1)
+        parts = [replace(loss, smoothing=e) for e in (0.0, 0.5)] if isinstance(loss, CrossEntropy) else [loss]
+        others = [replace(victim, client=replace(victim.client, loss=part)) for part in parts]
+        target = targets_of(victim, labels)
+        basis = np.stack([flat(update_at(other, victim.params, found.pixels, target)) for other in others], axis=1)
         factors, *_ = np.linalg.lstsq(basis, wanted, rcond=None)
         if np.sum((basis @ factors - wanted) ** 2) > 10 * max(floor.value, NEAR) * np.sum(wanted**2):
             continue
-        factor, smoothing = float(np.sum(factors)), float(factors[-1] / np.sum(factors)) if len(parts) > 1 else 0.0
+        factor, smoothing = float(np.sum(factors)), float(factors[-1] / np.sum(factors) / 2) if len(parts) > 1 else 0.0
         hints = []
         if factor < 0:
             hints.append(Hint("sign", "with the other sign the update is explained", proven=True))
-        if loss.kind != assumed.kind:
+        if type(loss) is not type(assumed):
             hints.append(Hint("loss", f"with --loss {loss.name} the update is explained", proven=True))
         if abs(smoothing - getattr(assumed, "smoothing", 0.0)) > 1e-3:
             text = f"with label smoothing {smoothing:.3g} the update is explained (--label-smoothing)"

@@ -126,14 +126,12 @@ def _nearest(slopes: Float[np.ndarray, "n k"], slope: Float[np.ndarray, "k"]) ->
 
 
 def _smoothed(loss: CrossEntropy, outputs: Float[np.ndarray, "k"], slope: Float[np.ndarray, "k"]) -> Smoothed:
-    """By least squares: sign slope = s(hot) + e (s(uniform) - s(hot)), with s without smoothing."""
-    plain, classes = replace(loss, smoothing=0.0), slope.size
-    hots = slopes_at(plain, outputs, np.eye(classes))
-    uniform = slopes_at(plain, outputs, np.full((1, classes), 1 / classes))[0]
+    """By least squares: sign slope = s(0) + 2 e (s(1/2) - s(0)), with s(e) the slope of smoothing e, linear in it."""
+    hots, halves = (slopes_at(replace(loss, smoothing=e), outputs, np.eye(slope.size)) for e in (0.0, 0.5))
     fits = []
     for sign in (1.0, -1.0):
-        for label, hot in enumerate(hots):
-            direction, rest = uniform - hot, sign * slope - hot
+        for label, (hot, half) in enumerate(zip(hots, halves, strict=True)):
+            direction, rest = 2 * (half - hot), sign * slope - hot
             smoothing = float(direction @ rest / (direction @ direction))
             error = float(np.linalg.norm(rest - smoothing * direction) / np.linalg.norm(slope))
             fits.append(Smoothed(error, smoothing, label, sign))
