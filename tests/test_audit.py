@@ -16,13 +16,15 @@ import jaxleak
 from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
 from jaxleak.models import LeNet
 from jaxleak.models.weights import to_torch
-from jaxleak.runs.audit.audit import audit, silent_tensors
+from jaxleak.runs.audit.assumptions import _loss_of_batch
+from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
-from jaxleak.runs.audit.hints import piecewise_linear, scattered_zeros
+from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros
 from jaxleak.runs.audit.information import information
 from jaxleak.runs.audit.risk import risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
 from jaxleak.threat.client import Client, client_update
+from jaxleak.threat.loss import CrossEntropy, as_loss
 from jaxleak.threat.own_update import load_update, moved_statistics
 from jaxleak.threat.victim import Victim, draw_params
 from tests.commands import call, refusal
@@ -310,6 +312,30 @@ def test_attacks_that_disagree_are_ambiguous(params, plain):
     assert [attack["explain"] >= 2 for attack in report["attacks"]] == [True, True]
 
 
+@pytest.mark.parametrize(("noise", "left_out"), [((), False), (("gaussian:1e-4",), True)])
+def test_soteria_behind_noise_leaves_the_heads_kernel_out(params, plain, noise, left_out):
+    """Which of its rows are zero is not seen then, and they need not be small."""
+    defences = tuple(map(parse_defence, ("soteria:0.4", *noise)))
+    sweep, _ = fitted(Sweep(victim=victim_of(params, plain, defences=defences), attacks=(IDLG,), seeds=1), [])
+    assert ("head/kernel:0" in (sweep.attacks[0].layers or ())) == left_out
+
+
+@pytest.mark.parametrize("stated", ["cross-entropy+0.5*mse", CrossEntropy(weights=tuple(range(1, 11)))], ids=str)
+def test_the_sign_and_smoothing_of_a_batch_whatever_the_loss(params, stated):
+    pixels, labels = photos(6, 12), (LABEL, 1)
+    loss = as_loss(stated)
+    client = Client(loss=replace(loss, smoothing=0.2) if isinstance(loss, CrossEntropy) else loss)
+    update = jax.tree.map(np.negative, shared(params, np.eye(CLASSES)[list(labels)], client, pixels))
+    victim = victim_of(params, update, labels, images=pixels, client=Client(loss=loss))
+    hints = _loss_of_batch(
+        victim, Found(IDLG, pixels, np.array(labels), 0.0), floor_of(victim, jax.tree.map(lambda leaf: 1.0, params))
+    )
+    texts = " ".join(hint.text for hint in hints)
+    assert "with the other sign" in texts
+    assert ("label smoothing 0.2 " in texts) == isinstance(loss, CrossEntropy)
+    assert len(hints) == 1 + isinstance(loss, CrossEntropy)
+
+
 def test_what_cannot_be_audited_is_refused(params, plain):
     with pytest.raises(InputError, match="`dummies` of an audit"):
         said(victim_of(params, plain), replace(IDLG, dummies=2))
@@ -435,6 +461,12 @@ def test_the_floor_is_that_of_what_is_stated(params, plain):
     norm2 = sum(float(np.sum(leaf**2)) for leaf in jax.tree.leaves(plain))
     assert noisy.value == pytest.approx(1e-4 * entries / norm2, rel=0.2)
     assert noisy.noise == pytest.approx(0.01)
+    dropped = [
+        floor_of(victim_of(params, plain, defences=tuple(map(parse_defence, texts))), ones).parts["defences"]
+        for texts in (["prune:0.5", "gaussian:1e-6"], ["error-feedback:0.5:1", "gaussian:1e-6"])
+    ]  # which entries are zero is not seen behind noise
+    assert dropped[0] == pytest.approx(dropped[1])
+    assert dropped[0] > 1e-7
     steps = floor_of(victim_of(params, plain, client=Client(steps=2, lr=0.1)), ones)
     assert steps.value > right.value
     narrow = [floor_of(victim_of(params, plain, client=Client(precision=name)), ones) for name in ("tf32", "bfloat16")]

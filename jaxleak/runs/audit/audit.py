@@ -25,11 +25,12 @@ from jaxleak.runs.audit.verdict import VERDICTS, Verdict
 from jaxleak.runs.run import run_sweep
 from jaxleak.runs.session import Enough
 from jaxleak.runs.sweep import Sweep
-from jaxleak.threat.defences import DPSGD, shows_zeros
+from jaxleak.threat.defences import DPSGD, Soteria, shows_zeros
 from jaxleak.threat.victim import Victim
 
 ENOUGH = 3  # restarts of an attack that explain the update: further ones are not run
 FEW = 3  # times the budget
+HIDDEN_BY_SOTERIA = "head/kernel"
 OUTSIDE = 0.05  # beyond [0, 1]: pixels of pictures do not go further ...
 SOME = 0.02  # ... in more than this share
 
@@ -53,6 +54,9 @@ def fitted(sweep: Sweep, silent: Sequence[str], *, stops: bool = True) -> tuple[
             "`defence` dp-sgd clips each image of a batch by a factor of its own, which an audit cannot know; audit "
             "updates of one image, or state clip and gaussian if the mean was clipped."
         )
+    soteria = any(isinstance(defence, Soteria) and defence.share for defence in victim.defences)
+    if soteria and not shows_zeros(victim.defences):  # noise hides which rows are zero, and these need not be small
+        silent = list(dict.fromkeys([*silent, HIDDEN_BY_SOTERIA]))
     for attack in sweep.attacks:
         if attack.dummies not in (None, victim.batch):
             raise InputError(f"`dummies` of an audit must be the update's images, {victim.batch}; leave it out.")

@@ -166,7 +166,9 @@ def _dropped(defence: Defence, leaves: list[np.ndarray]) -> float:
         parts = [np.abs(leaf).ravel() for leaf in leaves]
     dropped = 0.0
     for values in parts:
-        share = defence.share if isinstance(defence, Prune | PruneLayer) else 0.0
+        share = defence.share if isinstance(defence, Prune | PruneLayer | ErrorFeedback) else 0.0
+        if isinstance(defence, ErrorFeedback) and defence.rounds == 0:
+            share = 0.0
         if isinstance(defence, TopK) and defence.count:
             share = max(0.0, 1 - defence.count / values.size)
         dropped += share * values.size * float(np.quantile(values, share)) ** 2
