@@ -16,7 +16,6 @@ from jaxleak.kernels.outer import Outer
 from jaxleak.models.norms import BatchNorm
 from jaxleak.threat.loss import CROSS_ENTROPY, Loss
 
-FEATURES = 64  # derivatives of features at once
 NORMS = (BatchNorm, nn.BatchNorm)  # layers whose inputs' statistics are looked at
 
 
@@ -121,7 +120,7 @@ def follows(model, params: PyTree, x: Float[Array, "b h w c"], layer: str = "hea
         (change,) = back(jnp.broadcast_to(feature, values.shape))
         return jnp.sqrt(jnp.sum(jnp.square(change), axis=tuple(range(1, change.ndim))))
 
-    slopes = jax.lax.map(slopes_of, jnp.eye(values.shape[1], dtype=values.dtype), batch_size=FEATURES).T
+    slopes = jax.lax.map(slopes_of, jnp.eye(values.shape[1], dtype=values.dtype)).T
     ratios = jnp.where(values == 0, jnp.inf, slopes / jnp.where(values == 0, 1, values))
     return jnp.abs(jnp.sum(ratios, axis=0))
 
