@@ -16,7 +16,7 @@ import jaxleak
 from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
 from jaxleak.models import LeNet
 from jaxleak.models.weights import to_torch
-from jaxleak.runs.audit.assumptions import _loss_of_batch
+from jaxleak.runs.audit.assumptions import _loss_of_batch, with_steps
 from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
 from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros
@@ -213,6 +213,14 @@ def test_local_steps_that_were_not_stated(params):
 
 
 @pytest.mark.slow
+def test_other_numbers_of_steps_are_tried_of_a_client_with_a_schedule_and_orders():
+    client = Client(epochs=2, batch=1, lr=[0.1, 0.3], order=(0, 1, 1, 0))
+    other = with_steps(client, 5, 2)
+    other.check(2)
+    assert (other.total_steps(2), other.lr, other.order, other.batch) == (5, pytest.approx(0.2), (0, 1), 1)
+    assert with_steps(Client(steps=2, lr=0.1), 5, 2) == Client(steps=5, lr=0.1)
+
+
 def test_weights_instead_of_a_difference(params):
     report = said(victim_of(params, jax.tree.map(np.asarray, params)), seeds=1)
     assert report["verdict"] == "unexplained"

@@ -37,6 +37,7 @@ from jaxleak.runs.audit.refit import (
     update_at,
     with_labels,
 )
+from jaxleak.threat.client import Client
 from jaxleak.threat.loss import ANY_LOSS, CrossEntropy
 from jaxleak.threat.victim import Victim
 
@@ -274,7 +275,7 @@ def _other_steps(victim: Victim, found: Found, floor: Floor) -> Tried | None:
     stated = client.total_steps(victim.batch)
     if client.trains:
         numbers = dict.fromkeys((1, 2 * stated, stated // 2, 5, 10))
-        options = [replace(client, steps=number, epochs=0) for number in numbers if number and number != stated][:3]
+        options = [with_steps(client, number, victim.batch) for number in numbers if number and number != stated][:3]
     else:
         length = _length_of_steps(victim, found)
         options = [replace(client, steps=2, lr=length * times) for times in (1.0, 2.0)] if length else []
@@ -293,6 +294,12 @@ def _other_steps(victim: Victim, found: Found, floor: Floor) -> Tried | None:
     steps = f"with {chosen.steps} local steps instead of {stated}" if client.trains else "with more local steps"
     left = f"{best.left:.1g} of the update's direction is left, not {found.left:.1g}"
     return Tried(best, [Hint("client-steps", f"{steps} {left}: check --client-steps and --client-lr", proven=proven)])
+
+
+def with_steps(client: Client, steps: int, images: int) -> Client:
+    """The client with another number of local steps: of a schedule the mean rate, of several orders the first."""
+    first = client.order[: images // client.clients]
+    return replace(client, steps=steps, epochs=0, lr=float(np.mean(client.rates(images))), order=first)
 
 
 def _length_of_steps(victim: Victim, found: Found) -> float:
