@@ -86,7 +86,7 @@ def compiled(defence):
     """Compiling is most of the tests' time: noise as jax keeps it, for each shape; all else at once for all tests."""
 
     def apply(update, key):
-        return defence.apply_to(update, SCORES) if defence.looks_at_features else defence.apply(update, key)
+        return defence.apply_beside(update, key, lambda: SCORES)
 
     return apply if defence.random else jax.jit(apply)
 
@@ -133,7 +133,6 @@ def test_which_draw_noise_prune_and_act_on_examples():
     assert {name for name, kind in DEFENCES.items() if kind.sparse} == {
         *("prune", "prune-layer", "top-k", "error-feedback", "soteria")
     }
-    assert {name for name, kind in DEFENCES.items() if kind.looks_at_features} == {"soteria"}
 
 
 def test_switched_off_it_is_the_identity(name):
@@ -269,7 +268,7 @@ def test_soteria_without_images_is_refused():
     with pytest.raises(InputError, match="needs the private images"):
         Soteria(share=0.5).apply(make_update(), KEY)
     with pytest.raises(InputError, match="named 'head'"):
-        Soteria(share=0.5).apply_to({"conv": make_update()["conv"]}, jnp.asarray(SCORES))
+        Soteria(share=0.5).apply_beside({"conv": make_update()["conv"]}, KEY, lambda: jnp.asarray(SCORES))
 
 
 @pytest.mark.parametrize("share", [0.1, 0.29, 0.5, 1.0])

@@ -168,3 +168,8 @@ def test_truths_for_networks_of_one_channel(tmp_path):
 def test_sizes_that_are_none(size, tmp_path):
     line = refusal("run", "--dataset", "photos", "--image-size", size, "--out", tmp_path / "run")
     assert line.startswith("jaxleak: `image_size` must be")
+
+
+def test_a_white_without_pictures_is_refused():
+    with pytest.raises(InputError, match="give --truth too"):
+        _truth(None, None, (8, 8, 1), 1, pixel_max=4095)

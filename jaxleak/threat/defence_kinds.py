@@ -22,17 +22,20 @@ class Defence(ABC):
         random: `apply` uses the key.
         sparse: it sets entries to zero, so that whoever sees the update sees which.
         per_example: it belongs on the gradient of each image, before their mean: `DPSGD.apply_examples`.
-        looks_at_features: it needs the private images' features too: `Soteria.apply_to`.
     """
 
     random: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
     per_example: ClassVar[bool] = False
-    looks_at_features: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         """The defended update, of the same structure, shapes and types; traceable, and pure but for `key`."""
+
+    def apply_beside(self, update: PyTree, key: Key[Array, ""], scores: Callable[[], Array] | None) -> PyTree:
+        """`apply` beside the private images: `scores` gives those of their features (`observe.follows`)."""
+        del scores
+        return self.apply(update, key)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +214,6 @@ class Soteria(Defence):
 
     share: float
     sparse = True
-    looks_at_features = True
 
     def __post_init__(self):
         _check_share(self.share)
@@ -227,17 +229,18 @@ class Soteria(Defence):
             raise InputError("`defence` soteria needs the private images; apply it with `Victim.share`.")
         return update
 
-    def apply_to(self, update: PyTree, scores: Float[Array, "f"]) -> PyTree:
-        """The update with rows of the head's kernel set to zero; `scores` of its features are `observe.follows`.
+    def apply_beside(self, update: PyTree, key: Key[Array, ""], scores: Callable[[], Array] | None) -> PyTree:
+        """The update with rows of the head's kernel set to zero.
 
         Raises:
-            InputError: the network has no layer named "head" with a kernel.
+            InputError: no scores, or the network has no layer named "head" with a kernel.
         """
-        if self.share == 0:
-            return update
+        if self.share == 0 or scores is None:
+            return self.apply(update, key)
         if not (isinstance(update, dict) and "kernel" in update.get("head", {})):
             raise InputError("`defence` soteria needs a network whose last dense layer is named 'head'.")
-        hidden = jnp.argsort(scores, stable=True)[: round(self.share * scores.size)]
+        values = scores()
+        hidden = jnp.argsort(values, stable=True)[: round(self.share * values.size)]
         kernel = update["head"]["kernel"].at[hidden].set(0)
         return {**update, "head": {**update["head"], "kernel": kernel}}
 

@@ -117,10 +117,7 @@ def defend(
     """
     check_defences(defences)
     for i, defence in enumerate(defences):
-        if isinstance(defence, Soteria) and scores is not None:
-            update = defence.apply_to(update, scores())
-        else:
-            update = defence.apply(update, jax.random.fold_in(key, i))
+        update = defence.apply_beside(update, jax.random.fold_in(key, i), scores)
     return update
 
 

@@ -318,6 +318,8 @@ def _truth(
     """Images and labels, NaN and -1 where they are not known; and the truth's targets, if it has some."""
     h, w, c = image_shape
     if truth is None:
+        if pixel_max is not None:
+            raise InputError("`pixel_max` is the white of the pictures in `truth`; give --truth too, or leave it out.")
         known = [-1] * batch if labels is None else _given(labels, batch)
         return np.full((batch, h, w, c), np.nan, np.float32), known, None
     with naming(dataset="truth"):
