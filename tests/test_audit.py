@@ -19,7 +19,7 @@ from jaxleak.models.weights import to_torch
 from jaxleak.runs.audit.assumptions import _loss_of_batch, with_steps
 from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
-from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros
+from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, swapped
 from jaxleak.runs.audit.information import information
 from jaxleak.runs.audit.risk import risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
@@ -225,6 +225,15 @@ def test_weights_instead_of_a_difference(params):
     report = said(victim_of(params, jax.tree.map(np.asarray, params)), seeds=1)
     assert report["verdict"] == "unexplained"
     assert "weights-not-difference" in codes(report)
+
+
+def test_an_update_and_weights_that_are_swapped(params, plain):
+    report = said(victim_of(plain, jax.tree.map(np.asarray, params)), seeds=1)
+    assert report["verdict"] == "unexplained"
+    assert [hint["text"] for hint in report["hints"] if "swapped" in hint["text"]]
+    assert not swapped(victim_of(params, plain))
+    still = {**params, "head": {**params["head"], "bias": 0 * params["head"]["bias"]}}
+    assert not swapped(victim_of(still, shared(still, HOT)))
 
 
 def files(params, update, folder: Path) -> tuple[Path, Path]:
@@ -479,6 +488,11 @@ def test_the_floor_is_that_of_what_is_stated(params, plain):
     assert steps.value > right.value
     narrow = [floor_of(victim_of(params, plain, client=Client(precision=name)), ones) for name in ("tf32", "bfloat16")]
     assert 1e-6 < narrow[0].value < 1e-4 < narrow[1].value < 1e-3
+    step = Client(steps=1, lr=0.1)
+    end = jax.tree.map(lambda before, moved: np.asarray(before - 0.1 * moved, jnp.bfloat16), params, plain)
+    stored = jax.tree.map(lambda before, after: np.asarray(before, np.float64) - after.astype(float), params, end)
+    ends = [floor_of(victim_of(params, update, client=step), ones).value for update in (plain, stored)]
+    assert ends[1] > 1e3 * ends[0]
 
 
 def test_information_is_that_of_the_jacobian(params):

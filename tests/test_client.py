@@ -13,7 +13,7 @@ from jaxleak import DLG
 from jaxleak.attacks.attacker import PLACE
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
-from jaxleak.attacks.presets import SME
+from jaxleak.attacks.presets import FEDAVG, SME
 from jaxleak.attacks.trial import Trial
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, ResNet
@@ -475,6 +475,67 @@ def test_what_the_surrogate_model_needs():
         check_attack(replace(LINE, objective="l2"), victim_of(Client(steps=2)))
     assert "surrogate_model" not in DLG.settings()  # as in older runs
     assert SME.settings()["surrogate_model"] is True
+
+
+# --- epochs in an order that is not known ---
+
+
+@pytest.mark.parametrize("clients", [1, 2])
+def test_dummies_of_each_epoch_in_the_clients_order_leave_nothing(clients):
+    """A client that shuffles; its images, brought to the order of each epoch, are the candidate."""
+    client = Client(epochs=3, lr=0.3, batch=1, shuffle=5, clients=clients)
+    attack = replace(FEDAVG, label="joint", tv=0.0)
+    victim = victim_of(client, knows_order=False)
+    trial = Trial(attack=attack, victim=victim, threshold=1e-4)
+    per_client = 4 // clients
+    orders = [np.concatenate(steps) for steps in client.passes(4)]
+    places = np.concatenate([np.concatenate([order + first for first in range(0, 4, per_client)]) for order in orders])
+    hot = np.eye(victim.num_classes)[LABELS]
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        parts = {"image": jnp.asarray(IMAGES[places]), "label": jnp.asarray(60 * hot[places])}
+        left = trial.attacker.values(shared, problem, parts)
+        truth = {name: jnp.concatenate([part[np.argsort(places[:4])]] * 3) for name, part in parts.items()}
+        in_turn = trial.attacker.values(shared, problem, truth)
+        found = trial.attacker.candidate.to_truth(parts), trial.attacker.candidate.merged(parts, parts["label"])
+        return left, in_turn, found
+
+    left, in_turn, (images, labels) = quick_jit(look)()
+    assert float(left.published) < 1e-12 < 1e-6 < float(in_turn.published)
+    assert float(left.minimised) == pytest.approx(float(left.published), abs=1e-12)  # epochs agree
+    np.testing.assert_allclose(images, IMAGES[places[:4]], atol=1e-12)
+    np.testing.assert_allclose(labels, 60 * hot[places[:4]], atol=1e-12)
+
+
+def test_labels_that_are_read_stand_for_every_epoch():
+    victim = victim_of(Client(epochs=2, lr=0.1, batch=2))
+    trial = Trial(attack=replace(FEDAVG, label="known"), victim=victim, threshold=1e-4)
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        state = trial.init(shared, problem, job())
+        return trial.outcome(problem, trial.step(shared, problem, state))
+
+    outcome = quick_jit(look)()
+    assert outcome.candidate.shape == IMAGES.shape
+    assert outcome.label_found.tolist() == LABELS.tolist()
+    assert np.isfinite(outcome.objective)
+
+
+def test_what_epochs_that_agree_need():
+    check_attack(FEDAVG, victim_of(Client(epochs=2, batch=2)))
+    check_attack(FEDAVG, victim_of(Client(steps=4, batch=2)))
+    for client in (Client(), Client(steps=1), Client(epochs=1, batch=2), Client(steps=3, batch=2)):
+        with pytest.raises(InputError, match="`epoch_consistency` is for clients that use all their images"):
+            check_attack(FEDAVG, victim_of(client))
+    with pytest.raises(InputError, match="`epoch_consistency` is for clients"):
+        check_attack(FEDAVG, victim_of(Client(epochs=2, batch=3, drop_last=True)))
+    with pytest.raises(InputError, match="exclude each other"):
+        check_attack(replace(FEDAVG, surrogate_model=True), victim_of(Client(epochs=2)))
+    assert "epoch_consistency" not in DLG.settings()
 
 
 def test_pages_say_how_a_client_trained():

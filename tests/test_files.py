@@ -681,6 +681,10 @@ def test_statistics_that_moved_between_two_networks_are_seen(tmp_path):
     gradients(net, np.repeat(IMAGE, 2, axis=0)[:1])
     files = write(tmp_path / "b.pt", before), write(tmp_path / "a.pt", net.state_dict())
     assert moved_statistics(files[1], files[0])
+    wrapped = write(tmp_path / "c.pt", {f"module.{name}": tensor for name, tensor in net.state_dict().items()})
+    assert moved_statistics(wrapped, files[0])
+    still = write(tmp_path / "d.pt", {f"net.{name}": tensor for name, tensor in before.items()})
+    assert not moved_statistics(still, files[0])
 
 
 # --- the command ---

@@ -297,7 +297,7 @@ def test_rules_that_hold_read_the_labels_of_batches(name):
         (BinaryCrossEntropy(), 4, 1, "joint, known, idlg, bias"),
         (SquaredError(), 4, 1, "joint, known"),
         (as_loss("cross-entropy+0.1*mse"), 4, 1, "joint, known"),
-        (CrossEntropy(weights=WEIGHTS), 4, 2, "joint, known, idlg, bias, unique, row-minima"),
+        (CrossEntropy(weights=WEIGHTS), 4, 2, "joint, known, unique"),
         (CrossEntropy(weights=WEIGHTS, smoothing=0.1), 4, 1, "joint, known, idlg, bias, row-minima"),
         (CROSS_ENTROPY, 4, 2, ", ".join(LABEL_STRATEGIES)),
     ],
@@ -374,6 +374,10 @@ def test_losses_that_there_are_not(arguments, message):
         (
             {"loss": parse_loss("cross-entropy+mse", reduction="sum"), "defences": (parse_defence("dp-sgd:1:0.1"),)},
             "`defence` dp-sgd averages the gradients of single images; leave out --reduction sum",
+        ),
+        (
+            {"loss": CrossEntropy(weights=(1.0, 2.0, 0.0, 1.0)), "labels": np.array([2])},
+            "class 2 has weight 0, so its images leave no gradient",
         ),
         ({"loss": 3}, "`loss` must be a Loss, a name or a function"),
         (

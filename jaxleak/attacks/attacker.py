@@ -90,12 +90,22 @@ class Attacker:
     @functools.cached_property
     def candidate(self) -> Candidate:
         """The kind of data that is optimised in place of the private data."""
-        return CANDIDATES[self.victim.modality](self.victim, self.attack.dummies or self.victim.batch)
+        count = self.attack.dummies or self.victim.batch
+        return CANDIDATES[self.victim.modality](self.victim, count, self.copies)
+
+    @property
+    def copies(self) -> int:
+        """Sets of dummies: one, or one for each pass over a client's images."""
+        return self.victim.client.total_passes(self.victim.batch) if self.attack.epoch_consistency else 1
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of one member of the group; label logits are a part if they are optimised."""
-        labels = {"label": (self.candidate.count, self.victim.num_classes)} if self.attack.label == "joint" else {}
+        labels = (
+            {"label": (self.copies * self.candidate.count, self.victim.num_classes)}
+            if self.attack.label == "joint"
+            else {}
+        )
         place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
         return {**self.candidate.shapes, **labels, **place}
 
@@ -265,7 +275,8 @@ class Attacker:
     def _target(self, problem: Problem, parts: Parts) -> Float[Array, "d k"]:
         if self.attack.label == "joint":
             return self.victim.client.loss.decode(parts["label"])
-        return self.victim.target(problem.label, self.candidate.to_input(parts).dtype)
+        labels = jnp.concatenate([problem.label] * self.copies)
+        return self.victim.target(labels, self.candidate.to_input(parts).dtype)
 
     def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target, place=None):
         """The gradient or update that a client with this input would share; its outputs and statistics if asked for."""
@@ -276,7 +287,7 @@ class Attacker:
             params = jax.tree.map(lambda before, fell: before - share * fell, params, problem.shared)
             gradient, logits, statistics = observe(model, params, x, target, victim.client.loss)
         elif victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images
-            gradient: PyTree = client_update(victim.attacker_client, model, params, x, target)
+            gradient: PyTree = client_update(victim.attacker_client, model, params, x, target, self.copies)
             logits: Any = model.apply({"params": params}, x) if attack.label_term else ()
             statistics: PyTree = ()
         else:

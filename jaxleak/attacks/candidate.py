@@ -8,11 +8,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Float
 
 from jaxleak.attacks.closed_forms import CLOSED_FORMS, Leak
 from jaxleak.attacks.presets import Attack
-from jaxleak.attacks.priors import consistency, norm_prior, total_variation
+from jaxleak.attacks.priors import consistency, epoch_consistency, norm_prior, total_variation
 from jaxleak.attacks.starts import draw_start
 from jaxleak.threat.victim import Victim
 
@@ -26,10 +27,12 @@ class Candidate(ABC):
     Attributes:
         victim: of it the shapes and the units of the network's input.
         count: d, how many pieces of data are rebuilt together.
+        copies: sets of them, one after the other in each part: one for each pass of a client whose order is not known.
     """
 
     victim: Victim
     count: int
+    copies: int = 1
 
     @property
     @abstractmethod
@@ -53,7 +56,7 @@ class Candidate(ABC):
 
     @abstractmethod
     def to_truth(self, parts: Parts) -> Float[Array, "d ..."]:
-        """The same in the units of the private data, for rows and pictures."""
+        """The same in the units of the private data, for rows and pictures; of several copies their mean (`merged`)."""
 
     @abstractmethod
     def project(self, parts: Parts) -> Parts:
@@ -63,6 +66,19 @@ class Candidate(ABC):
         """Terms that favour likely data, with their weights."""
         del attack, parts
         yield from ()
+
+    def merged(self, parts: Parts, array: Float[Array, "d ..."]) -> Float[Array, "d ..."]:
+        """The mean over copies, whose members are first matched to those of the first copy by the least distance."""
+        if self.copies == 1:
+            return array
+        copies, sets = (part.reshape(self.copies, self.count, -1) for part in (self.to_input(parts), array))
+
+        def aligned(copy, values):
+            apart = jnp.mean(jnp.square(copies[0][:, None] - copy[None]), axis=-1)
+            rows, columns = optax.assignment.hungarian_algorithm(apart)
+            return jnp.zeros_like(values).at[rows].set(values[columns])
+
+        return jnp.mean(jax.vmap(aligned)(copies, sets), axis=0).reshape(self.count, *array.shape[1:])
 
     def disagreement(self, parts: Parts) -> Float[Array, ""]:
         """Distance of the members of a group from one another; they are the leading axis of each part."""
@@ -85,7 +101,7 @@ class Images(Candidate):
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        return {"image": (self.count, *self.victim.shape)}
+        return {"image": (self.copies * self.count, *self.victim.shape)}
 
     def start(self, attack: Attack, key: Array, surrogate: Any, leak: Leak | None) -> Parts:
         if attack.init in CLOSED_FORMS:
@@ -100,7 +116,7 @@ class Images(Candidate):
         return parts["image"]
 
     def to_truth(self, parts: Parts) -> Float[Array, "d h w c"]:
-        return self.victim.to_pixels(parts["image"])
+        return self.victim.to_pixels(self.merged(parts, parts["image"]))
 
     def project(self, parts: Parts) -> Parts:
         image = parts["image"]
@@ -112,6 +128,9 @@ class Images(Candidate):
             yield attack.tv * total_variation(parts["image"])
         if attack.norm:
             yield attack.norm * norm_prior(parts["image"])
+        if attack.epoch_consistency:
+            sets = parts["image"].reshape(self.copies, self.count, *self.victim.shape)
+            yield attack.epoch_consistency * epoch_consistency(sets)
 
 
 CANDIDATES: dict[str, type[Candidate]] = {"image": Images}  # by `Victim.modality`

@@ -33,6 +33,13 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError("`surrogate_model` stands for local steps; give --client-steps or --client-epochs too.")
     if attack.surrogate_model and attack.objective != "cosine":
         raise InputError("`surrogate_model` compares directions; use --objective cosine, or the attack sme.")
+    if attack.epoch_consistency and attack.surrogate_model:
+        raise InputError("`epoch_consistency` and `surrogate_model` exclude each other; leave one of them out.")
+    if attack.epoch_consistency and not victim.client.repeats(dummies):
+        raise InputError(
+            "`epoch_consistency` is for clients that use all their images in each of several passes; give "
+            "--client-epochs of at least 2, and leave out --client-drop-last."
+        )
     if attack.label == "known" and not victim.knows_labels:
         raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
     if attack.statistics and not victim.knows_truth:

@@ -11,7 +11,8 @@ from jaxleak.attacks.starts import CLOSED, check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_type
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
-WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency")
+WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency", "epoch_consistency")
+LATER = ("surrogate_model", "epoch_consistency")  # fields that older runs do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +39,10 @@ class Attack:
         box: whether candidates are kept within [0, 1]. Needs Adam.
         surrogate_model: whether local steps are stood for by one gradient, at a point between the weights before and
             after that is learned beside the images (SME): then their number, order and sizes do not matter.
+        epoch_consistency: weight of the agreement of the epochs, whose order of images is then not needed: each pass
+            over a client's images has dummies of its own, of which the mean image is to be the same in all passes
+            (`priors.epoch_consistency`). The dummies that are reported are the mean over the passes. 0: one set of
+            dummies, used in the client's order.
         dummies: images that are optimised; None: as many as the update holds.
         knows_defence: whether the attacker is told that entries were set to zero, and leaves them out.
         solver: how it is minimised.
@@ -61,6 +66,7 @@ class Attack:
     consistency: float = 0.0
     box: bool = False
     surrogate_model: bool = False
+    epoch_consistency: float = 0.0
     dummies: int | None = None
     knows_defence: bool = False
     solver: Solver = field(default_factory=LBFGS)
@@ -139,8 +145,9 @@ class Attack:
         solver: dict[str, Any] = asdict(self.solver)  # pyright: ignore[reportArgumentType]
         gone = {"features": 0.0}  # a term that gained nothing; runs that were begun when there was one go on
         fields = asdict(self)
-        if not self.surrogate_model:
-            del fields["surrogate_model"]  # older runs do not name it
+        for name in LATER:
+            if not fields[name]:
+                del fields[name]
         return {
             **gone,
             **fields,
@@ -179,6 +186,9 @@ MODERN = replace(
 )
 # Source: Zhu, Yao & Blaschko 2023 (SME), algorithm 1. Differs: with Inverting Gradients' steps and budget.
 SME = replace(IG, name="sme", surrogate_model=True)
+# Source: Dimitrov et al. 2022, section 4. Differs: with Inverting Gradients' steps, budget and total variation; dummies
+# of several passes are matched before their mean is taken, as theirs, by distances instead of labels.
+FEDAVG = replace(IG, name="fedavg", label="counts", epoch_consistency=0.1)
 # Source: Yin et al. 2021 (GradInversion), weights as in breaching's preset, all divided by that of the L2 term, 1e-4.
 GRADINVERSION = Attack(
     name="gradinversion",
@@ -200,7 +210,7 @@ APRIL = replace(ANALYTIC, name="april", init="april")
 # Source: Dimitrov et al. 2024 (SPEAR). Differs: theirs leaves labels to others.
 SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
 ATTACKS: dict[str, Attack] = {
-    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, SME, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
+    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
 }
 
 

@@ -30,6 +30,17 @@ def norm_prior(x: Float[Array, "b h w c"]) -> Float[Array, ""]:
     return jnp.mean(optax.safe_norm(x.reshape(len(x), -1), 0.0, axis=1))
 
 
+def epoch_consistency(x: Float[Array, "e b ..."]) -> Float[Array, ""]:
+    """Mean over all pairs of epochs, and over all entries, of the squared difference of their mean images.
+
+    In whatever order a client takes its images, their mean is the same in every epoch.
+
+    Source: Dimitrov et al. 2022, the epoch order-invariant prior, with the mean as the function of an epoch's images.
+    """
+    means = jnp.mean(x, axis=1)
+    return jnp.mean(jnp.square(means[:, None] - means[None]))
+
+
 def consistency(x: Float[Array, "g b ..."]) -> Float[Array, ""]:
     """Distance of a group's restarts from one another: mean over g of |x_g - mean|^2, mean the mean over g.
 

@@ -299,7 +299,8 @@ class Trial:
         missed = jnp.asarray(self.snapshots, jnp.int32) > state.iterations
         label_found = problem.label
         if self.attack.label == "joint":
-            label_found = self.victim.client.loss.decode(parts["label"])
+            free = self.attacker.candidate.merged(parts, parts["label"])
+            label_found = self.victim.client.loss.decode(free)
             if not self.victim.has_vectors:
                 label_found = self.victim.client.loss.label(label_found)
         return Outcome(

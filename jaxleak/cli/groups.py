@@ -195,6 +195,8 @@ class AttackFlags:
     """Keep pixels in [0, 1]. Needs adam."""
     surrogate_model: YesNo = None
     """Instead of the client's local steps, one gradient between its weights before and after (SME)."""
+    epoch_consistency: Number = None
+    """Weight of the agreement of the client's epochs, each with dummies of its own: the order is then not needed."""
     dummies: Count = None
     """Images that are optimised (default: as many as the update holds)."""
     knows_defence: YesNo = None

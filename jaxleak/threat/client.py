@@ -127,7 +127,7 @@ class Client:
             raise InputError(f"`client_batch` must be at most a client's images, {per_client}; got {self.batch}.")
         if not self.trains:
             return
-        passes, size = -(-self.total_steps(images) // self._steps_per_pass(per_client)), len(self.order)
+        passes, size = self.total_passes(images), len(self.order)
         if size not in (0, per_client, passes * per_client):
             raise InputError(
                 f"`client_order` must be the places of {per_client} images for one pass, or of all {passes} passes; "
@@ -185,20 +185,35 @@ class Client:
         response = sgd_response(len(rates), self.momentum, self.dampening, self.nesterov)
         return float(np.sum(rates * (response if self.optimizer == "sgd" else 1.0)))
 
-    def passes(self, images: int) -> Iterator[Epoch]:
-        """The places of each local step's images, pass by pass; the last pass may be cut short."""
+    def total_passes(self, images: int) -> int:
+        """Passes over a client's images that are begun."""
+        return -(-self.total_steps(images) // self._steps_per_pass(images // self.clients)) if self.trains else 1
+
+    def repeats(self, images: int) -> bool:
+        """True if there are several passes and every image is used in each."""
+        used = [sorted(np.concatenate(steps).tolist()) for steps in self.passes(images)] if self.trains else []
+        return len(used) > 1 and all(places == list(range(images // self.clients)) for places in used)
+
+    def passes(self, images: int, *, apart: bool = False) -> Iterator[Epoch]:
+        """The places of each local step's images, pass by pass; the last pass may be cut short.
+
+        Args:
+            images: of the update.
+            apart: whether each pass has images of its own, after those of the pass before.
+        """
         per_client, left = images // self.clients, self.total_steps(images)
         rng = None if self.shuffle is None else np.random.default_rng(self.shuffle)
         orders = np.asarray(self.order or np.arange(per_client)).reshape(-1, per_client)
         size, steps, number = min(self.batch or per_client, per_client), self._steps_per_pass(per_client), 0
         while left > 0:
             order = orders[number % len(orders)] if rng is None else rng.permutation(per_client)
+            order = order + per_client * number * apart
             yield [order[step * size : (step + 1) * size] for step in range(min(steps, left))]
             left, number = left - steps, number + 1
 
 
 def client_update(
-    client: Client, model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]
+    client: Client, model, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"], copies: int = 1
 ) -> PyTree:
     """The update of the client, or the mean over several clients; differentiable with respect to the images.
 
@@ -208,19 +223,27 @@ def client_update(
         params: the weights it begins with, which the attacker knows.
         x: all images of the update, client by client.
         target: one target per image, as the loss takes it.
+        copies: of `x` and `target`, one after the other: where each pass over the images has a copy of its own.
     """
     if client.clients == 1:
-        return _one(client, model, params, x, target)
-    x, target = (array.reshape(client.clients, -1, *array.shape[1:]) for array in (x, target))
-    updates = jax.vmap(lambda x, target: _one(client, model, params, x, target))(x, target)
+        return _one(client, model, params, x, target, copies)
+
+    def by_client(array):
+        array = array.reshape(copies, client.clients, -1, *array.shape[1:])
+        return jnp.swapaxes(array, 0, 1).reshape(client.clients, -1, *array.shape[3:])
+
+    updates = jax.vmap(lambda x, target: _one(client, model, params, x, target, copies))(
+        by_client(x), by_client(target)
+    )
     return jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), updates)
 
 
-def _one(client: Client, model, params, x, target) -> PyTree:
+def _one(client: Client, model, params, x, target, copies: int) -> PyTree:
     if not client.trains:
         return loss_gradient(model, params, x, target, client.loss)
-    images = len(x) * client.clients
-    after, _ = train(client.stepper(images), list(client.passes(images)), model, params, x, target, client.loss)
+    images = len(x) * client.clients // copies
+    passes = list(client.passes(images, apart=copies > 1))
+    after, _ = train(client.stepper(images), passes, model, params, x, target, client.loss)
     return jax.tree.map(lambda before, after: before - after, params, after)
 
 

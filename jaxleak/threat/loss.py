@@ -123,6 +123,11 @@ class Loss(ABC):
             return (target[..., 0] > 0.5).astype(jnp.int32)
         return target.argmax(-1)
 
+    def ignores(self, label: int) -> bool:
+        """True if images of this class (-1: not known) leave no gradient."""
+        del label
+        return False
+
     def hits(self, outputs: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, "b"]:
         """Share of each target that the network's outputs get right: of bits each counts."""
         if self.targets == "bits":
@@ -186,11 +191,14 @@ class CrossEntropy(Loss):
         each = (1 - self.smoothing) * jnp.sum(target * logs, axis=-1) + self.smoothing * jnp.mean(logs, axis=-1)
         return -jnp.sum(each) / (jnp.sum(weights * target) if self.reduction == "mean" else 1)
 
+    def ignores(self, label: int) -> bool:
+        return label >= 0 and not self.smoothing and bool(self.weights) and self.weights[label] == 0
+
     def shows(self, outputs: int, images: int) -> frozenset[str]:
-        unequal = len(set(self.weights)) > 1 and not (images == 1 and self.reduction == "mean" and not self.smoothing)
-        if not unequal:
+        if len(set(self.weights)) <= 1 or (images == 1 and self.reduction == "mean" and not self.smoothing):
             return frozenset({"least", "signs", "linear"})
-        return frozenset({"least"} if self.smoothing else {"least", "signs"})
+        # Of a batch the label with a small weight may have a larger entry than classes that no image has.
+        return frozenset(({"least"} if images == 1 else set()) | (set() if self.smoothing else {"signs"}))
 
     def unit(self, outputs: int, images: int) -> float:
         """Equal weights cancel in a mean."""

@@ -17,7 +17,7 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_positive, check_type, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.files import read_tensors
-from jaxleak.models.files.names import in_order
+from jaxleak.models.files.names import WRAPPERS, in_order
 from jaxleak.models.files.read import KIND
 from jaxleak.models.own import AdaptedModel, adapt_model
 from jaxleak.models.own.adapt import with_head
@@ -287,10 +287,25 @@ def moved_statistics(update: str | Path, before: str | Path | None = None) -> bo
         warnings.simplefilter("ignore")  # said when the update was loaded
         tensors = read_tensors(update, "update").tensors
         others = {} if before is None else read_tensors(before, "before").tensors
-    statistics = {name: tensor for name, tensor in tensors.items() if name.endswith(STATISTICS[:2])}
+    after, start = (_statistics(side) for side in (tensors, others))
     if before is None:
-        return any(np.any(tensor) for tensor in statistics.values())
-    return any(np.any(tensor != others.get(name, tensor)) for name, tensor in statistics.items())
+        return any(np.any(tensor) for tensor in after.values())
+    return any(
+        np.any(tensor != other)
+        for name, tensor in after.items()
+        for known, other in start.items()  # one of the two files may have a prefix before all names
+        if f".{name}".endswith(f".{known}") or f".{known}".endswith(f".{name}")
+        if tensor.shape == other.shape
+    )
+
+
+def _statistics(tensors: Tensors) -> Tensors:
+    """Running means and variances, under names without those of wrappers."""
+    return {
+        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
+        for name, tensor in tensors.items()
+        if name.endswith(STATISTICS[:2])
+    }
 
 
 def _classes(model: Any, tensors: dict[str, np.ndarray]) -> int:

@@ -61,6 +61,12 @@ def check_private(victim: Any) -> None:
             f"got {', '.join(map(str, wrong[:5]))}."
         )
     victim.client.loss.check(classes)
+    ignored = sorted({int(label) for label in labels if victim.targets is None and victim.client.loss.ignores(label)})
+    if ignored:
+        raise InputError(
+            f"`labels` must be of classes that the client learns; class {ignored[0]} has weight 0, so its images leave "
+            "no gradient. Change the labels, or --class-weights."
+        )
     if victim.targets is not None:
         _check_targets(_numbers("targets", victim.targets), (count, classes), victim.client.loss)
 

@@ -110,9 +110,13 @@ def floor_of(victim: Victim, weights: PyTree) -> Floor:
     if narrow < client_bits:
         parts["products"] = (NARROW * 2.0**-narrow) ** 2
     if victim.client.trains:  # a difference of two stored sets of weights
-        stored = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.params)]
-        roundings = 1 + victim.client.total_steps(victim.batch)
-        parts["weights"] = roundings * rounding(stored, *NUMBER_TYPES[number_type(stored)]) / norm2
+        before = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.params)]
+        update = [np.asarray(leaf, np.float64) for leaf in jax.tree.leaves(victim.update)]
+        after = [start - moved for start, moved in zip(before, update, strict=True)]
+        # A rounding for each step, and one where the end is stored, which may be in a narrower type.
+        kinds = [NUMBER_TYPES[number_type(side)] for side in (before, after)]
+        trained, stored = rounding(before, *kinds[0]), rounding(before, *min(kinds))
+        parts["weights"] = (victim.client.total_steps(victim.batch) * trained + stored) / norm2
     noise2, entries = _noise(victim, leaves, masks)
     if noise2:
         parts["defences"] = noise2 / norm2

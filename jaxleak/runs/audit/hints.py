@@ -24,6 +24,7 @@ SMALLEST = 1000  # entries of a tensor whose spectrum shows noise
 WHITE = 1.5  # times a random matrix's largest share of variance
 ALIKE = 1.6  # times: how far the sizes of noise in two tensors may differ
 GAP = 1e-4  # of a tensor's largest magnitude: pruning leaves none below
+CANCELS = 1e-4  # share of its magnitudes that a gradient of the head's bias adds up to at most, by rounding
 SPARSE = 0.1  # share of single entries that are zero: more is pruning
 
 
@@ -77,6 +78,9 @@ def hints_before(victim: Victim, silent: Sequence[str], moved_statistics: bool =
     if alike > 0.5:
         text = f"the update looks like the weights themselves (cosine {alike:.2f}): give the gradient, or the weights "
         hints.append(Hint("weights-not-difference", text + "before minus after"))
+    elif swapped(victim):
+        text = "the weights look like a gradient and the update like weights: are the two files swapped?"
+        hints.append(Hint("weights-not-difference", text))
     if sign_is_flipped(victim):
         text = "the head's bias gradient has the signs of its negative: the update may be after minus before; give "
         hints.append(Hint("sign", text + "before minus after"))
@@ -108,6 +112,15 @@ def cosine(a: PyTree, b: PyTree) -> float:
 def factor_between(there: PyTree, update: PyTree) -> float:
     """The multiple of one tree that is nearest to the other."""
     return cosine(there, update) * math.sqrt(squared_norm_of(update) / squared_norm_of(there))
+
+
+def swapped(victim: Victim) -> bool:
+    """True if the head's bias adds up to 0 in the weights, as a slope of cross-entropy does, but not in the update."""
+    if victim.defences or not isinstance(victim.client.loss, CrossEntropy) or head_bias(victim) is None:
+        return False
+    weights, update = (np.asarray(head_gradient(tree, "bias"), np.float64) for tree in (victim.params, victim.update))
+    left = [abs(bias.sum()) / max(np.abs(bias).sum(), 1e-300) for bias in (weights, update)]
+    return np.any(weights) and left[0] < CANCELS and left[1] > math.sqrt(CANCELS)
 
 
 def head_bias(victim: Victim) -> Float[np.ndarray, "k"] | None:
