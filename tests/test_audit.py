@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 import jaxleak
 from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
 from jaxleak.models import LeNet
+from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import to_torch
 from jaxleak.runs.audit.assumptions import _loss_of_batch, with_steps
 from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
@@ -271,6 +272,76 @@ def test_a_batch_of_four(params):
     report = said(victim_of(params, update, labels, images=pixels), known, seeds=6)
     assert report["verdict"] == "recovered"
     assert report["truth"]["psnr"] > 30
+
+
+class Small(nn.Module):
+    """A network of one's own, smooth as LeNet."""
+
+    classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, x):
+        for features in (8, 16):
+            x = nn.avg_pool(nn.tanh(nn.Conv(features, (5, 5))(x)), (2, 2), strides=(2, 2))
+        return nn.Dense(self.classes)(x.reshape(len(x), -1))
+
+
+def digit() -> np.ndarray:
+    """A seven as MNIST has them, white on black [1, 28, 28, 1]."""
+    drawn = np.zeros((28, 28))
+    drawn[6:9, 6:21] = 1.0
+    for row in range(9, 23):
+        column = 19 - (row - 9) * 2 // 3
+        drawn[row, column - 1 : column + 2] = 1.0
+    blurred = sum(np.roll(drawn, shift, axis) for axis in (0, 1) for shift in (-1, 1))
+    return ((2 * drawn + blurred) / 6)[None, :, :, None]
+
+
+# Images and their labels, the network, the attack that finds them.
+SETTINGS = {
+    "batch of four": (photos(4, 5, 6, 7), (3, 1, 7, 5), MODEL, replace(IDLG, label="known"), 6),
+    "digit": (digit(), (7,), MODEL, IDLG, 4),
+    "own network": (photos(6, colour=True), (LABEL,), Small(), IDLG, 4),
+}
+# What was done to the update, what is said of it, and the hint.
+LINES = {
+    "plain": (lambda update: update, "recovered", None),
+    "ended by the budget": (lambda update: update, "unfinished", None),
+    "clipped": (lambda update: jax.tree.map(lambda leaf: np.float32(0.07) * leaf, update), "recovered", "scale"),
+    "other sign": (lambda update: jax.tree.map(np.negative, update), "unexplained", "sign"),
+    "a tenth": (lambda update: jax.tree.map(lambda leaf: np.float32(0.1) * leaf, update), "unexplained", "scale"),
+    "smoothing": (None, "unexplained", "loss"),
+    "layers missing": (None, None, "frozen-layers"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", LINES)
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_what_is_said_of_other_networks_batches_and_digits(setting, line):
+    pixels, labels, module, attack, seeds = SETTINGS[setting]
+    change, verdict, hint = LINES[line]
+    model = adapt_model(module, pixels.shape[1:], num_classes=CLASSES) if isinstance(module, Small) else module
+    params = draw_params(model, jax.random.key(1), pixels.shape[1:])
+    hot, mixed = np.eye(CLASSES)[list(labels)], 0.1 if line == "smoothing" else 0.0
+    target = jnp.asarray((1 - mixed) * hot + mixed / CLASSES)
+    update = client_update(Client(), model, params, jnp.asarray(pixels), target)
+    update = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+    if line == "layers missing":
+        first = next(name for name in params if name != "head")
+        update = {**update, first: jax.tree.map(np.zeros_like, update[first])}
+    elif change is not None:
+        update = change(update)
+    if line == "ended by the budget":
+        attack = replace(attack, iterations=4)
+    if line == "clipped":
+        attack = replace(attack, objective="cosine")
+    victim = victim_of(params, update, labels, images=pixels, model=model)
+    report = said(victim, attack, seeds=seeds)
+    assert verdict is None or report["verdict"] == verdict
+    assert (hint in codes(report)) if hint else not codes(report)
+    if line == "layers missing":  # what is left may determine the image, or not: never a wrong one is certified
+        assert report["verdict"] != "recovered" or report["truth"]["right"]
 
 
 def test_pixels_that_are_a_normalised_input_are_no_picture(params):

@@ -132,6 +132,7 @@ def named_options() -> list[str]:
         "spear": " --model mlp --model-field activation=relu",
         "gradinversion": " --model resnet18",
         "sme": " --client-steps 2",
+        "fedavg": " --client-epochs 2",
     }
     defences = [re.sub(r"\[.*", "", re.sub(r":[A-Z]+", ":1", defence_form(name))) for name in DEFENCES]
     return [

@@ -1,5 +1,6 @@
 """Whatever happens to a run, and when: every trial is there once, with the result of an undisturbed run."""
 
+import builtins
 import errno
 import os
 import random
@@ -174,6 +175,23 @@ def test_killed_at_forty_moments(arguments, whole, tmp_path):
         assert compared(Run.open(tmp_path / str(i)), whole) == 6
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes.count(-signal.SIGKILL) >= 20
+
+
+def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
+    from jaxleak.__main__ import main
+
+    real = builtins.__import__
+
+    def interrupted(name, *arguments, **settings):
+        if name == "jaxleak.cli":
+            raise KeyboardInterrupt
+        return real(name, *arguments, **settings)
+
+    monkeypatch.setattr(builtins, "__import__", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "\nInterrupted.\n"
 
 
 def test_a_process_says_how_it_was_ended(arguments, tmp_path):
