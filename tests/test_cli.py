@@ -61,7 +61,7 @@ def pictures(tmp_path_factory) -> Path:
         # unknown names
         (
             "--attack dgl",
-            "`attack` must be one of analytic, april, cpl, dlg, fedavg, gradinversion, idlg, ig, modern, sme, spear; got 'dgl'",
+            "gradinversion, idlg, ig, modern, sme, spear; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
@@ -75,7 +75,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack dgl:lbfgs",
-            "`attack` must be one of analytic, april, cpl, dlg, fedavg, gradinversion, idlg, ig, modern, sme, spear; got 'dgl'",
+            "gradinversion, idlg, ig, modern, sme, spear; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
