@@ -98,7 +98,7 @@ def solved(attack: Attack) -> str:
     solver: Any = attack.solver
     own = [field for field in fields(solver) if getattr(solver, field.name) != field.default]
     words = [f"{field.name.replace('_', '-')} {getattr(solver, field.name)}" for field in own]
-    return ", ".join([solver_name(solver), *words, *(["pixels in [0, 1]"] if attack.box else [])])
+    return ", ".join([solver_name(solver), *words, *([f"pixels in [0, 1] by {attack.bounds}"] if attack.box else [])])
 
 
 def attacks() -> str:

@@ -193,7 +193,12 @@ def pictures(tmp_path_factory) -> Path:
         ("--images 0 --statistics 1 --client-steps 2", "`statistics` are those of one batch and one step; leave it 0"),
         ("--tv -1", "`tv` must be 0 or above; got -1.0."),
         ("--group 4", "`group` needs the solver adam: it is not a step of lbfgs. Leave `group` out, or use adam."),
-        ("--box True", "`box` needs the solver adam: it is not a step of lbfgs. Leave `box` out, or use adam."),
+        (
+            "--box True --box-by projection",
+            "`box` by projection needs the solver adam: it is not a step of lbfgs. Leave",
+        ),
+        ("--box-by sine", "`box_by` says how pixels are kept in [0, 1]; give --box True too."),
+        ("--box True --box-by sinus", "`box_by` must be one of"),
         ("--solver adam --consistency 1", "`consistency` needs a `group` of at least 2 starts that can agree; give"),
         ("--attack ig --sign sotf", "`sign` must be one of hard, none, soft; got 'sotf'. Did you mean 'soft'?"),
         ("--sign hard", "`sign` is a setting of the solver adam, not of lbfgs; leave it out, or use --solver adam."),

@@ -11,10 +11,11 @@ import optax
 import pytest
 
 from jaxleak import LBFGS, Adam, InputError, Sweep, load_dataset, make_victim
+from jaxleak.attacks.bounds import MARGIN, VARIABLES
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
-from jaxleak.attacks.presets import ANALYTIC, Attack
+from jaxleak.attacks.presets import ANALYTIC, IG, Attack, with_solver
 from jaxleak.attacks.trial import Job
 from jaxleak.data import Dataset
 from jaxleak.models import MLP, LeNet, ResNet
@@ -551,6 +552,35 @@ def test_the_box_keeps_pixels_and_leaves_labels(small, normalisation):
     assert np.abs(boxed["label"]).max() > 1
 
 
+@pytest.mark.parametrize("normalisation", [None, NORMALISATION], ids=["pixels", "normalised"])
+@pytest.mark.parametrize("by", VARIABLES)
+def test_a_change_of_variables_keeps_pixels(small, normalisation, by):
+    """A given start is where it was given, the image's own gradient leaves nothing, and no solver leaves the box."""
+    victim = replace(tiny(small, (0, 1)), normalisation=normalisation)
+    attack = replace(KNOWN, solver=LBFGS(max_step=2.0), iterations=1, box=True, box_by=by)
+    inside = np.clip(truth_of(victim), *(victim.to_input(jnp.full(1, end)) for end in (MARGIN, 1 - MARGIN)))
+    given = trial_of(attack, victim, starts={"image": inside[None]}, snapshots=(0, 1))
+    ran = run_trial(given)
+    np.testing.assert_allclose(ran.outcome.snapshots[0], victim.to_pixels(inside), atol=1e-9)
+    drawn = run_trial(trial_of(replace(attack, iterations=2), victim, snapshots=(0, 1, 2)))
+    pixels = np.concatenate(drawn.outcome.snapshots)
+    assert 0 <= pixels.min() < 0.1 < 0.9 < pixels.max() <= 1
+    assert attack.minimiser.max_step == pytest.approx(2.0 / VARIABLES[by].steepest)
+    u = jnp.linspace(-1.4, 1.4, 9)
+    np.testing.assert_allclose(VARIABLES[by].from_pixels(VARIABLES[by].to_pixels(u)), u, atol=1e-12)
+    slopes = jax.vmap(jax.grad(VARIABLES[by].to_pixels))(u)
+    assert float(slopes.max()) == pytest.approx(VARIABLES[by].steepest)
+
+
+def test_which_box_a_solver_has():
+    assert replace(KNOWN, box=True, solver=LBFGS()).bounds == "sigmoid"
+    assert IG.bounds == "projection"
+    assert replace(KNOWN, box=True, box_by="sine", solver=Adam()).bounds == "sine"
+    assert with_solver(IG, LBFGS()).bounds == ""
+    assert with_solver(replace(IG, box_by="sine"), LBFGS()).bounds == "sine"
+    assert "box_by" not in KNOWN.settings()
+
+
 # --- normalisation ---
 
 
@@ -735,7 +765,11 @@ def test_victims_that_make_no_sense(small, fields, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"box": True, "solver": LBFGS()}, "`box` needs the solver adam: it is not a step of lbfgs. Leave `box` out"),
+        (
+            {"box": True, "box_by": "projection", "solver": LBFGS()},
+            "`box` by projection needs the solver adam: it is not a step of lbfgs. Leave `box` out",
+        ),
+        ({"box_by": "sigmoid"}, "`box_by` says how pixels are kept in [0, 1]; give --box True too."),
         ({"group": 2, "solver": LBFGS()}, "`group` needs the solver adam: it is not a step of lbfgs."),
         ({"consistency": 1.0}, "`consistency` needs a `group` of at least 2 starts that can agree; give --group 4."),
         ({"init": "analytic"}, "`start` analytic is the image itself and goes with the solver none, and the other way"),

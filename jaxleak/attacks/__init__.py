@@ -4,6 +4,7 @@ presets.py        the published attacks, as plain data
 check.py          which of them make sense against which victim
 trial.py          one trial: prepare, start, step, outcome
 attacker.py       the labels it reads, the objective it minimises
+bounds.py         changes of variables that keep pixels in [0, 1]
 candidate.py      what is optimised in place of the private data: start, units, box, priors
 objectives.py     the objective's terms and scales
 distances.py      how far two gradients are apart

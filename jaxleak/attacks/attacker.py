@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Float, Int, PyTree
 
+from jaxleak.attacks.bounds import VARIABLES
 from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.closed_forms import Leak
 from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, probe_images, read_bits
@@ -91,7 +92,8 @@ class Attacker:
     def candidate(self) -> Candidate:
         """The kind of data that is optimised in place of the private data."""
         count = self.attack.dummies or self.victim.batch
-        return CANDIDATES[self.victim.modality](self.victim, count, self.copies)
+        variables = VARIABLES.get(self.attack.bounds)
+        return CANDIDATES[self.victim.modality](self.victim, count, variables, self.copies)
 
     @property
     def copies(self) -> int:
@@ -128,7 +130,7 @@ class Attacker:
         closed forms read the problem.
         """
         if shared.starts != ():
-            return {name: shared.starts[name][job.seed] for name in self.shapes}
+            return self.candidate.given({name: shared.starts[name][job.seed] for name in self.shapes})
 
         leak = None
         if problem is not None:
@@ -204,7 +206,7 @@ class Attacker:
 
         context = Context(
             horizon=self.attack.iterations,
-            project=project if self.attack.box else None,
+            project=project if self.attack.bounds == "projection" else None,
             key=jax.random.wrap_key_data(problem.noise) if solver.random else None,
         )
         return solver.step(self.objective(shared, problem), state, context)

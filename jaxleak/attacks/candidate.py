@@ -4,13 +4,14 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
+from jaxleak.attacks.bounds import Variables
 from jaxleak.attacks.closed_forms import CLOSED_FORMS, Leak
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.priors import consistency, epoch_consistency, norm_prior, total_variation
@@ -27,11 +28,15 @@ class Candidate(ABC):
     Attributes:
         victim: of it the shapes and the units of the network's input.
         count: d, how many pieces of data are rebuilt together.
+        variables: change of variables that keeps it in range; None: the solver sees the network's input itself.
         copies: sets of them, one after the other in each part: one for each pass of a client whose order is not known.
     """
 
+    has_bounds: ClassVar[bool] = False  # True if `variables` may be given
+
     victim: Victim
     count: int
+    variables: Variables | None = None
     copies: int = 1
 
     @property
@@ -49,6 +54,10 @@ class Candidate(ABC):
             surrogate: another piece of data of the same data set, or ().
             leak: for starts in closed form.
         """
+
+    def given(self, start: Parts) -> Parts:
+        """A given start, in the units of the network's input."""
+        return start
 
     @abstractmethod
     def to_input(self, parts: Parts) -> Float[Array, "d ..."]:
@@ -97,7 +106,9 @@ class Candidate(ABC):
 
 
 class Images(Candidate):
-    """Images [d, h, w, c], in the units of the network's input."""
+    """Images [d, h, w, c], in the units of the network's input or as variables of their pixels."""
+
+    has_bounds = True
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -110,13 +121,22 @@ class Images(Candidate):
             read = jax.custom_batching.sequential_vmap(functools.partial(CLOSED_FORMS[attack.init].read, self.victim))
             return {"image": read(leak, key)}
         image = draw_start(attack.init, key, self.shapes["image"], surrogate)
-        return {"image": image if attack.init == "normal" else self.victim.to_input(image)}
+        if attack.init == "normal":  # of the variables, where there are some: few of its values are pixels
+            return {"image": image}
+        return {"image": self.victim.to_input(image) if self.variables is None else self.variables.start(image)}
+
+    def given(self, start: Parts) -> Parts:
+        if self.variables is None:
+            return start
+        return {**start, "image": self.variables.start(self.victim.to_pixels(start["image"]))}
 
     def to_input(self, parts: Parts) -> Float[Array, "d h w c"]:
-        return parts["image"]
+        if self.variables is None:
+            return parts["image"]
+        return self.victim.to_input(self.variables.to_pixels(parts["image"]))
 
     def to_truth(self, parts: Parts) -> Float[Array, "d h w c"]:
-        return self.victim.to_pixels(self.merged(parts, parts["image"]))
+        return self.victim.to_pixels(self.merged(parts, self.to_input(parts)))
 
     def project(self, parts: Parts) -> Parts:
         image = parts["image"]
@@ -124,12 +144,13 @@ class Images(Candidate):
         return {**parts, "image": jnp.clip(image, low, high)}
 
     def priors(self, attack: Attack, parts: Parts) -> Iterator[Float[Array, ""]]:
+        image = self.to_input(parts)
         if attack.tv:
-            yield attack.tv * total_variation(parts["image"])
+            yield attack.tv * total_variation(image)
         if attack.norm:
-            yield attack.norm * norm_prior(parts["image"])
+            yield attack.norm * norm_prior(image)
         if attack.epoch_consistency:
-            sets = parts["image"].reshape(self.copies, self.count, *self.victim.shape)
+            sets = image.reshape(self.copies, self.count, *self.victim.shape)
             yield attack.epoch_consistency * epoch_consistency(sets)
 
 

@@ -1,5 +1,7 @@
 """Refuses attacks that make no sense against a victim."""
 
+from jaxleak.attacks.bounds import VARIABLES
+from jaxleak.attacks.candidate import CANDIDATES
 from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
@@ -28,6 +30,8 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
         )
+    if attack.bounds in VARIABLES and not CANDIDATES[victim.modality].has_bounds:
+        raise InputError(f"`box` by {attack.bounds} is for images; use --box-by projection, or leave it out.")
     check_label(attack, victim)
     if attack.surrogate_model and not victim.client.trains:
         raise InputError("`surrogate_model` stands for local steps; give --client-steps or --client-epochs too.")

@@ -4,6 +4,7 @@ import functools
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from jaxleak.attacks.bounds import VARIABLES
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.layer_weights import parse_layer
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
@@ -12,7 +13,7 @@ from jaxleak.errors import InputError, check_choice, check_not_negative, check_p
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
 WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency", "epoch_consistency")
-LATER = ("surrogate_model", "epoch_consistency")  # fields that older runs do not name
+LATER = ("surrogate_model", "epoch_consistency", "box_by")  # fields that older runs do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,10 @@ class Attack:
             the client shares those of its batch.
         group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
         consistency: weight of the squared distance of each from their mean (`priors.consistency`).
-        box: whether candidates are kept within [0, 1]. Needs Adam.
+        box: whether candidates are kept within [0, 1].
+        box_by: how: "projection" after each step, of solvers that can (Adam), or a change of variables, pixels =
+            `bounds.VARIABLES` of what the solver sees: "sigmoid" or "sine". "" is projection where the solver can, else
+            sigmoid.
         surrogate_model: whether local steps are stood for by one gradient, at a point between the weights before and
             after that is learned beside the images (SME): then their number, order and sizes do not matter.
         epoch_consistency: weight of the agreement of the epochs, whose order of images is then not needed: each pass
@@ -65,6 +69,7 @@ class Attack:
     group: int = 1
     consistency: float = 0.0
     box: bool = False
+    box_by: str = ""
     surrogate_model: bool = False
     epoch_consistency: float = 0.0
     dummies: int | None = None
@@ -82,6 +87,7 @@ class Attack:
         check_init(self.init)
         check_choice("objective", self.objective, OBJECTIVES)
         check_choice("scale", self.scale, SCALES)
+        check_choice("box_by", self.box_by, ("", "projection", *VARIABLES))
         for layer in self.layers:
             parse_layer(layer)
         for name in WEIGHTS:
@@ -95,13 +101,20 @@ class Attack:
         self._check_combination()
 
     def _check_combination(self) -> None:
-        for name, given in (("box", self.box), ("group", self.group > 1)):
+        for name, given, value in (
+            ("box", self.box and self.bounds == "projection", " projection"),
+            ("group", self.group > 1, ""),
+        ):
             if given and name not in self.solver.supports:
                 able = ", ".join(other for other, kind in SOLVERS.items() if name in kind.supports)
                 raise InputError(
-                    f"`{name}` needs the solver {able}: it is not a step of {solver_name(self.solver)}. "
-                    f"Leave `{name}` out, or use {able}."
+                    f"`{name}`{value and ' by' + value} needs the solver {able}: it is not a step of "
+                    f"{solver_name(self.solver)}. Leave `{name}` out, or use {able}."
                 )
+        if self.box_by and not self.box:
+            raise InputError("`box_by` says how pixels are kept in [0, 1]; give --box True too.")
+        if self.box and self.solver.closed_form:
+            raise InputError("`box` is for solvers that search; leave it out with the solver none.")
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
         closed = self.init in CLOSED
@@ -117,14 +130,25 @@ class Attack:
                 "`scale` per-tensor."
             )
 
+    @property
+    def bounds(self) -> str:
+        """The way in which pixels are kept in [0, 1]: "projection" or a name of `bounds.VARIABLES`; "" without."""
+        return self.box_by or ("projection" if "box" in self.solver.supports else "sigmoid") if self.box else ""
+
     @functools.cached_property
     def minimiser(self) -> Solver:
-        """The solver; one with a history keeps no more pairs than the budget's steps can make."""
+        """The solver; one with a history keeps no more pairs than the budget's steps can make.
+
+        In changed variables its longest step is longer, so that pixels move as far.
+        """
         history, steps = (getattr(self.solver, name, 0) for name in ("history", "inner_steps"))
         budget = self.iterations * steps
         if self.max_evaluations is not None:
             budget = min(budget, self.max_evaluations + steps)
-        return replace(self.solver, history=budget) if history > budget else self.solver  # pyright: ignore
+        changes: dict[str, Any] = {"history": budget} if history > budget else {}
+        if self.bounds in VARIABLES and (longest := getattr(self.solver, "max_step", 0)):
+            changes["max_step"] = longest / VARIABLES[self.bounds].steepest
+        return replace(self.solver, **changes)  # pyright: ignore
 
     @property
     def published_as_it_is(self) -> bool:
@@ -234,7 +258,8 @@ def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -
     """
     if iterations is None:
         iterations = attack.iterations if solver.iterations == attack.solver.iterations else solver.iterations
-    without: dict[str, Any] = {} if "box" in solver.supports else {"box": False}
+    projects = attack.bounds == "projection"
+    without: dict[str, Any] = {"box": False, "box_by": ""} if projects and "box" not in solver.supports else {}
     without |= {} if "group" in solver.supports else {"group": 1, "consistency": 0.0}
     return replace(attack, solver=solver, iterations=iterations, **without)
 

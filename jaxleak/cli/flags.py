@@ -15,7 +15,7 @@ ATTACK_FIELDS = {
         name: name
         for name in (
             "label", "objective", "scale", "layers", "label_term", "tv", "norm", "statistics", "group",
-            "consistency", "box", "surrogate_model", "epoch_consistency", "dummies", "knows_defence",
+            "consistency", "box", "box_by", "surrogate_model", "epoch_consistency", "dummies", "knows_defence",
         )
     },
 }  # fmt: skip

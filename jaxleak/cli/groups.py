@@ -192,7 +192,9 @@ class AttackFlags:
     consistency: Number = None
     """Weight of the agreement of the starts of a group."""
     box: YesNo = None
-    """Keep pixels in [0, 1]. Needs adam."""
+    """Keep pixels in [0, 1]: adam's by projection, those of other solvers by a change of variables."""
+    box_by: Name = None
+    """How --box keeps them: projection (adam), sigmoid or sine of variables (any solver)."""
     surrogate_model: YesNo = None
     """Instead of the client's local steps, one gradient between its weights before and after (SME)."""
     epoch_consistency: Number = None
