@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`."""
+"""The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`, `doctor`."""
 
 import contextlib
 import io
@@ -12,6 +12,7 @@ from typing import Any
 from jaxleak.cli.commands import (
     AttackCommand,
     BenchCommand,
+    DoctorCommand,
     ModelsCommand,
     PlotCommand,
     ReportCommand,
@@ -290,6 +291,33 @@ def models(command: ModelsCommand) -> int:
     return 0
 
 
+def _version() -> int:
+    """`jaxleak --version`."""
+    from jaxleak.results.store.environment import VERSIONS, version_of
+
+    print(f"jaxleak {version_of('jaxleak')}")
+    print(f"Python {sys.version.split()[0]}, {', '.join(f'{name} {version_of(name)}' for name in VERSIONS)}")
+    return 0
+
+
+def doctor(command: DoctorCommand) -> int:
+    """`jaxleak doctor`."""
+    from jaxleak.bench.doctor import examine
+    from jaxleak.engine.devices import use_all_cores
+
+    if command.seconds:
+        check_positive("seconds", command.seconds)
+    use_all_cores()
+    advice = 0
+    for finding in examine(seconds=command.seconds):
+        print(f"{finding.what:<10} {finding.found}", flush=True)
+        if finding.mend:
+            advice += 1
+            print(f"{'':<10} -> {finding.mend}", flush=True)
+    print("nothing to mend" if not advice else f"{advice} things that could be better: see the lines with ->")
+    return 0
+
+
 def _check_runs(runs: Sequence[Path]) -> None:
     if not runs:
         raise InputError("`runs` must name at least one run directory.")
@@ -332,6 +360,7 @@ COMMANDS = {
     "report": (ReportCommand, report),
     "bench": (BenchCommand, bench),
     "models": (ModelsCommand, models),
+    "doctor": (DoctorCommand, doctor),
 }
 
 
@@ -388,6 +417,8 @@ def _unsaid(more: str = "") -> OSError | None:
 def _answer(arguments: list[str] | None) -> int:
     """Parse and act; returns the exit code."""
     try:
+        if (sys.argv[1:] if arguments is None else arguments) == ["--version"]:
+            return _version()
         command = parse({name: kind for name, (kind, _) in COMMANDS.items()}, arguments)
         act = next(act for kind, act in COMMANDS.values() if isinstance(command, kind))
         return act(command)  # pyright: ignore[reportArgumentType]

@@ -187,6 +187,14 @@ class BenchCommand:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DoctorCommand:
+    """Look at this installation: versions, devices, kernels, precision, data sets, speed; and say what to mend."""
+
+    seconds: float = 5.0
+    """How long to measure evaluations per second of LeNet and ResNet-18; compiling comes on top. 0: not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelsCommand:
     """List the models: parameters, input, memory of a lane and evaluations per second on this machine."""
 

@@ -16,13 +16,27 @@ from jaxleak.data.decode import decode, fitted
 from jaxleak.errors import InputError, check_choice
 
 
+def prepared_splits(name: str, directory: Path) -> list[str]:
+    """The splits of a data set whose files are there.
+
+    Raises:
+        InputError: it is not prepared.
+    """
+    return _splits_of(name, _prepared_info(name, directory), directory)
+
+
+def _splits_of(name: str, info: Any, directory: Path) -> list[str]:
+    splits = [key for key, value in info.splits.items() if all(Path(file).exists() for file in value.filepaths)]
+    if not splits:
+        raise InputError(_not_prepared(name, directory))
+    return splits
+
+
 def load_prepared(name: str, split: str | None, directory: Path, sides: tuple[int, int] | None) -> Dataset:
     import tensorflow_datasets as tfds
 
     info = _prepared_info(name, directory)
-    splits = [key for key, value in info.splits.items() if all(Path(file).exists() for file in value.filepaths)]
-    if not splits:
-        raise InputError(_not_prepared(name, directory))
+    splits = _splits_of(name, info, directory)
     split = check_choice("split", split or ("train" if "train" in splits else splits[0]), splits)
     if info.file_format.value != "array_record":
         raise InputError(

@@ -27,19 +27,20 @@ EXTENSION = "struct_size type next;"
 
 def available() -> bool:
     """True where kernels can run. Elsewhere one warning gives the reason."""
-    problem = _problem()
-    if problem is not None:
-        _warn(problem)
-    return problem is None
+    reason = problem()
+    if reason is not None:
+        _warn(reason)
+    return reason is None
 
 
 @functools.cache
-def _warn(problem: str) -> None:
-    warnings.warn(f"jaxleak's CPU kernels are not used, XLA's slower products are: {problem}", stacklevel=2)
+def _warn(reason: str) -> None:
+    warnings.warn(f"jaxleak's CPU kernels are not used, XLA's slower products are: {reason}", stacklevel=2)
 
 
 @functools.cache
-def _problem() -> str | None:
+def problem() -> str | None:
+    """Why kernels cannot run here; None where they can."""
     try:
         compile_nothing()
     except Exception as error:  # absent, broken, too old for this code or this processor

@@ -120,7 +120,7 @@ def swapped(victim: Victim) -> bool:
         return False
     weights, update = (np.asarray(head_gradient(tree, "bias"), np.float64) for tree in (victim.params, victim.update))
     left = [abs(bias.sum()) / max(np.abs(bias).sum(), 1e-300) for bias in (weights, update)]
-    return np.any(weights) and left[0] < CANCELS and left[1] > math.sqrt(CANCELS)
+    return bool(np.any(weights)) and left[0] < CANCELS and left[1] > math.sqrt(CANCELS)
 
 
 def head_bias(victim: Victim) -> Float[np.ndarray, "k"] | None:
