@@ -301,7 +301,7 @@ def digit() -> np.ndarray:
 SETTINGS = {
     "batch of four": (photos(4, 5, 6, 7), (3, 1, 7, 5), MODEL, replace(IDLG, label="known"), 6),
     "digit": (digit(), (7,), MODEL, IDLG, 4),
-    "own network": (photos(6, colour=True), (LABEL,), Small(), IDLG, 4),
+    "own network": (photos(6, colour=True), (LABEL,), Small(), replace(IDLG, label="bias"), 4),
 }
 # What was done to the update, what is said of it, and the hint.
 LINES = {
@@ -342,6 +342,19 @@ def test_what_is_said_of_other_networks_batches_and_digits(setting, line):
     assert (hint in codes(report)) if hint else not codes(report)
     if line == "layers missing":  # what is left may determine the image, or not: never a wrong one is certified
         assert report["verdict"] != "recovered" or report["truth"]["right"]
+
+
+@pytest.mark.slow
+def test_a_label_rule_that_does_not_hold_is_named():
+    """Behind tanh the head's input has both signs, and iDLG's rule reads another label."""
+    pixels = photos(6, colour=True)
+    model = adapt_model(Small(), pixels.shape[1:], num_classes=CLASSES)
+    params = draw_params(model, jax.random.key(1), pixels.shape[1:])
+    update = client_update(Client(), model, params, jnp.asarray(pixels), jnp.asarray(HOT))
+    update = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+    report = said(victim_of(params, update, images=pixels, model=model), seeds=2)
+    assert (report["verdict"], codes(report)) == ("unexplained", ["label"])
+    assert f"the label is {LABEL}, " in report["hints"][0]["text"]
 
 
 def test_pixels_that_are_a_normalised_input_are_no_picture(params):

@@ -220,7 +220,8 @@ def stuck_hint(victim: Victim) -> list[Hint]:
     if not piecewise_linear(victim):
         return []
     text = "the network is piecewise linear (ReLU or max-pooling): restarts get stuck there whatever the image; "
-    return [Hint("stuck", text + "try --attack ig, or more --seeds")]
+    advice = "the nearest picture comes from --attack ig --tv 0.03, or --objective cosine --tv 0.03 --box True"
+    return [Hint("stuck", text + advice)]
 
 
 def piecewise_linear(victim: Victim) -> bool:

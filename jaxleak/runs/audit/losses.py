@@ -100,7 +100,8 @@ def loss_hints(
     if abs(abs(factor) - 1) > CLOSE:
         hints.append(scale_hint(abs(factor), victim))
     if not hints and assumed is not None and label != assumed:
-        hints.append(Hint("label", f"the label is {label}, and the attack worked with {assumed}", proven=True))
+        text = f"the label is {label}, and the attack worked with {assumed}: use --label bias, or --labels {label}"
+        hints.append(Hint("label", text, proven=True))
     return hints
 
 
