@@ -406,7 +406,11 @@ def test_flags(words, folder, monkeypatch):
 
     for place in ("jaxleak.runs.run.run_sweep", "jaxleak.runs.audit.audit.audit", "jaxleak.bench.command.run_bench"):
         monkeypatch.setattr(place, never)
-    for place in ("jaxleak.runs.audit.risk.risk", "jaxleak.bench.models.measure_models", "jaxleak.bench.doctor.examine"):
+    for place in (
+        "jaxleak.runs.audit.risk.risk",
+        "jaxleak.bench.models.measure_models",
+        "jaxleak.bench.doctor.examine",
+    ):
         monkeypatch.setattr(place, never)
     monkeypatch.setattr("jaxleak.threat.from_dataset.train_network", never)
     here = folder / "here"
