@@ -323,7 +323,7 @@ def test_an_attack_inside_jit(victim):
         ("attack --dataset photos", "--dataset is no flag of jaxleak attack; it is one of jaxleak run, jaxleak risk."),
         ("table --foo=3", "--foo is no flag of jaxleak table; see jaxleak table --help."),
         ("--seeds 3", "--seeds is no flag of jaxleak itself; it is one of jaxleak run, jaxleak attack."),
-        ("tabel RUN", "`command` must be one of attack, bench, models, "),
+        ("tabel RUN", "`command` must be one of attack, bench, doctor, models, "),
         ("tabel RUN", "got 'tabel'. Did you mean 'table'?"),
     ],
 )
