@@ -103,11 +103,8 @@ class Attacker:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of one member of the group; label logits are a part if they are optimised."""
-        labels = (
-            {"label": (self.copies * self.candidate.count, self.victim.num_classes)}
-            if self.attack.label == "joint"
-            else {}
-        )
+        count = self.copies * self.candidate.count
+        labels = {"label": (count, self.victim.num_classes)} if self.attack.label == "joint" else {}
         place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
         return {**self.candidate.shapes, **labels, **place}
 

@@ -210,8 +210,8 @@ MODERN = replace(
 )
 # Source: Zhu, Yao & Blaschko 2023 (SME), algorithm 1. Differs: with Inverting Gradients' steps and budget.
 SME = replace(IG, name="sme", surrogate_model=True)
-# Source: Dimitrov et al. 2022, section 4. Differs: with Inverting Gradients' steps, budget and total variation; dummies
-# of several passes are matched before their mean is taken, as theirs, by distances instead of labels.
+# Source: Dimitrov et al. 2022, epochs with images of their own that agree. Differs: with Inverting Gradients' steps,
+# budget and total variation; dummies of different epochs are matched by their distances.
 FEDAVG = replace(IG, name="fedavg", label="counts", epoch_consistency=0.1)
 # Source: Yin et al. 2021 (GradInversion), weights as in breaching's preset, all divided by that of the L2 term, 1e-4.
 GRADINVERSION = Attack(
