@@ -22,6 +22,8 @@ from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
 from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, swapped
 from jaxleak.runs.audit.information import information
+from jaxleak.runs.audit.polish import CURVED, polish
+from jaxleak.runs.audit.refit import lowered
 from jaxleak.runs.audit.risk import risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
 from jaxleak.threat.client import Client, client_update
@@ -605,6 +607,26 @@ def test_the_randomised_information_agrees_with_the_exact_one(params, monkeypatc
     for noise in (1e-3, 3e-3, 1e-2):
         assert guessed.error(noise) == pytest.approx(exact.error(noise), rel=0.25)
     assert np.corrcoef(guessed.error_map(3e-3).ravel(), exact.error_map(3e-3).ravel())[0, 1] > 0.3
+
+
+def test_a_minimum_is_told_from_a_curved_valley(params, plain, monkeypatch):
+    """A step from far away promises to remove what is left; one from the minimum that noise leaves promises nothing."""
+    draw = np.random.default_rng(0)
+    away = np.clip(photos(6) + 0.02 * draw.normal(size=(1, *SHAPE)), 0, 1)
+    noisy = jax.tree.map(lambda leaf: leaf + (1e-4 * draw.normal(size=leaf.shape)).astype(np.float32), plain)
+    ones = jax.tree.map(np.ones_like, plain)
+    found = {}
+    for name, update, steps in (("valley", plain, 0), ("lower", plain, 25), ("minimum", noisy, 25)):
+        monkeypatch.setattr("jaxleak.runs.audit.polish.STEPS", steps)
+        victim = victim_of(params, update)
+        found[name] = polish(victim, away, HOT, ones, FLOOR, information(victim, params, away, HOT))
+    assert found["valley"].promised > CURVED
+    assert found["lower"].left < FLOOR
+    assert found["minimum"].left > FLOOR
+    assert found["minimum"].promised < 0.05
+    pixels, left = lowered(victim_of(params, plain), IDLG, away[None], np.array([found["valley"].left]))
+    assert left[0] <= found["valley"].left / 100
+    assert np.mean((pixels[0] - photos(6)) ** 2) < np.mean((away - photos(6)) ** 2)
 
 
 def test_more_noise_hides_more(params):

@@ -25,10 +25,11 @@ from jaxleak.runs.audit.hints import (
     stuck_hint,
 )
 from jaxleak.runs.audit.losses import OTHER, likely, loss_hints, slopes_at
-from jaxleak.runs.audit.polish import carry_on
+from jaxleak.runs.audit.polish import CURVED, carry_on
 from jaxleak.runs.audit.refit import (
     Refit,
     logits_at,
+    lowered,
     names_of,
     refit,
     squared_norm_of,
@@ -149,19 +150,17 @@ def _carried(
     best = Found(found.attack, again.pixels[0], np.asarray(again.labels[0]), float(again.left[0]))
     weights = layer_weights(found.attack.layers, assumed.params)
     known = replace(assumed, targets=np.asarray(target, np.float64))
-    attack = replace(found.attack, label="known", objective="cosine" if free_of_scale else "l2")
+    attack = replace(found.attack, objective="cosine" if free_of_scale else "l2")
     for last in (False, True):
         if not best.left < HOPEFUL:
             break
         carried, _ = carry_on(assumed, best.pixels, target, weights, floor.value, free_of_scale=free_of_scale)
         if carried.left < best.left:
             best = replace(best, pixels=carried.pixels, left=carried.left)
-        if best.left <= floor.value or last:
+        if best.left <= floor.value or carried.promised < CURVED or last:
             break
-        start = {"image": starts_from(assumed, best.pixels[None], best.labels[None])["image"]}
-        lower = refit(known, attack, starts=start, iterations=300, floor=best.left / 100)
-        if lower.left[0] < best.left:
-            best = replace(best, pixels=lower.pixels[0], left=float(lower.left[0]))
+        pixels, left = lowered(known, attack, best.pixels[None], np.array([best.left]))
+        best = replace(best, pixels=pixels[0], left=float(left[0]))
     return best
 
 

@@ -19,8 +19,8 @@ from jaxleak.results.result import Result
 from jaxleak.runs.audit.determinacy import Determined, determined_at
 from jaxleak.runs.audit.floor import Floor
 from jaxleak.runs.audit.information import Information, information
-from jaxleak.runs.audit.polish import carry_on
-from jaxleak.runs.audit.refit import names_of, refit, starts_from, targets_of
+from jaxleak.runs.audit.polish import CURVED, carry_on
+from jaxleak.runs.audit.refit import lowered, names_of, refit, starts_from, targets_of, with_labels
 from jaxleak.runs.audit.verdict import Restart, Verdict, iterations_needed, judge
 from jaxleak.threat.victim import Victim
 
@@ -212,7 +212,10 @@ def _information_at(victim: Victim, attack: Attack, images, target, known: Known
 def _carried_on(
     victim: Victim, attack: Attack, group: Restarts, ended: list[Restart], floor: Floor, known: Known
 ) -> _Carried:
-    """Gauss-Newton steps from the restarts that came near, or that stalled; from those with priors L-BFGS first."""
+    """Gauss-Newton steps from the restarts that came near, or that stalled; from those with priors L-BFGS first.
+
+    In a curved valley, where the steps end early, L-BFGS goes lower and they go on.
+    """
     near, biased = 10 * max(NEAR, floor.value), not attack.published_as_it_is
     images, left, ended = list(group.images), [restart.left for restart in ended], list(ended)
     hope = BIASED if biased else HOPEFUL
@@ -228,20 +231,35 @@ def _carried_on(
         for pixels, share, seed in zip(again.pixels, again.left, again.seeds, strict=True):
             if share < left[places[seed]]:
                 images[places[seed]], left[places[seed]] = pixels, float(share)
-    weights, free, computed = compared(victim, attack), attack.objective == "cosine", 0
-    for place in places:
+    weights, free, fresh = compared(victim, attack), attack.objective == "cosine", DIFFERENT
+
+    def carry(place: int) -> bool:
+        """Gauss-Newton steps from one restart; True if they end above the floor in a curved valley."""
+        nonlocal fresh
         target = targets_of(victim, group.labels[place])
         beside = known.beside(attack, images[place], target)
-        computed += beside is None
-        if computed > DIFFERENT:
-            break
+        fresh -= beside is None
+        if fresh < 0:
+            return False
         new, found = carry_on(victim, images[place], target, weights, floor.value, free_of_scale=free, known=beside)
         if found is not beside:
             known.add(attack, images[place], target, found)
         if new.left < left[place]:
-            images[place], left[place] = new
+            images[place], left[place] = new.pixels, new.left
         # A Gauss-Newton step that gains nothing shows a minimum: more iterations would not lower it.
         ends = left[place] <= floor.value or (left[place] <= near and found.exact)
         ended[place] = replace(ended[place], by_budget=ended[place].by_budget and not ends)
+        return floor.value < left[place] < HOPEFUL and new.promised > CURVED
+
+    curved = [place for place in places if carry(place)]
+    if curved:
+        labels = group.labels[min(curved, key=lambda place: left[place])]
+        alike = [place for place in curved if np.array_equal(group.labels[place], labels)]
+        stated, plain = with_labels(victim, labels), replace(attack, objective="cosine" if free else "l2")
+        pixels, share = np.stack([images[place] for place in alike]), np.array([left[place] for place in alike])
+        lower = lowered(stated, plain, pixels, share)
+        for place, found, share in zip(alike, *lower, strict=True):
+            images[place], left[place] = found, float(share)
+            carry(place)
     ended = [replace(restart, left=share) for restart, share in zip(ended, left, strict=True)]
     return _Carried(images, left, ended)

@@ -21,13 +21,21 @@ SLOW = 0.7  # a step that leaves more than this share of what was left does not 
 FRESH = 6  # times that the information is computed, at most
 HOPELESS = 1e-4  # share left after a round of steps that shows another minimum
 INNER = 400  # products of a step where the spectrum is not known
+CURVED = 0.5  # share that a step should have removed and did not: the valley is curved, this is no minimum
 
 
 class Polished(NamedTuple):
-    """A candidate, and the share of the update, squared, that it leaves."""
+    """A candidate.
+
+    Attributes:
+        pixels: of it.
+        left: share of the update, squared, that it leaves.
+        promised: share of that which one step would remove if the network were linear: near 0 at a minimum.
+    """
 
     pixels: Float[np.ndarray, "b h w c"]
     left: float
+    promised: float = 0.0
 
 
 class Residual(NamedTuple):
@@ -103,7 +111,16 @@ def polish(
             now, here = best, place
             if slow:
                 break
-        return Polished(np.asarray(here), float(now.left))
+        return Polished(np.asarray(here), float(now.left), _promised(known, now, float(dot(wanted, wanted, weights))))
+
+
+def _promised(known: Information, at: Residual, norm2: float) -> float:
+    """See `Polished`; 1 where the spectrum is not known."""
+    if known.basis is None:
+        return 1.0
+    along = known.basis.T @ np.asarray(at.slope)
+    gain = np.sum(along**2 / (np.maximum(known.values, 0) + 1e-14 * known.values[-1]))
+    return float(gain / max(float(at.left) * norm2, 1e-300))
 
 
 def _steps(victim: Victim, free_of_scale: bool, known: Information, slope, at) -> Iterator[np.ndarray]:
