@@ -28,9 +28,10 @@ if TYPE_CHECKING:
     from jaxleak.threat.client import Client
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
+    from jaxleak.threat.network import draw_params
     from jaxleak.threat.own_update import load_update
     from jaxleak.threat.training import train_network
-    from jaxleak.threat.victim import Victim, draw_params
+    from jaxleak.threat.victim import Victim
 
 # Where each public name lives; a module is imported when its first name is asked for.
 _HOMES = {
@@ -60,7 +61,8 @@ _HOMES = {
     "threat.training": ("train_network",),
     "threat.own_update": ("load_update",),
     "threat.from_dataset": ("make_victim",),
-    "threat.victim": ("Victim", "draw_params"),
+    "threat.network": ("draw_params",),
+    "threat.victim": ("Victim",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -10,7 +10,7 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
 from jaxleak.models import MLP, LeNet, build_model
 from jaxleak.threat.loss import loss_gradient
-from jaxleak.threat.victim import draw_params
+from jaxleak.threat.network import draw_params
 from tests.fixtures import quick_jit
 
 

@@ -28,8 +28,9 @@ from jaxleak.runs.audit.risk import risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
 from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import CrossEntropy, as_loss
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.own_update import load_update, moved_statistics
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 from tests.commands import call, refusal
 from tests.oracles.require_torch import require_torch
 

@@ -13,8 +13,9 @@ from jaxleak.data import Dataset
 from jaxleak.models import ResNet, save_weights
 from jaxleak.models.resnet import BasicBlock
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.training import running_statistics, train_network
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 from tests.sweeps import CLASSES, SHAPE
 from tests.trials import KNOWN, at, compiled, flat, truth_of
 

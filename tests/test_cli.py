@@ -26,8 +26,8 @@ from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
 from jaxleak.threat.defences import DEFENCES
 from jaxleak.threat.loss import LOSSES, REDUCTIONS
+from jaxleak.threat.network import NETWORKS, NORMALISATIONS
 from jaxleak.threat.optimizers import OPTIMIZERS
-from jaxleak.threat.victim import NETWORKS, NORMALISATIONS
 from tests.commands import Said, call, refusal, restored_globals
 
 FIGURES = {"recovery.png", "convergence.png", "success_by_image.png", "mse_shares.png"}

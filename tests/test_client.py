@@ -22,8 +22,9 @@ from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.results.page import words
 from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.optimizers import OPTIMIZERS
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 from tests.commands import case_id
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases, to_nchw, to_nhwc

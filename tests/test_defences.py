@@ -36,8 +36,9 @@ from jaxleak.threat.defences import (
     parse_defence,
     sparse_mask,
 )
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.observe import follows
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 
 KEY = jax.random.key(3)
 DTYPES = ("float32", "float64")

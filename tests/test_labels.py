@@ -17,7 +17,7 @@ from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.results.metrics import labels_right
 from jaxleak.threat.loss import loss_gradient
-from jaxleak.threat.victim import draw_params
+from jaxleak.threat.network import draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.numpy_labels import STRATEGIES
 

@@ -23,8 +23,8 @@ from jaxleak.models import LeNet
 from jaxleak.solvers.compact import History, advance, append, direction, empty_history
 from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.observe import factored_gradient
-from jaxleak.threat.victim import draw_params
 from tests.fixtures import quick_jit
 
 pytestmark = pytest.mark.usefixtures("kernels_as_users_run_them")

@@ -37,7 +37,8 @@ from jaxleak.threat.loss import (
     loss_gradient,
     parse_loss,
 )
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.network import draw_params
+from jaxleak.threat.victim import Victim
 from tests.commands import call, case_id, refusal, restored_globals
 from tests.fixtures import quick_jit
 from tests.oracles.require_torch import require_torch

@@ -19,8 +19,8 @@ from jaxleak.solvers import SOLVERS
 from jaxleak.solvers.first_order import SCHEDULES, SIGNS
 from jaxleak.threat.defences import DEFENCES, defence_form
 from jaxleak.threat.loss import LOSSES
+from jaxleak.threat.network import NORMALISATIONS
 from jaxleak.threat.optimizers import OPTIMIZERS
-from jaxleak.threat.victim import NORMALISATIONS
 
 PROJECT = Path(__file__).parent.parent
 README = (PROJECT / "README.md").read_text()

@@ -14,8 +14,9 @@ from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Gaussian
 from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.loss import cross_entropy
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.training import HELD_OUT, accuracy, train_network
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 from tests.trainings import CLASSES, COUNT, MODEL, SETTINGS, SHAPE, easy
 
 

@@ -20,8 +20,8 @@ from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import to_torch, variables_from_torch
 from jaxleak.runs.audit.audit import fitted
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.own_update import load_update
-from jaxleak.threat.victim import draw_params
 from tests.commands import call, refusal, restored_globals
 from tests.oracles.require_torch import require_torch
 

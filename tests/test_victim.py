@@ -15,7 +15,8 @@ from jaxleak.models import LeNet, build_model, save_weights
 from jaxleak.models.describe import description
 from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.threat.from_dataset import make_victim
-from jaxleak.threat.victim import NETWORKS, Victim, draw_params
+from jaxleak.threat.network import NETWORKS, draw_params
+from jaxleak.threat.victim import Victim
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases
 

@@ -15,7 +15,8 @@ from jaxleak.attacks.april import find_embedding, recover_from_positions
 from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
 from jaxleak.errors import InputError
 from jaxleak.threat.loss import loss_gradient
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.network import draw_params
+from jaxleak.threat.victim import Victim
 
 
 class Leak(NamedTuple):

@@ -24,8 +24,9 @@ from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
 from jaxleak.solvers import SOLVERS
 from jaxleak.threat.defences import sparse_mask
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.observe import observe
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.victim import Victim
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
 RUNNING = -1  # every other value of `TrialState.ending` is an index into ENDINGS

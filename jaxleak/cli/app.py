@@ -52,7 +52,7 @@ def build_sweep(command: RunCommand):
     from jaxleak.results.store.run import Run
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
-    from jaxleak.threat.victim import NETWORKS, normalisation_of
+    from jaxleak.threat.network import NETWORKS, normalisation_of
 
     # Names and counts first: they are checked without touching data.
     check_choice("model", command.model, MODELS)

@@ -1,7 +1,10 @@
 """The threat model: private data, the client's computation of its update, and defences.
 
-victim.py         private data, network and client of one sweep
-validate.py       ... what it refuses
+victim.py         one sweep's private data, network and client, and what the attacker knows
+private.py        ... private data
+network.py        ... network, and the units of its input
+sharing.py        ... client, defences, or a given update
+validate.py       ... what is refused
 from_dataset.py   ... made of a data set's images
 client.py         local steps, and the mean over clients
 optimizers.py     ... their optimisers, as torch's

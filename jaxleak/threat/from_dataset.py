@@ -20,8 +20,9 @@ from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
 from jaxleak.threat.loss import BinaryCrossEntropy
+from jaxleak.threat.network import Normalise, draw_params, normalisation_of
 from jaxleak.threat.training import train_network
-from jaxleak.threat.victim import Normalise, Victim, draw_params, normalisation_of
+from jaxleak.threat.victim import Victim
 
 
 def make_victim(

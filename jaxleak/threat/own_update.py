@@ -33,7 +33,8 @@ from jaxleak.models.weights import (
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import Defence
 from jaxleak.threat.loss import Loss
-from jaxleak.threat.victim import Normalise, Victim, normalisation_of
+from jaxleak.threat.network import Normalise, normalisation_of
+from jaxleak.threat.victim import Victim
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 NEAR = 0.5  # of the weights' norm: an update no further from them is the weights after training

@@ -112,7 +112,7 @@ def tensors() -> dict[str, np.ndarray]:
     import jax
 
     from jaxleak.models.weights import to_torch
-    from jaxleak.threat.victim import draw_params
+    from jaxleak.threat.network import draw_params
 
     params = jax.tree.map(np.asarray, draw_params(MODEL, jax.random.key(0), SHAPE))
     return {name: np.asarray(tensor, np.float32) for name, tensor in to_torch(MODEL, params, SHAPE).items()}

@@ -17,7 +17,8 @@ from PIL import Image
 import jaxleak
 from jaxleak import IDLG, LBFGS, Adam, Attack, InputError, Sweep, TorchLBFGS, load_dataset, make_victim
 from jaxleak.results.store.run import Run
-from jaxleak.threat.victim import Victim, draw_params
+from jaxleak.threat.network import draw_params
+from jaxleak.threat.victim import Victim
 from tests.commands import call, refusal
 from tests.sweeps import CLASSES, QUICK_IDLG, SHAPE, Tiny, sweep_of
 
