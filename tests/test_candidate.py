@@ -13,6 +13,10 @@ from jaxleak.attacks import presets
 from jaxleak.attacks.candidate import Candidate
 from jaxleak.attacks.trial import ENDINGS, Job, Trial
 from jaxleak.engine import Engine
+from jaxleak.results import measures
+from jaxleak.results.store.run import Run
+from jaxleak.runs.run import run_sweep
+from jaxleak.runs.sweep import Sweep
 from jaxleak.solvers import Adam
 from jaxleak.threat.victim import Victim
 from tests.fixtures import quick_jit
@@ -59,9 +63,19 @@ class OfVectors(Victim):
         return pixels * 10
 
 
+def errors(found, truth):
+    return np.linalg.norm(found - truth, axis=1) / np.linalg.norm(truth, axis=1)
+
+
+def measured(found, truth):
+    apart = np.abs(found - truth)
+    return {"mse": np.mean(apart**2, axis=1), "relative_error": errors(found, truth), "max_abs": apart.max(axis=1)}
+
+
 @pytest.fixture(autouse=True)
 def known(monkeypatch):
     monkeypatch.setitem(candidates.CANDIDATES, "vector", Vector)
+    monkeypatch.setitem(measures.MEASURES, "vector", measures.Measures(measured, errors))
 
 
 def victim_of(**changes) -> Victim:
@@ -114,6 +128,26 @@ def test_a_batch_is_measured_by_its_nearest_vectors():
     assert found.candidate.shape == (4, 2, LENGTH)
     assert not slots.any()
     assert found.mse_trace[np.arange(4), found.iterations].min() < 1e-4
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_a_sweep_of_vectors_has_rows_and_a_success_rate(batch, tmp_path):
+    attack = replace(presets.DLG, label="known", stop_objective=1e-12, iterations=600)
+    result = run_sweep(Sweep(victim=victim_of(batch=batch), attacks=(attack,), seeds=4), tmp_path / "run", quiet=True)
+    again = Run.open(tmp_path / "run")
+    rows = again.rows()
+    assert len(rows) == 8 // batch
+    assert all(row["psnr"] is None and row["ssim"] is None for row in rows)
+    won = [row for row in rows if row["success"]]
+    assert won
+    assert max(row["relative_error"] for row in won) < 0.2
+    arrays = again.arrays(["trial", "candidate", "snapshots"])
+    assert arrays["candidate"].shape == (8 // batch, batch, LENGTH)
+    assert arrays["snapshots"].dtype.kind == "f"
+    best = min(rows, key=lambda row: row["mse"])
+    found = arrays["candidate"][arrays["trial"].tolist().index(best["trial"])]
+    np.testing.assert_allclose(np.mean((found - TRUTH[best["image"] :][:batch]) ** 2), best["mse"], atol=1e-6)
+    assert result.summary["groups"][-1]["successes"] == len(won)
 
 
 def test_box_and_priors_are_the_candidates():

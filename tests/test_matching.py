@@ -6,9 +6,12 @@ import numpy as np
 import pytest
 
 from jaxleak.results.matching import batch_metrics, match, mosaic, ordered, unmosaic, worst_errors
+from jaxleak.results.measures import MEASURES
 from jaxleak.results.metrics import image_metrics
 
 SHAPE = (3, 2, 2)
+
+IMAGES = MEASURES["image"]
 
 
 def images(*lead: int, seed: int = 0) -> np.ndarray:
@@ -73,19 +76,19 @@ def test_the_order_of_dummies_does_not_matter():
     candidates = truths + rng.normal(0, 0.3, truths.shape)
     order = np.stack([rng.permutation(4) for _ in range(3)])
     shuffled = np.take_along_axis(candidates, order[..., None, None, None], axis=1)
-    one, two = batch_metrics(candidates, truths), batch_metrics(shuffled, truths)
+    one, two = batch_metrics(IMAGES, candidates, truths), batch_metrics(IMAGES, shuffled, truths)
     np.testing.assert_array_equal(one.errors, two.errors)
     for name, values in one.trials.items():
         np.testing.assert_array_equal(values, two.trials[name], err_msg=name)
     np.testing.assert_array_equal(np.take_along_axis(order, two.slots, axis=1), one.slots)
     np.testing.assert_array_equal(ordered(candidates, one.slots), ordered(shuffled, two.slots))
-    np.testing.assert_array_equal(worst_errors(candidates, truths), worst_errors(shuffled, truths))
+    np.testing.assert_array_equal(worst_errors(IMAGES, candidates, truths), worst_errors(IMAGES, shuffled, truths))
 
 
 def test_metrics_are_means_and_the_largest_errors():
     truths = images(2, 3)
     candidates = truths[:, [2, 0, 1]] + np.array([0.01, 0.02, 0.05])[:, None, None, None]
-    found = batch_metrics(candidates, truths)
+    found = batch_metrics(IMAGES, candidates, truths)
     assert found.slots.tolist() == [[1, 2, 0]] * 2
     for trial in range(2):
         each = image_metrics(candidates[trial, [1, 2, 0]], truths[trial])
@@ -94,12 +97,12 @@ def test_metrics_are_means_and_the_largest_errors():
             assert found.trials[name][trial] == pytest.approx(whole(values), rel=1e-12), name
         np.testing.assert_allclose(found.errors[trial], each["relative_error"], rtol=1e-12)
     np.testing.assert_array_equal(found.trials["relative_error"], found.errors.max(axis=1))
-    np.testing.assert_allclose(worst_errors(candidates, truths), found.errors.max(axis=1), rtol=1e-12)
+    np.testing.assert_allclose(worst_errors(IMAGES, candidates, truths), found.errors.max(axis=1), rtol=1e-12)
 
 
 def test_metrics_of_one_image_are_its_own():
     truths, candidates = images(5, 1), images(5, 1, seed=1)
-    found = batch_metrics(candidates, truths)
+    found = batch_metrics(IMAGES, candidates, truths)
     assert found.slots.tolist() == [[0]] * 5
     for name, values in image_metrics(candidates[:, 0], truths[:, 0]).items():
         np.testing.assert_array_equal(found.trials[name], values)
@@ -110,14 +113,14 @@ def test_only_matched_images_count(d, matched):
     truths = images(3, 4)
     candidates = images(3, d, seed=1)
     candidates[:, :2] = truths[:, [3, 0]]
-    found = batch_metrics(candidates, truths)
+    found = batch_metrics(IMAGES, candidates, truths)
     assert found.errors.shape == (3, matched)
     assert (found.slots[:, 3] == 0).all()
     assert (found.slots[:, 0] == 1).all()
     if d == 2:
         np.testing.assert_array_equal(found.slots, [[1, -1, -1, 0]] * 3)
         np.testing.assert_array_equal(found.trials["mse"], 0)
-        np.testing.assert_array_equal(worst_errors(candidates, truths), 0)
+        np.testing.assert_array_equal(worst_errors(IMAGES, candidates, truths), 0)
     else:
         assert (found.trials["mse"] > 0).all()
 
@@ -126,10 +129,10 @@ def test_one_dummy_that_is_no_number_spoils_its_trial_only():
     truths = images(2, 3)
     candidates = truths.copy()
     candidates[0, 1, 0, 0, 0] = np.nan
-    found = batch_metrics(candidates, truths)
+    found = batch_metrics(IMAGES, candidates, truths)
     assert np.isnan(found.errors).tolist() == [[False, True, False], [False] * 3]
     assert np.isnan(found.trials["mse"]).tolist() == [True, False]
-    assert np.isnan(worst_errors(candidates, truths)).tolist() == [True, False]
+    assert np.isnan(worst_errors(IMAGES, candidates, truths)).tolist() == [True, False]
 
 
 # --- the order of the truth ---
@@ -150,7 +153,7 @@ def test_ordered_puts_dummies_where_their_images_are():
 def test_snapshots_are_ordered_as_the_candidates(d):
     slots = np.array([[1, 0, -1], [-1, 1, 0]])
     snapshots = images(2, 4, d, seed=1)
-    got = ordered(snapshots, slots)
+    got = ordered(snapshots, slots, axis=2)
     assert got.shape == (2, 4, 3, *SHAPE)
     for trial, step, place in itertools.product(range(2), range(4), range(3)):
         slot = slots[trial, place]

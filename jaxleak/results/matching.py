@@ -1,19 +1,20 @@
 """Matching dummies to private images, and drawing a batch as one picture."""
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from jaxleak.results.metrics import image_metrics, relative_error
+if TYPE_CHECKING:
+    from jaxleak.results.measures import Measures
 
 # The cost of an image that is not finite, or further than this from the truth: it is matched last. Much larger costs
 # would leave no digits for the differences between the others.
 ABSENT = 1e6
 
 
-def match(dummies: Float[np.ndarray, "d h w c"], truths: Float[np.ndarray, "b h w c"]) -> Int[np.ndarray, "b"]:
+def match(dummies: Float[np.ndarray, "d ..."], truths: Float[np.ndarray, "b ..."]) -> Int[np.ndarray, "b"]:
     """For each true image the dummy that stands for it, so that the sum of mean squared errors is smallest; -1: none.
 
     Source: Hungarian algorithm, scipy's `linear_sum_assignment`.
@@ -31,40 +32,43 @@ def match(dummies: Float[np.ndarray, "d h w c"], truths: Float[np.ndarray, "b h 
     return slots
 
 
-def ordered(dummies: Float[np.ndarray, "n ... d h w c"], slots: Int[np.ndarray, "n b"]) -> np.ndarray:
-    """The dummies of each trial in the order of the truth, black where there is none [n, ..., b, h, w, c]."""
-    if dummies.shape[-4] == slots.shape[1] == 1 and np.all(slots == 0):
+def ordered(dummies: Float[np.ndarray, "n ..."], slots: Int[np.ndarray, "n b"], axis: int = 1) -> np.ndarray:
+    """The dummies of each trial, along `axis`, in the order of the truth; zero where there is none."""
+    if dummies.shape[axis] == slots.shape[1] == 1 and np.all(slots == 0):
         return dummies
-    between = [1] * (dummies.ndim - 5)
-    places = slots.reshape(len(slots), *between, -1, 1, 1, 1)
-    return np.where(places >= 0, np.take_along_axis(dummies, np.maximum(places, 0), axis=-4), 0)
+    shape = [1] * dummies.ndim
+    shape[0], shape[axis] = slots.shape
+    places = slots.reshape(shape)
+    return np.where(places >= 0, np.take_along_axis(dummies, np.maximum(places, 0), axis=axis), 0)
 
 
 class BatchMetrics(NamedTuple):
     """Distances between the candidates of n trials and the truth; p = min(d, b) images of each trial are matched."""
 
     slots: Int[np.ndarray, "n b"]  # see `match`
-    trials: dict[str, np.ndarray]  # one number per trial: means, but the largest of the errors and `max_abs`
+    trials: dict[str, np.ndarray]  # one number per trial: means, but the largest of `Measures.worst`
     errors: Float[np.ndarray, "n p"]  # relative error of each matched image
 
 
-def batch_metrics(candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.ndarray, "n b h w c"]) -> BatchMetrics:
-    """Slots and metrics of whole trials."""
+def batch_metrics(
+    measures: "Measures", candidates: Float[np.ndarray, "n d ..."], truths: Float[np.ndarray, "n b ..."]
+) -> BatchMetrics:
+    """Slots and measures of whole trials."""
     slots, matched, places = _matched(candidates, truths)
-    each = {name: values.reshape(len(slots), -1) for name, values in image_metrics(matched, places).items()}
-    worst = ("relative_error", "affine_error", "max_abs")
-    whole = {
-        name: np.max(values, axis=1) if name in worst else np.mean(values, axis=1) for name, values in each.items()
+    each = {name: values.reshape(len(slots), -1) for name, values in measures.all(matched, places).items()}
+    trials = {
+        name: np.max(values, axis=1) if name in measures.worst else np.mean(values, axis=1)
+        for name, values in each.items()
     }
-    return BatchMetrics(slots, whole, each["relative_error"])
+    return BatchMetrics(slots, trials, each["relative_error"])
 
 
 def worst_errors(
-    candidates: Float[np.ndarray, "n d h w c"], truths: Float[np.ndarray, "n b h w c"]
+    measures: "Measures", candidates: Float[np.ndarray, "n d ..."], truths: Float[np.ndarray, "n b ..."]
 ) -> Float[np.ndarray, "n"]:
     """The largest relative error among the matched images of each trial."""
     slots, matched, places = _matched(candidates, truths)
-    return np.max(relative_error(matched, places).reshape(len(slots), -1), axis=1)
+    return np.max(measures.error(matched, places).reshape(len(slots), -1), axis=1)
 
 
 def _matched(candidates, truths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from jaxleak.attacks.presets import Attack, get_attack
 from jaxleak.data.paths import place, reachable
 from jaxleak.engine import Engine
 from jaxleak.errors import InputError, check_positive
-from jaxleak.results.matching import mosaic
+from jaxleak.results.measures import MEASURES
 from jaxleak.results.result import Result
 from jaxleak.results.store.environment import environment
 from jaxleak.results.store.run import Run
@@ -115,7 +115,7 @@ def run_sweep(
         victim = sweep.victim
         victim.write_checkpoint(path)
         first = slice(None, None, victim.batch)
-        pictures = mosaic(victim.batches(victim.images))
+        pictures = MEASURES[victim.modality].together(victim.batches(victim.images))
         labels = victim.batches(np.asarray(victim.labels))
         run.write_truth(np.asarray(victim.indices)[first], labels[:, 0], pictures, labels, victim.class_names)
         session = Session(sweep, run, quiet, enough)

@@ -19,8 +19,10 @@ from jaxleak.data.paths import free_text, size_text
 from jaxleak.engine import Engine, EngineStats, Finished
 from jaxleak.errors import StorageError
 from jaxleak.kernels.precision import dtype
-from jaxleak.results.matching import BatchMetrics, batch_metrics, mosaic, ordered, worst_errors
+from jaxleak.results.matching import BatchMetrics, batch_metrics, ordered, worst_errors
+from jaxleak.results.measures import MEASURES
 from jaxleak.results.metrics import labels_right, vectors_right
+from jaxleak.results.store.columns import NULLS
 from jaxleak.results.store.environment import ENVIRONMENT_COLUMNS, environment
 from jaxleak.results.store.run import Run
 from jaxleak.results.store.shard import ALL
@@ -108,6 +110,7 @@ class Session:
         self.buffer: list[Judged] = []  # not written
         self.flushed = time.monotonic()
         victim = sweep.victim
+        self.measures = MEASURES[victim.modality]
         self.truths = victim.batches(np.asarray(victim.images))
         self.labels = victim.batches(np.asarray(victim.labels))
         self.answers = victim.batches(victim.answers)
@@ -243,7 +246,7 @@ class Session:
     def _statuses(self, attack: Attack, finished: Finished) -> list[str]:
         outcome: Outcome = finished.outcomes
         threshold = self.sweep.criteria.threshold(attack.objective)
-        errors = worst_errors(outcome.candidate, self.truths[finished.jobs.slot])
+        errors = worst_errors(self.measures, outcome.candidate, self.truths[finished.jobs.slot])
         return [
             classify(
                 ending=ENDINGS[int(ending)],
@@ -258,7 +261,7 @@ class Session:
                 outcome.ending,
                 outcome.objective,
                 errors,
-                np.abs(outcome.candidate).max(axis=(1, 2, 3, 4)),
+                np.abs(outcome.candidate).reshape(len(errors), -1).max(axis=1),
                 strict=True,
             )
         ]
@@ -295,6 +298,7 @@ class Session:
         for i, trial in enumerate(jobs.trial):
             rows.append(
                 {
+                    **NULLS,
                     "image": int(jobs.image[i]),
                     "label": int(truths[i, 0]),
                     "trial": int(trial),
@@ -360,24 +364,23 @@ class Session:
 
     def _metrics(self, judged: Judged) -> BatchMetrics:
         finished = judged.finished
-        return batch_metrics(finished.outcomes.candidate, self.truths[finished.jobs.slot])
+        return batch_metrics(self.measures, finished.outcomes.candidate, self.truths[finished.jobs.slot])
 
     def _write(self, judged: Judged) -> None:
         finished, metrics = judged.finished, self._metrics(judged)
         outcome: Outcome = finished.outcomes
         arrays = {
             "trial": finished.jobs.trial,
-            "candidate": mosaic(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
+            "candidate": self.measures.together(ordered(outcome.candidate, metrics.slots)).astype(np.float32),
             "objective_trace": outcome.objective_trace.astype(np.float32),
             "mse_trace": outcome.mse_trace.astype(np.float32),
-            "snapshots": self._kept(finished.jobs.seed, mosaic(ordered(outcome.snapshots, metrics.slots))),
+            "snapshots": self._kept(finished.jobs.seed, ordered(outcome.snapshots, metrics.slots, axis=2)),
         }
         if self.sweep.victim.batch > 1:
             label_found = self._classes(outcome.label_found)
             arrays |= {"slots": metrics.slots, "labels_found": label_found, "errors": metrics.errors}
         if outcome.label_found.ndim == 3:
-            found = ordered(outcome.label_found[..., None, None], metrics.slots)[..., 0, 0]
-            arrays |= {"targets_found": found.astype(np.float64)}
+            arrays |= {"targets_found": ordered(outcome.label_found, metrics.slots).astype(np.float64)}
         self.run.append(self._rows(judged, metrics), arrays)
 
     def _classes(self, label_found: np.ndarray) -> np.ndarray:
@@ -386,10 +389,10 @@ class Session:
 
     def _kept(self, seeds: np.ndarray, snapshots: np.ndarray) -> np.ndarray:
         """The snapshots as they are stored; those of later seeds than asked for are black."""
-        quantised, first = _quantise(snapshots), self.sweep.snapshot_seeds
+        kept, first = self.measures.snapshot(self.measures.together(snapshots)), self.sweep.snapshot_seeds
         if first is not None:
-            quantised[seeds >= first] = 0
-        return quantised
+            kept[seeds >= first] = 0
+        return kept
 
     def _summary(self, engine: dict[str, Any] | None) -> dict[str, Any]:
         sweep = self.sweep
@@ -414,10 +417,6 @@ def _stored_engine(path: Path) -> dict[str, float] | None:
         return json.loads((path / "summary.json").read_text())["engine"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _quantise(images: np.ndarray) -> np.ndarray:
-    return np.round(np.fmin(np.fmax(images, 0), 1) * 255).astype(np.uint8)  # what is no number becomes 0
 
 
 def _reached(count: np.ndarray) -> int | None:

@@ -53,11 +53,11 @@ COLUMNS = (
     Column("label_found", "int64", "the label the attack gave to the first image"),
     Column("label_correct", "bool", "true if all labels were right"),
     Column("mse", "double", "mean squared error over pixels in 0 to 1"),
-    Column("mse_clipped", "double", "the same of the candidate clipped to 0 to 1"),
-    Column("psnr", "double", "peak signal-to-noise ratio in dB, of the clipped candidate"),
-    Column("ssim", "double", "structural similarity of the clipped candidate"),
+    Column("mse_clipped", "double", "the same of the candidate clipped to 0 to 1; null: no image", True),
+    Column("psnr", "double", "peak signal-to-noise ratio in dB, of the clipped candidate; null: no image", True),
+    Column("ssim", "double", "structural similarity of the clipped candidate; null: no image", True),
     Column("relative_error", "double", "length of the error over the image's; the worst image of a batch"),
-    Column("affine_error", "double", "error left by the best contrast and brightness; the worst image"),
+    Column("affine_error", "double", "error left by the best contrast and brightness, worst image; null: none", True),
     Column("max_abs", "double", "largest absolute pixel; the worst image"),
     Column("seconds", "double", "from when the trial entered its lane"),
     Column("solver", "string", "the solver's name"),
@@ -82,3 +82,4 @@ COLUMNS = (
     Column("git_revision", "string", "of jaxleak's checkout, if it ran from one"),
     Column("git_dirty", "bool", "true if that checkout had changes"),
 )
+NULLS = {column.name: None for column in COLUMNS if column.may_lack}

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from jaxleak.errors import InputError
 from jaxleak.results.agreement import AGREES, draw, write_best
 from jaxleak.results.matching import batch_metrics, match
+from jaxleak.results.measures import MEASURES
 from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result
 from jaxleak.runs.audit.assumptions import search
@@ -256,6 +257,6 @@ def _of_group(sweep: Sweep, group: Group) -> dict[str, Any]:
 def _against_truth(victim: Victim, group: Group) -> dict[str, Any]:
     """How far the best restart is from the truth. The verdict does not know it."""
     images: Float[np.ndarray, "b h w c"] = np.asarray(group.restarts.images[0], np.float32)
-    metrics = batch_metrics(images[None], np.asarray(victim.images, np.float32)[None])
+    metrics = batch_metrics(MEASURES[victim.modality], images[None], np.asarray(victim.images, np.float32)[None])
     errors = metrics.errors[0].tolist()
     return {"psnr": float(metrics.trials["psnr"][0]), "relative_errors": errors, "right": bool(max(errors) < AGREES)}
