@@ -8,4 +8,5 @@ worker.py     the variants in JAX: jaxleak's engine, plain_vmap.py, jaxopt (vari
 pytorch_loop.py, pytorch_vmap.py   the variants in PyTorch, only ever run in processes of their own
 doctor.py     what this installation has, and what to mend
 machine.py    the machine's own rates     phases.py        parts of a step
+account.py    what a step costs on a GPU, which need not be there (accelerators.py)
 """

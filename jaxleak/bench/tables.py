@@ -25,6 +25,22 @@ def tables(report: dict[str, Any]) -> Group:
     return Group(*parts, _machine(report))
 
 
+def account_table(report: dict[str, Any]) -> Table:
+    """What a step costs on a GPU, by groups of kernels."""
+    title = f"{report['device']}, {report['model']}, {report['variant']}, {report['lanes']} lanes: one step"
+    fits = f"{report['lane_bytes'] / 1e6:.2f} MB a lane, {report['lanes_that_fit']:,} lanes fit"
+    rate = f"at most {report['evaluations_per_second']:,.0f} evaluations/s"
+    calls = f"{report['library_calls']} of its kernels are a library's, {report['reduced']} below full precision"
+    caption = f"Compiled, not run: {rate}. {fits}. {calls}. Least time: by bytes or operations, launches not counted."
+    table = Table(title=title, caption=caption)
+    for column in ("kernels of", "kernels", "MB", "GFLOP", "least time, us"):
+        table.add_column(column, justify="left" if column == "kernels of" else "right")
+    for line in (*report["groups"], {"group": "all", **report}):
+        numbers = f"{line['bytes'] / 1e6:,.0f}", f"{line['flops'] / 1e9:.2f}", f"{line['seconds'] * 1e6:,.0f}"
+        table.add_row(line["group"], str(line["kernels"]), *numbers)
+    return table
+
+
 def _number(value: float | None, form: str = ",.0f", scale: float = 1.0) -> str:
     return "–" if value is None else format(value * scale, form)
 

@@ -258,12 +258,17 @@ def report(command: ReportCommand) -> int:
 
 def bench(command: BenchCommand) -> int:
     """`jaxleak bench`."""
-    from jaxleak.bench.command import run_bench
+    from jaxleak.bench.command import run_account, run_bench
     from jaxleak.bench.settings import VARIANTS, Settings
-    from jaxleak.bench.tables import tables
+    from jaxleak.bench.tables import account_table, tables
 
-    fields = {**vars(command), "only": VARIANTS if command.only is None else command.only}
-    result = run_bench(Settings(**{name: value for name, value in fields.items() if name != "out"}), command.out)
+    fields = {name: value for name, value in vars(command).items() if name not in ("out", "for_")}
+    if command.for_ is not None:
+        chosen = command.only or (("jaxleak-lbfgs",) if command.model == "lenet" else ("jaxleak",))
+        for report in run_account(Settings(**{**fields, "only": chosen}), command.for_, command.out):
+            _console(180).print(account_table(report))
+        return 0
+    result = run_bench(Settings(**{**fields, "only": VARIANTS if command.only is None else command.only}), command.out)
     _console(180).print(tables(result))
     if command.out is not None:
         print(f"{command.out}: written")

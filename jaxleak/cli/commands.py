@@ -182,6 +182,9 @@ class BenchCommand:
     """Channels of the ResNet's first stage (default: 64 on a GPU, 16 on a CPU)."""
     profile: bool = False
     """Also measure where the time of a step goes, for another half of --seconds."""
+    for_: Name = None
+    """Measure nothing: compile for this GPU, h100, h200 or a100, which need not be here, and count what a step of
+    --only costs it with --lanes (default: jaxleak-lbfgs with 256; of resnet18 jaxleak with 64)."""
     out: File = None
     """Write the numbers to this JSON file."""
 

@@ -107,7 +107,7 @@ def _check_names(kinds: Mapping[str, type], words: Sequence[str]) -> None:
 
 
 def _flags(kind: type) -> list[str]:
-    names = [(flag.name.replace("_", "-"), flag.default is True) for flag in fields(kind)]
+    names = [(flag.name.rstrip("_").replace("_", "-"), flag.default is True) for flag in fields(kind)]
     return [f"--no-{name}" if on else f"--{name}" for name, on in names]
 
 
@@ -124,6 +124,8 @@ def _with_texts(kind: type) -> type:
     texts, parts = flag_texts(kind), []
     for flag in fields(kind):
         shown: dict[str, Any] = {"help": texts[flag.name]}
+        if flag.name.endswith("_"):  # a word of Python's
+            shown["name"] = flag.name.rstrip("_")
         if flag.type in METAVARS:
             shown["metavar"] = METAVARS[flag.type]
         if flag.default == () or isinstance(flag.default, bool):  # nothing, or what the flag's absence says

@@ -1,6 +1,7 @@
 """A program of one trial, mapped over lanes, traced once, compiled for a device and kept for an equal program."""
 
 import copy
+import functools
 import threading
 from collections import OrderedDict
 from collections.abc import Hashable
@@ -15,6 +16,7 @@ from jaxleak.engine.compiler import chunk_options, once_options
 from jaxleak.engine.memory import tree_bytes
 from jaxleak.kernels.precision import full_precision
 
+TURN = 8  # steps of an accelerator between two questions whether to go on
 KEPT = 8  # programs, the last ones used, that an equal program finds compiled
 
 
@@ -68,8 +70,10 @@ class Traced:
         with full_precision():
             self.trial_type = jax.eval_shape(self._begin, shared, job)
 
-    def chunk(self, shared, problem, state, owned, limit, enough):
+    def chunk(self, shared, problem, state, owned, limit, enough, turn: int = 1):
         """Step until `limit` steps are done or at most `enough` lanes run; `owned` says which lanes hold a trial.
+
+        Both are asked after each `turn` of steps: a GPU waits for the host whenever they are.
 
         Returns:
             The state, which lanes run, lane-steps spent on running trials, steps.
@@ -83,10 +87,13 @@ class Traced:
             return (steps < limit) & (jnp.sum(running) > enough)
 
         # Lanes whose trial has ended are stepped as well: leaving them out would need programs of other sizes.
-        def body(carry):
+        def step(carry):
             steps, useful, running, state = carry
             state = jax.vmap(self._step, (None, 0, 0))(shared, problem, state)
             return steps + 1, useful + jnp.sum(running, dtype=jnp.int32), runs(state), state
+
+        def body(carry):
+            return step(carry) if turn == 1 else jax.lax.fori_loop(0, turn, lambda _, carry: step(carry), carry)
 
         zero = jnp.zeros((), jnp.int32)
         steps, useful, running, state = jax.lax.while_loop(more, body, (zero, zero, runs(state), state))
@@ -140,8 +147,17 @@ class Programs:
             self._refill = start(traced.refill, (1, 2), once, traced.shared_type, problem, state, jobs, block)
             self._blank = start(self._zeros, (), once)
             self._outcome = start(traced.outcome, (), once, problem, state, block)
+            turn = 1 if device.platform == "cpu" else TURN
             self._chunk = start(
-                traced.chunk, (2,), chunk_options(), traced.shared_type, problem, state, owned, number, number
+                functools.partial(traced.chunk, turn=turn),
+                (2,),
+                chunk_options(),
+                traced.shared_type,
+                problem,
+                state,
+                owned,
+                number,
+                number,
             )
 
     def wait(self) -> None:

@@ -15,6 +15,7 @@ from jaxtyping import Array, Float
 from jaxleak.kernels.llvm import usable
 from jaxleak.kernels.llvm.bilinear import Geometry, native_conv
 from jaxleak.kernels.patches import extract_patches
+from jaxleak.kernels.platform import accelerated
 
 NHWC = ("NHWC", "HWIO", "NHWC")
 
@@ -58,7 +59,7 @@ def fast_conv(
         geometry = Geometry(height, width, channels, (kh, kw), o, tuple(window_strides), pads)
         # The kernels keep their arguments' type and know no sharding: `patch_conv` takes the rest.
         own_type = preferred_element_type in (None, inputs.dtype) and out_sharding is None
-        if own_type and usable(inputs, kernel) and geometry.fits(str(inputs.dtype)):
+        if own_type and usable(inputs, kernel) and (accelerated() or geometry.fits(str(inputs.dtype))):
             return native_conv(spread, kernel, geometry)
     return patch_conv(
         inputs,

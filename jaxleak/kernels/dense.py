@@ -9,6 +9,7 @@ from jax import lax
 
 from jaxleak.kernels.llvm import usable
 from jaxleak.kernels.llvm.bilinear import Geometry, native_conv
+from jaxleak.kernels.platform import accelerated
 
 BLOCK = 32  # inputs whose products are summed before the blocks are
 
@@ -26,7 +27,7 @@ def blocked_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_e
         )
     inputs, outputs = rhs.shape
     layer = Geometry(1, 1, inputs, (1, 1), outputs, (1, 1), ((0, 0), (0, 0)))
-    if usable(lhs, rhs) and layer.fits(str(lhs.dtype)):
+    if not accelerated() and usable(lhs, rhs) and layer.fits(str(lhs.dtype)):
         out = native_conv(lhs.reshape(-1, 1, 1, inputs), rhs[None, None], layer)
         return out.reshape(*lhs.shape[:-1], outputs)
     missing = -inputs % BLOCK

@@ -1,6 +1,7 @@
 """Windows of an image as rows of a matrix: a convolution is then a matrix product."""
 
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
@@ -35,3 +36,39 @@ def extract_patches(
         axis=4,
     )
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, oh, ow, kh * kw * c)
+
+
+def gathered_patches(
+    x: Float[Array, "b h w c"], window: tuple[int, int], strides: tuple[int, int]
+) -> Float[Array, "b oh ow p"]:
+    """`extract_patches` by indices: one kernel on a GPU, which writes the patches and nothing between."""
+    b, *sizes, c = x.shape
+    rows, columns = (
+        np.arange(0, size - reach + 1, step)[:, None] + np.arange(reach)
+        for size, reach, step in zip(sizes, window, strides, strict=True)
+    )
+    patches = x[:, rows[:, None, :, None], columns[None, :, None, :]]
+    return patches.reshape(b, len(rows), len(columns), rows.shape[1] * columns.shape[1] * c)
+
+
+def folded_patches(
+    patches: Float[Array, "b oh ow p"], shape: tuple[int, int, int], window: tuple[int, int], strides: tuple[int, int]
+) -> Float[Array, "b h w c"]:
+    """The transpose of `gathered_patches` as one sum of shifted images, which a GPU computes in one kernel.
+
+    Args:
+        patches: one for each place of the window.
+        shape: of the already padded image [h, w, c].
+        window, strides: as there.
+    """
+    b, oh, ow, _ = patches.shape
+    h, w, c = shape
+    (kh, kw), (sh, sw) = window, strides
+    apart = patches.reshape(b, oh, ow, kh, kw, c)
+    zero = jnp.zeros((), patches.dtype)
+
+    def shifted(i: int, j: int):
+        down, right = h - i - sh * (oh - 1) - 1, w - j - sw * (ow - 1) - 1
+        return lax.pad(apart[:, :, :, i, j], zero, ((0, 0, 0), (i, down, sh - 1), (j, right, sw - 1), (0, 0, 0)))
+
+    return sum((shifted(i, j) for i in range(kh) for j in range(kw)), start=jnp.zeros((b, *shape), patches.dtype))

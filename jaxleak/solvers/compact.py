@@ -5,12 +5,16 @@ methods", theorem 2.2 and section 3. With S = [s_1 .. s_m], Y = [y_1 .. y_m] (ol
 S^T Y, D its diagonal, and gamma the scale of the initial matrix,
 
     H g = gamma g + S [R^-T ((D + gamma Y^T Y) R^-1 S^T g - gamma Y^T g)] - gamma Y R^-1 S^T g.
+
+On a CPU a kernel does this, and solves with R. Elsewhere R^-1 is kept, which a new pair changes in one column: where R
+becomes [[R, r], [0, d]], R^-1 becomes [[R^-1, -R^-1 r / d], [0, 1 / d]]. What is left when the oldest pair goes is R^-1
+of the others. So no triangular system is solved, each of whose rows would wait for the one before, and rows and columns
+may stand in any order: each pair keeps its slot.
 """
 
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.scipy.linalg import solve_triangular
 from jaxtyping import Array, Float, Int
 
 from jaxleak.kernels.llvm import usable
@@ -19,19 +23,19 @@ from jaxleak.kernels.llvm.primitive import lane_primitive
 
 
 class History(NamedTuple):
-    """The last m accepted pairs. Pairs lie in a ring of slots; the Gram matrices are oldest first."""
+    """The last m accepted pairs, in a ring of slots."""
 
     pairs: Float[Array, "2 m n"]  # s in [0], y in [1]
-    sy: Float[Array, "m m"]  # upper triangle of S^T Y
-    yy: Float[Array, "m m"]  # Y^T Y
+    triangle: Float[Array, "m m"]  # the kernel's: R, oldest first; else R^-1, by slot
+    yy: Float[Array, "m m"]  # Y^T Y; the kernel's oldest first, else by slot
     start: Int[Array, ""]  # slot of the oldest pair
     count: Int[Array, ""]  # pairs held
 
 
-def empty_history(m: int, n: int, dtype) -> History:
-    """A history of at most `m` pairs of vectors of length `n`."""
+def empty_history(m: int, n: int, dtype, pairs=None) -> History:
+    """A history of at most `m` pairs of vectors of length `n`, kept in the type `pairs` if that is another."""
     zero = jnp.zeros((), jnp.int32)
-    return History(jnp.zeros((2, m, n), dtype), jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), zero, zero)
+    return History(jnp.zeros((2, m, n), pairs or dtype), jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), zero, zero)
 
 
 def append(
@@ -40,54 +44,52 @@ def append(
     """Add the pair (s, y) if `accept`, dropping the oldest when full.
 
     Returns:
-        The history, S^T gradient and Y^T gradient (oldest first, zero beyond `count`): the history is read once for
+        The history, S^T gradient and Y^T gradient (by slot, zero where there is no pair): the history is read once for
         these and for the new column of the Gram matrices.
     """
-    _, m, n = history.pairs.shape
-    slot = (history.start + history.count) % m
-    full = history.count == m
-    old = history.pairs[:, slot]
-    pairs = history.pairs.at[:, slot].set(jnp.where(accept, jnp.stack([s, y]), old))
-    start = jnp.where(accept & full, (history.start + 1) % m, history.start)
-    count = jnp.where(accept & ~full, history.count + 1, history.count)
+    pairs, inverse, yy, start, count = history
+    _, m, n = pairs.shape
+    slot = (start + count) % m
+    full = count == m
+    # A pair that is not accepted is written beyond the last slot, that is, nowhere.
+    row = jnp.where(accept, slot, m)
+    pairs = pairs.at[:, row].set(jnp.stack([s, y]).astype(pairs.dtype), mode="drop", unique_indices=True)
+    start = jnp.where(accept & full, (start + 1) % m, start)
+    count = jnp.where(accept & ~full, count + 1, count)
 
-    products = pairs.reshape(2 * m, n) @ jnp.stack([gradient, y], axis=1)
-    order = (start + jnp.arange(m)) % m
-    products = products.reshape(2, m, 2)[:, order]
-    valid = jnp.arange(m) < count
-    products = jnp.where(valid[None, :, None], products, 0)
+    products = pairs.reshape(2 * m, n).astype(s.dtype) @ jnp.stack([gradient, y], axis=1)
+    valid = _held(start, count, m)
+    products = jnp.where(valid[:, None], products.reshape(2, m, 2), 0)
+    (s_g, s_y), (y_g, y_y) = products[0].T, products[1].T
+    place = jnp.arange(m)
+    newest = place == row
+    # The new column of R^-1; its row is zero but for the diagonal, and all is where the history was dropped.
+    some = history.count > 0
+    own = jnp.where(accept, jnp.sum(jnp.where(newest, s_y, 0)), 1)
+    others = jnp.where(some, inverse @ jnp.where(newest, 0, s_y), 0)
+    column = jnp.where(newest, 1, -others) / own
+    old = some & ~newest[:, None]
+    inverse = jnp.where(newest, column[:, None], jnp.where(old, inverse, 0))
+    yy = jnp.where(newest, y_y[:, None], jnp.where(newest[:, None], y_y, jnp.where(some, yy, 0)))
+    return History(pairs, inverse, yy, start, count), s_g, y_g
 
-    newest = jnp.arange(m) == count - 1
-    sy = _grow(history.sy, products[0, :, 1], accept, full, newest, symmetric=False)
-    yy = _grow(history.yy, products[1, :, 1], accept, full, newest, symmetric=True)
-    return History(pairs, sy, yy, start, count), products[0, :, 0], products[1, :, 0]
 
-
-def _grow(gram, column, accept, full, newest, *, symmetric: bool):
-    """The Gram matrix with its oldest row and column dropped when `full`, and `column` as its newest."""
-    shifted = jnp.where(full, jnp.pad(gram[1:, 1:], ((0, 1), (0, 1))), gram)
-    grown = jnp.where(newest[None, :], column[:, None], shifted)
-    if symmetric:
-        grown = jnp.where(newest[:, None], column[None, :], grown)
-    return jnp.where(accept, grown, gram)
+def _held(start, count, m: int):
+    """True for the slots that hold a pair."""
+    return (jnp.arange(m) - start) % m < count
 
 
 def direction(
     history: History, s_g: Float[Array, "m"], y_g: Float[Array, "m"], gradient: Float[Array, "n"], gamma
 ) -> Float[Array, "n"]:
     """The quasi-Newton direction -H g (theorem 2.2 above)."""
-    _, m, n = history.pairs.shape
-    valid = jnp.arange(m) < history.count
-    # Slots not yet filled get a unit diagonal, so that the triangular solves leave their zeros alone.
-    r = history.sy + jnp.diag(jnp.where(valid, 0, 1).astype(history.sy.dtype))
-    u = solve_triangular(r, s_g, lower=False)
-    inner = jnp.diag(history.sy) * u + gamma * (history.yy @ u) - gamma * y_g
-    inner = jnp.where(valid, inner, 0)  # what a dropped history left in the Gram matrices
-    v = solve_triangular(r, inner, trans="T", lower=False)
-    coefficients = jnp.stack([v, -gamma * u])
-    slots = (jnp.arange(m) - history.start) % m
-    coefficients = coefficients[:, slots].reshape(2 * m)
-    return -(gamma * gradient + coefficients @ history.pairs.reshape(2 * m, n))
+    pairs, inverse, yy, start, count = history
+    _, m, n = pairs.shape
+    valid = _held(start, count, m)
+    u = inverse @ s_g
+    diagonal = 1 / jnp.where(valid, jnp.diagonal(inverse), 1)
+    v = (diagonal * u + gamma * (yy @ u) - gamma * y_g) @ inverse
+    return -(gamma * gradient + jnp.concatenate([v, -gamma * u]) @ pairs.reshape(2 * m, n).astype(v.dtype))
 
 
 def advance(
@@ -97,13 +99,17 @@ def advance(
 
     On a CPU a kernel does it, lane by lane and in place, at little more than the cost of reading the pairs.
     """
-    step = _kernel if usable(s, y, gradient) else _append_and_direct
+    kept = history.pairs.dtype
+    if kept != s.dtype:  # the pair that is kept must have curvature
+        s, y = (vector.astype(kept).astype(vector.dtype) for vector in (s, y))
+        accept &= jnp.vdot(s, y) > 0
+    step = _kernel if usable(history.pairs, s, y, gradient) else _append_and_direct
     *new, newton = step(*history, s, y, gradient, accept, jnp.asarray(gamma, s.dtype))
     return History(*new), newton
 
 
-def _append_and_direct(pairs, sy, yy, start, count, s, y, gradient, accept, gamma):
-    history, s_g, y_g = append(History(pairs, sy, yy, start, count), s, y, gradient, accept)
+def _append_and_direct(pairs, triangle, yy, start, count, s, y, gradient, accept, gamma):
+    history, s_g, y_g = append(History(pairs, triangle, yy, start, count), s, y, gradient, accept)
     return *history, direction(history, s_g, y_g, gradient, gamma)
 
 

@@ -1,11 +1,17 @@
 """The three products of a convolution as JAX primitives: any derivative, any nesting of `vmap`, any platform.
 
-On a CPU they run the kernels of `convolution.py`, elsewhere slices and matrix products (`reference`). Images of a few
-channels are flat vectors here, since XLA is slow where the last axis is short (experiments/NOTES.md).
+On a CPU they run the kernels of `convolution.py`. Elsewhere weights that all lanes share make one convolution of the
+platform's library, and weights of each lane matrix products over patches; `JAXLEAK_GPU_CONV=patches` does without the
+library. Images of a few channels are flat vectors here, since XLA is slow where the last axis is short
+(experiments/NOTES.md).
 """
+
+import functools
+import os
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
@@ -13,13 +19,23 @@ from jax.interpreters import ad, batching, mlir
 from jaxleak.kernels.llvm import convolution
 from jaxleak.kernels.llvm.available import available
 from jaxleak.kernels.llvm.convolution import Call, Geometry
-from jaxleak.kernels.patches import extract_patches
+from jaxleak.kernels.patches import extract_patches, folded_patches, gathered_patches
+from jaxleak.kernels.platform import accelerated
 
 FLAT_BELOW = 8  # channels
+NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def _primitive(build, result, reference) -> Primitive:
-    """A product of two arrays whose leading axes are groups; `result` gives its shape, `reference` does it by XLA."""
+def _primitive(build, result, reference, off_cpu, shared) -> Primitive:
+    """A product of two arrays whose leading axes are groups.
+
+    Args:
+        build: the kernel.
+        result: the product's shape.
+        reference: the product of one group by XLA on a CPU.
+        off_cpu: the same elsewhere.
+        shared: the same elsewhere of weights that all images share, where there is but one group.
+    """
     primitive = Primitive(f"conv_{build.__name__}")
 
     def abstract(left, right, *, geometry):
@@ -28,11 +44,19 @@ def _primitive(build, result, reference) -> Primitive:
     def by_xla(left, right, *, geometry):
         return jax.vmap(lambda a, b: reference(a, b, geometry))(left, right)
 
+    def elsewhere(left, right, *, geometry):
+        if left.shape[0] == 1 and os.environ.get("JAXLEAK_GPU_CONV") != "patches":
+            return shared(left[0], right[0], geometry)[None]
+        return jax.vmap(lambda a, b: off_cpu(a, b, geometry))(left, right)
+
     lowered_by_xla = mlir.lower_fun(by_xla, multiple_results=False)
 
+    lowered_elsewhere = mlir.lower_fun(elsewhere, multiple_results=False)
+
     def lower(ctx, left, right, *, geometry):
-        if not available():
-            return lowered_by_xla(ctx, left, right, geometry=geometry)
+        if accelerated() or not available():
+            by = lowered_elsewhere if accelerated() else lowered_by_xla
+            return by(ctx, left, right, geometry=geometry)
         from jaxleak.kernels.llvm.emit import target
 
         x, _ = ctx.avals_in
@@ -61,7 +85,7 @@ def _primitive(build, result, reference) -> Primitive:
     primitive.def_abstract_eval(abstract)
     primitive.def_impl(jax.jit(primitive.bind, static_argnames="geometry"))
     batching.primitive_batchers[primitive] = batch
-    mlir.register_lowering(primitive, lowered_by_xla)
+    mlir.register_lowering(primitive, lowered_elsewhere)
     mlir.register_lowering(primitive, lower, platform="cpu")
     return primitive
 
@@ -70,19 +94,25 @@ def _image_shape(g: Geometry) -> tuple[int, ...]:
     return (g.height, g.width, g.channels) if g.channels >= FLAT_BELOW else (g.image_size,)
 
 
+def _padded(x, g: Geometry):
+    return jnp.pad(x.reshape(-1, g.height, g.width, g.channels), ((0, 0), *g.padding, (0, 0)))
+
+
 def _patches(x, geometry: Geometry):
-    x = x.reshape(-1, geometry.height, geometry.width, geometry.channels)
-    padded = jnp.pad(x, ((0, 0), *geometry.padding, (0, 0)))
-    return extract_patches(padded, geometry.window, geometry.strides)
+    return extract_patches(_padded(x, geometry), geometry.window, geometry.strides)
 
 
-def _forward(x, w, geometry: Geometry):
-    return jnp.einsum("nhwp,po->nhwo", _patches(x, geometry), w.reshape(-1, geometry.outputs))
+def _gathered(x, geometry: Geometry):
+    return gathered_patches(_padded(x, geometry), geometry.window, geometry.strides)
 
 
-def _weight(x, d, geometry: Geometry):
+def _forward(x, w, geometry: Geometry, patches=_patches):
+    return jnp.einsum("nhwp,po->nhwo", patches(x, geometry), w.reshape(-1, geometry.outputs))
+
+
+def _weight(x, d, geometry: Geometry, patches=_patches):
     shape = (*geometry.window, geometry.channels, geometry.outputs)
-    return jnp.einsum("nhwp,nhwo->po", _patches(x, geometry), d).reshape(shape)
+    return jnp.einsum("nhwp,nhwo->po", patches(x, geometry), d).reshape(shape)
 
 
 def _input(d, w, geometry: Geometry):
@@ -91,9 +121,44 @@ def _input(d, w, geometry: Geometry):
     return jax.linear_transpose(lambda x: _patches(x, geometry), shape)(patches)[0]
 
 
-conv_forward = _primitive(convolution.forward, lambda x, w, g: (*x.shape[:2], *g.out, g.outputs), _forward)
-conv_weight = _primitive(convolution.weight, lambda x, d, g: (x.shape[0], *g.window, g.channels, g.outputs), _weight)
-conv_input = _primitive(convolution.input, lambda d, w, g: (*d.shape[:2], *_image_shape(g)), _input)
+def _folded(d, w, g: Geometry):
+    """`_input` by one sum of shifted images."""
+    (top, bottom), (left, right) = g.padding
+    padded = (g.height + top + bottom, g.width + left + right, g.channels)
+    patches = jnp.einsum("nhwo,po->nhwp", d, w.reshape(-1, g.outputs))
+    image = folded_patches(patches, padded, g.window, g.strides)
+    return image[:, top : top + g.height, left : left + g.width].reshape(len(d), *_image_shape(g))
+
+
+def _convolved(x, w, geometry: Geometry):
+    """`_forward` by the platform's own convolution."""
+    x = x.reshape(-1, geometry.height, geometry.width, geometry.channels)
+    return lax.conv_general_dilated(x, w, geometry.strides, geometry.padding, dimension_numbers=NHWC)
+
+
+def _convolved_input(d, w, geometry: Geometry):
+    shape = jax.ShapeDtypeStruct((d.shape[0], *_image_shape(geometry)), d.dtype)
+    return jax.linear_transpose(lambda x: _convolved(x, w, geometry), shape)(d)[0]
+
+
+_forward_gathered, _weight_gathered = (functools.partial(made, patches=_gathered) for made in (_forward, _weight))
+conv_forward = _primitive(
+    convolution.forward,
+    lambda x, w, g: (*x.shape[:2], *g.out, g.outputs),
+    _forward,
+    _forward_gathered,
+    _convolved,
+)
+conv_weight = _primitive(
+    convolution.weight,
+    lambda x, d, g: (x.shape[0], *g.window, g.channels, g.outputs),
+    _weight,
+    _weight_gathered,
+    _weight_gathered,
+)
+conv_input = _primitive(
+    convolution.input, lambda d, w, g: (*d.shape[:2], *_image_shape(g)), _input, _folded, _convolved_input
+)
 
 # Of each product, the cotangents of its left and of its right argument, given the cotangent c of its result.
 ad.defbilinear(

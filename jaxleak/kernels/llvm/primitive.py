@@ -10,6 +10,7 @@ from jax.extend.core import Primitive
 from jax.interpreters import batching, mlir
 
 from jaxleak.kernels.llvm.available import available
+from jaxleak.kernels.platform import accelerated
 
 
 def lane_primitive(
@@ -46,7 +47,7 @@ def lane_primitive(
     reference = mlir.lower_fun(jax.vmap(function), multiple_results=True)
 
     def lower(ctx, *arguments):
-        if not available():
+        if accelerated() or not available():
             return reference(ctx, *arguments)
         from jaxleak.kernels.llvm.emit import target
 
