@@ -24,7 +24,7 @@ EXPERIMENTS = (
     *("spear", "april"),
     *("verdicts", "risk", "stacks"),
     *("reliability",),
-    *("throughput", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
+    *("throughput", "gpu_account", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]
 PROJECT = HERE.parent

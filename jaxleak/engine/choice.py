@@ -9,6 +9,9 @@ ROUNDS = 6  # trials, at least, that a lane of a CPU runs one after the other; t
 PROBE_SECONDS = 3.0  # of computing per device, behind each measured rate
 WORTH = 20  # a probe costs a compilation: the work left must be this many times longer
 PROBES = 3
+# By the account of a step (`jaxleak bench --for h100`): with 512 lanes of LeNet the history alone takes longer than the
+# launches of all kernels. Not measured on a device.
+ACCELERATOR_LANES = 512
 GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves rates by a tenth and more
 
 
@@ -16,11 +19,11 @@ def first_lanes(device: Any, trials: float = math.inf) -> int:
     """Lanes of a device that is to run so many trials.
 
     A CPU device is a core. Its rate is highest, and nearly flat, from 2 to 8 lanes (experiments/NOTES.md): it gets 4.
-    A lane costs the same whether its trial runs or has ended, so a few trials get fewer lanes. On other devices 256,
-    which was not measured.
+    A lane costs the same whether its trial runs or has ended, so a few trials get fewer lanes. Other devices get
+    `ACCELERATOR_LANES`.
     """
     if device.platform != "cpu":
-        return 256
+        return ACCELERATOR_LANES
     return 4 if trials > 4 * ROUNDS else max(1, math.ceil(trials / ROUNDS))
 
 

@@ -20,6 +20,8 @@ from jaxleak.errors import InputError, check_positive
 
 SMALLER = "Use a smaller history, model or image."
 
+INDEXED = 2**31 - 1  # elements of an array that XLA indexes with 32 bits; with more it is slower, or refuses
+
 
 @dataclass
 class EngineStats:
@@ -189,7 +191,7 @@ class _Run:
     def work(self) -> None:
         crew = self._hire(self._engine.wanted_lanes(self._most, self._devices))
         if self._engine.lanes is None and self._engine.best is None:
-            limit = min(self._room // crew[0].bytes_each, self._most // (2 * len(crew)))
+            limit = min(self._room // crew[0].bytes_each, self._most // (2 * len(crew)), self._indexed)
             self._search = LaneSearch(crew[0].count, len(crew), limit)
         try:
             error = self._phase(crew)
@@ -211,7 +213,7 @@ class _Run:
         began = time.perf_counter()
         size = memory.tree_bytes(self._traced.trial_type)
         check_fits(size, self._room)
-        lanes = max(1, min(wanted, self._room // size))
+        lanes = max(1, min(wanted, self._room // size, self._indexed))
         while True:
             try:
                 programs = self._engine.compile(self._traced, self._devices, lanes)
@@ -231,6 +233,11 @@ class _Run:
         self._stats.lanes, self._stats.devices = lanes * len(crew), len(crew)
         self._stats.compile_seconds += time.perf_counter() - began
         return crew
+
+    @property
+    def _indexed(self) -> int:
+        """Lanes whose largest array, as the history of L-BFGS, still has 32-bit indices."""
+        return INDEXED // max(leaf.size for leaf in jax.tree.leaves(self._traced.trial_type))
 
     def _shrink(self, crew: list[Lanes], error: Exception) -> list[Lanes]:
         """Half the lanes, after memory ran out; the trials that were in lanes begin again."""
