@@ -9,6 +9,7 @@ that XLA makes for the GPU is read. "Before" is the same count of the program as
 """
 
 import json
+import os
 from typing import Any
 
 from experiments import tables
@@ -26,6 +27,7 @@ PROGRAMS = {
 
 
 def main() -> None:
+    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # jax's plugin would look for NVIDIA's packages
     options = arguments(__doc__, stored_as={"default": "now", "choices": ("now", "before"), "help": "which column"})
     from jaxleak.bench.account import account
     from jaxleak.bench.settings import Settings
