@@ -21,6 +21,7 @@ VARIANTS = {
     "pytorch-processes": "one process per core, summed",
     "pytorch-serial": "one process",
     "pytorch-vmap": "`torch.func.vmap`, one process per core, summed",
+    "pytorch-compiled": "the same through `torch.compile`",
     "pytorch-cosine-processes": "Inverting Gradients, one process per core, summed",
     "plain-vmap": "jax's `vmap` over whole trials",
     "jaxopt": "jaxopt's solver under `vmap`",

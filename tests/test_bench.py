@@ -32,7 +32,7 @@ from jaxleak.bench import (
     worker,
     workers,
 )
-from jaxleak.bench.settings import COSINE, OURS, PHASES, PYTORCH, VARIANTS, Settings
+from jaxleak.bench.settings import COSINE, OURS, PHASES, PYTORCH, USUAL, VARIANTS, Settings
 from jaxleak.engine.choice import first_lanes
 from jaxleak.errors import InputError
 from jaxleak.results.verdict import Criteria
@@ -698,13 +698,13 @@ def test_what_starts_together(fake):
 
 def test_each_variant_is_measured_in_turns(fake):
     result = measure(Settings(rounds=3, seconds=24, lanes=("auto",)))
-    names = ["machine", *VARIANTS]
+    names = ["machine", *USUAL]
     measured = [name for name, _, _ in fake.log]
-    assert sorted(measured[:10]) == sorted(VARIANTS)  # a first look at each
+    assert sorted(measured[:10]) == sorted(USUAL)  # a first look at each
     assert measured[10:] == [*names, *reversed(names), *names]
     assert sum(seconds for _, _, seconds in fake.log) == pytest.approx(24)
     assert fake.open == 0
-    assert [row["name"] for row in result["variants"]] == list(VARIANTS)
+    assert [row["name"] for row in result["variants"]] == list(USUAL)
     assert not [row for row in result["variants"] if "failed" in row]
     assert result["lanes"] == []
     row = result["variants"][0]
@@ -766,7 +766,7 @@ def test_ctrl_c_reports_what_is_there(fake, measurements):
     assert result["interrupted"] is True
     assert fake.open == 0
     rows = result["variants"]
-    assert [row["name"] for row in rows] == list(VARIANTS)
+    assert [row["name"] for row in rows] == list(USUAL)
     # Ten first looks; then the machine is measured first; the second round goes back from the last variant.
     wanted = {0: [0] * 10, 3: [0] * 10, 13: [1, 1, *[0] * 8], 22: [*[1] * 9, 2]}
     assert [len(row["rounds"] or []) for row in rows] == wanted[measurements]
@@ -791,7 +791,7 @@ def test_the_profile(fake):
 
 def test_without_pytorch(fake, monkeypatch):
     monkeypatch.setattr(runner.Bench, "has_torch", False)
-    result = measure(Settings(rounds=1, lanes=(4,)))
+    result = measure(Settings(only=VARIANTS, rounds=1, lanes=(4,)))
     rows = {row["name"]: row for row in result["variants"]}
     assert {rows[name]["failed"] for name in PYTORCH} == {"PyTorch is not installed (extra `torch`)"}
     assert list(result["ratios"]["jaxleak"]) == ["plain-vmap", "jaxopt"]

@@ -8,6 +8,7 @@ COSTS = {
     "pytorch-processes": 4.1,
     "pytorch-serial": 4.0,
     "pytorch-vmap": 6.7,
+    "pytorch-compiled": 50.0,
     "pytorch-cosine-processes": 4.1,
     "plain-vmap": 8.5,
     "jaxopt": 24.0,

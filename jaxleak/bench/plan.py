@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from jaxleak.bench import estimate
-from jaxleak.bench.settings import OURS, PHASES, PYTORCH, Settings
+from jaxleak.bench.settings import OURS, PHASES, PYTORCH, VMAPPED, Settings
 from jaxleak.bench.workers import JAX_WORKER, TORCH_VMAP_WORKER, TORCH_WORKER, Entry, WorkerError
 
 NO_TORCH = "PyTorch is not installed (extra `torch`)"
 LOOP_LANES = 2  # per core, of plain-vmap and jaxopt: more were slower or no faster
 GPU_LANES = (256, 1024)  # tried where nothing is asked for
-PER_CORE = ("pytorch-processes", "pytorch-vmap", "pytorch-cosine-processes")  # on CPUs a process for each core
+PER_CORE = ("pytorch-processes", *VMAPPED, "pytorch-cosine-processes")  # on CPUs a process for each core
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,9 @@ class Plan:
     def entries(self, name: str) -> list[Entry]:
         """The lane counts to try for a variant."""
         lanes = self.settings.lanes
-        if name in PYTORCH and name != "pytorch-vmap":
+        if name in PYTORCH and name not in VMAPPED:
             return [Entry(name)]
-        if name not in (*OURS, "pytorch-vmap"):
+        if name not in (*OURS, *VMAPPED):
             lanes = tuple(count for count in lanes if count != "auto") or (LOOP_LANES * self.cores,)
         if not self.settings.lanes and self.on_gpu and name not in PYTORCH:
             lanes = GPU_LANES
@@ -54,7 +54,7 @@ class Plan:
             return JAX_WORKER, [{**task, "phase": entry.phase}]
         if not self.has_torch:
             raise WorkerError(NO_TORCH)
-        vmapped, many = entry.name == "pytorch-vmap", self.processes(entry)
+        vmapped, many = entry.name in VMAPPED, self.processes(entry)
         if self.on_gpu and entry.name in PER_CORE and not vmapped:
             raise WorkerError("there is one GPU and not one per core; pytorch-serial uses it")
         one_thread = entry.name in PER_CORE and not self.on_gpu
@@ -69,7 +69,7 @@ class Plan:
         First one of PyTorch's, one of jaxleak's and the quickest, so that there are numbers soon, then the slow ones.
         One that searches for its lanes does so alone: what others compile would disturb it.
         """
-        loops = [name for name in PYTORCH if name != "pytorch-vmap"]
+        loops = [name for name in PYTORCH if name not in VMAPPED]
         soon = [next((name for name in variants if name in kind), "") for kind in (loops, OURS)]
         cost = partial(estimate.core_seconds, model=self.settings.model)
         rest = sorted((name for name in variants if name not in soon), key=cost, reverse=True)

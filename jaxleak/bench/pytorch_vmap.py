@@ -18,6 +18,7 @@ from jaxleak.bench.pytorch_loop import Problem, cross_entropy, prepare_torch, pr
 
 INNER_STEPS = 20  # of one outer step of torch's L-BFGS
 BATCHES = {"cpu": (16, 32, 64, 128), "cuda": (64, 256, 1024)}  # restarts at once that are tried
+COMPILED = {"cpu": 32, "cuda": 1024}  # at once through torch.compile, which compiles anew for every other number
 PROBE_SECONDS = 0.3  # for each of them
 LONGEST_STEP = 0.6  # seconds; with more restarts a step would outlast a measurement
 
@@ -126,10 +127,21 @@ class Batch:
         evaluations: of the objective and its gradient so far, one for each restart and step.
     """
 
-    def __init__(self, problem: Problem, *, image: Tensor, x: Tensor, solver: str, history: int, iterations: int):
+    def __init__(
+        self,
+        problem: Problem,
+        *,
+        image: Tensor,
+        x: Tensor,
+        solver: str,
+        history: int,
+        iterations: int,
+        compiled: bool = False,
+    ):
         self.x = x
         self.evaluations = self._steps = 0
-        self._evaluate = batched_objective(problem, image)
+        evaluate = batched_objective(problem, image)
+        self._evaluate = torch.compile(evaluate, dynamic=False) if compiled else evaluate
         self._solver = Adam(x) if solver == "adam" else LBFGS(x, history)
         self._outer = 1 if solver == "adam" else INNER_STEPS  # steps between two looks at what has ended
         self._limit = iterations * self._outer
@@ -167,9 +179,11 @@ def work(task: dict[str, Any], link: Link) -> None:
     def batch(lanes: int) -> Batch:
         x = torch.randn(lanes, image.numel() + settings["num_classes"])
         solver = {name: settings[name] for name in ("solver", "history", "iterations")}
-        return Batch(problem, image=image, x=x, **solver)
+        return Batch(problem, image=image, x=x, **solver, compiled=compiled)
 
-    lanes = fastest(batch, BATCHES[task["device"]]) if task["lanes"] in (None, "auto") else task["lanes"]
+    lanes, compiled = task["lanes"], task["variant"] == "pytorch-compiled"
+    if lanes in (None, "auto"):
+        lanes = COMPILED[task["device"]] if compiled else fastest(batch, BATCHES[task["device"]])
     restarts, meter = batch(lanes), Meter(link)
     restarts.step()
     about = {"lanes": lanes, "compile_seconds": time.perf_counter() - began, "device": task["device"]}

@@ -6,12 +6,14 @@ from typing import Any, Literal
 from jaxleak.errors import InputError, check_choice, check_positive
 
 OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs", "jaxleak-cosine")
-PYTORCH = ("pytorch-processes", "pytorch-serial", "pytorch-vmap", "pytorch-cosine-processes")
+VMAPPED = ("pytorch-vmap", "pytorch-compiled")
+PYTORCH = ("pytorch-processes", "pytorch-serial", *VMAPPED, "pytorch-cosine-processes")
 COSINE = ("pytorch-cosine-processes", "jaxleak-cosine")  # another attack than the rest: compared with each other only
 DESCRIPTIONS = {
     "pytorch-processes": "the PyTorch loop, one process per core with one thread each, summed",
     "pytorch-serial": "the PyTorch loop in one process with PyTorch's own number of threads",
     "pytorch-vmap": "torch.func.vmap of the gradient with a batched L-BFGS (or Adam), one process per core, summed",
+    "pytorch-compiled": "the same through torch.compile, which takes a minute",
     "plain-vmap": "vmap of stock Flax and the two-loop recursion (or optax's Adam), all cores one device",
     "jaxopt": "vmap of jaxopt's L-BFGS with zoom line search (or OptaxSolver) on jaxleak's objective, one device",
     "jaxleak": "jaxleak's engine, one network for all trials, torch's L-BFGS (or Adam)",
@@ -21,6 +23,7 @@ DESCRIPTIONS = {
     "jaxleak-cosine": "jaxleak's engine, one network for all trials, the attack ig (cosine, signed Adam)",
 }
 VARIANTS = tuple(DESCRIPTIONS)
+USUAL = tuple(name for name in VARIANTS if name != "pytorch-compiled")  # measured where nothing is asked for
 MODELS = ("lenet", "resnet18")
 # Parts of a step of jaxleak: the objective's value; with its gradient; the solver with a trivial objective; all.
 PHASES = ("objective", "objective-and-gradient", "solver", "step")
@@ -33,7 +36,7 @@ class Settings:
 
     Attributes:
         model: "lenet" (with L-BFGS) or "resnet18" (with Adam).
-        only: the variants to measure, of `VARIANTS`.
+        only: the variants to measure, of `VARIANTS`; by default `USUAL`.
         lanes: trials at once over all devices. Each count is a number or "auto": jaxleak's engine searches, and
             pytorch-vmap tries a few. None given: every variant takes a count known to be good.
         seconds: all measuring together, without starting and compiling.
@@ -48,7 +51,7 @@ class Settings:
     """
 
     model: str = "lenet"
-    only: tuple[str, ...] = VARIANTS
+    only: tuple[str, ...] = USUAL
     lanes: tuple[int | Literal["auto"], ...] = ()
     seconds: float = 120.0
     rounds: int = 5

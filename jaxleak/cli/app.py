@@ -259,7 +259,7 @@ def report(command: ReportCommand) -> int:
 def bench(command: BenchCommand) -> int:
     """`jaxleak bench`."""
     from jaxleak.bench.command import run_account, run_bench
-    from jaxleak.bench.settings import VARIANTS, Settings
+    from jaxleak.bench.settings import USUAL, Settings
     from jaxleak.bench.tables import account_table, tables
 
     fields = {name: value for name, value in vars(command).items() if name not in ("out", "for_")}
@@ -268,7 +268,7 @@ def bench(command: BenchCommand) -> int:
         for report in run_account(Settings(**{**fields, "only": chosen}), command.for_, command.out):
             _console(180).print(account_table(report))
         return 0
-    result = run_bench(Settings(**{**fields, "only": VARIANTS if command.only is None else command.only}), command.out)
+    result = run_bench(Settings(**{**fields, "only": USUAL if command.only is None else command.only}), command.out)
     _console(180).print(tables(result))
     if command.out is not None:
         print(f"{command.out}: written")

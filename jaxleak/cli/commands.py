@@ -170,7 +170,7 @@ class BenchCommand:
     only: Names = None
     """Just these of pytorch-processes, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
     jaxleak-network-per-trial, jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes,
-    jaxleak-cosine."""
+    jaxleak-cosine (default: all of these). Also pytorch-compiled, through torch.compile."""
     lanes: tuple[int | Literal["auto"], ...] = ()
     """Trials at once over all devices; each of several counts is tried (default: a number known to be good).
     auto: jaxleak's engine searches, for up to a minute."""
