@@ -9,11 +9,14 @@ that XLA makes for the GPU is read. "Before" is the same count of the program as
 """
 
 import json
-import os
+import subprocess
+import tempfile
+from pathlib import Path
 from typing import Any
 
 from experiments import tables
-from experiments.harness import arguments, results_folder, write_json
+from experiments.harness import arguments, chosen_runs, results_folder, write_json
+from experiments.throughput import JAXLEAK
 
 PAPER = "Speed"
 DEVICE = "h100"
@@ -27,21 +30,18 @@ PROGRAMS = {
 
 
 def main() -> None:
-    os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"  # jax's plugin would look for NVIDIA's packages
-    options = arguments(__doc__, stored_as={"default": "now", "choices": ("now", "before"), "help": "which column"})
-    from jaxleak.bench.account import account
-    from jaxleak.bench.settings import Settings
-    from jaxleak.results.store.environment import environment
-
-    path = results_folder("gpu_account") / f"{options.stored_as}.json"
+    options = arguments(__doc__)
+    path = results_folder("gpu_account") / "now.json"
     reports: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {}
-    reports["environment"] = environment()
-    for name, (model, variant, lanes) in PROGRAMS.items():
-        settings = Settings(model=model, width=None if model == "lenet" else 64, iterations=300).plain()
-        report = account(DEVICE, variant, lanes, settings).report()
+    for name in chosen_runs(PROGRAMS, options):
+        model, variant, lanes = PROGRAMS[name]
+        flags = f"bench --for {DEVICE} --model {model} --only {variant} --lanes {lanes} --out".split()
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "account.json"
+            subprocess.run([*JAXLEAK, *flags, str(out)], check=True)
+            (report,) = json.loads(out.read_text())
         reports[name] = {key: value for key, value in report.items() if key not in ("largest", "settings")}
-        write_json(path, reports)
-        print(name, report["kernels"], f"{report['bytes'] / 1e9:.3f} GB", flush=True)
+        write_json(path, reports | {"git_revision": report["git_revision"]})
 
 
 def results() -> list[tables.Results]:
@@ -59,11 +59,10 @@ def results() -> list[tables.Results]:
         rows.append(row)
     notes = [
         "Compiled for an H100, not run on one. Rates are the most that its memory and float32 units allow.",
-        "Launches are not in them: 90 kernels at some 4 us each are 360 us, which 256 lanes do not hide.",
+        "What launching the kernels costs is not in them.",
     ]
     if before and now:
-        revisions = (report["environment"]["git_revision"][:7] for report in (before, now))
-        notes.append("Before: {}; now: {}.".format(*revisions))
+        notes.append(f"Before: {before['environment']['git_revision'][:7]}; now: {now['git_revision'][:7]}.")
     columns = (
         "program",
         "lanes",
@@ -75,7 +74,7 @@ def results() -> list[tables.Results]:
         "now",
         "MB a lane",
     )
-    where = "one step compiled for an H100"
+    where = "one step compiled for an H100" if now else ""
     return [tables.Results("A step on a GPU, by its account", "gpu_account", columns, rows, where, notes)]
 
 

@@ -3,7 +3,7 @@
 The machine has jax for its GPU, torch, numpy, llvmlite and pytest, and no network. What else is needed is packed here,
 less than 64 MB, and taken there:
 
-    python -m experiments.gpu_throughput --pack gpu-pack --data-dir DIR
+    python -m experiments.gpu_pack --out gpu-pack --data-dir DIR
     pip install --no-index --no-deps gpu-pack/*.whl; python -m experiments.gpu_throughput --given gpu-pack --out DIR
 
 1. checks: the tests that follow torch's stored trajectories in float64, on the GPU; and whether float32 products are
@@ -33,36 +33,18 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-import numpy as np
-
 import jaxleak
 from experiments import tables
+from experiments.gpu_pack import IMAGES
 from experiments.harness import arguments, chosen_runs, write_json
+from experiments.throughput import JAXLEAK
 
 PAPER = "Speed"
-JAXLEAK = (sys.executable, "-m", "jaxleak")
-GOLDEN_TESTS = ("tests/test_objectives.py", "tests/test_trial.py", "-k", "torch")
-FLOAT32_ERROR = 1e-5  # relative; TF32 keeps 11 bits of each factor, 5e-4
-STARTS = 8
 LAST_WORDS = 20.0  # seconds for a part that is interrupted to write what it has
-MEGABYTES = 64
-# What jaxleak imports and the machine lacks; of pyarrow the smallest that it takes.
-PACKED = (
-    *("flax", "optax", "jaxopt", "jaxtyping", "wadler-lindig", "msgpack", "PyYAML", "tyro", "rich", "markdown-it-py"),
-    *("mdurl", "pygments", "docstring-parser", "typeguard", "dm-pix", "chex", "toolz", "pyarrow==18.1.0"),
-    *("safetensors", "absl-py", "typing-extensions"),
-)
-IMAGES = "cifar100-table1.npz"
 
 
 class Part(NamedTuple):
-    """One measurement.
-
-    Attributes:
-        command: what it runs, given the folder for its files, that of the pack, and whether it is rehearsed.
-        seconds: after which it is interrupted.
-        environment: variables of its own.
-    """
+    """What runs (from the folder for its files, that of the pack, rehearsed or not), and when it is interrupted."""
 
     command: Callable[[Path, Path, bool], list[str]]
     seconds: float
@@ -84,7 +66,7 @@ def bench(name: str, *flags: str, seconds: float) -> Callable[[Path, Path, bool]
 
 def checks(folder: Path, given: Path, rehearse: bool) -> list[str]:
     del given, rehearse
-    return [sys.executable, "-m", "experiments.gpu_throughput", "--check", str(folder / "checks.json")]
+    return [sys.executable, "-m", "experiments.gpu_checks", str(folder / "checks.json")]
 
 
 def table1(folder: Path, given: Path, rehearse: bool) -> list[str]:
@@ -116,28 +98,6 @@ PARTS = {
 }
 
 
-def pack(folder: Path, data_dir: str) -> None:
-    """Wheels and images for a machine without a network.
-
-    Raises:
-        SystemExit: they are more than may be carried.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    platform = ["--python-version", "3.12", "--only-binary", ":all:", "--platform", "manylinux_2_28_x86_64"]
-    platform += ["--platform", "manylinux_2_17_x86_64", "--platform", "manylinux2014_x86_64"]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder)]
-    subprocess.run([*command, *platform, *PACKED], check=True)
-    data = jaxleak.load_dataset("cifar100", split="train", data_dir=data_dir)
-    indices = data.random_indices(20, seed=2022)
-    images, labels = data.images(indices)
-    pixels = np.round(images * 255).astype(np.uint8)
-    np.savez_compressed(folder / IMAGES, images=pixels, labels=labels, class_names=np.array(data.class_names))
-    size = sum(file.stat().st_size for file in folder.iterdir()) / 2**20
-    print(f"{folder}: {len(list(folder.iterdir()))} files, {size:.1f} MB")
-    if size > MEGABYTES:
-        raise SystemExit(f"at most {MEGABYTES} MB may be carried")
-
-
 def run_part(name: str, folder: Path, given: Path, rehearse: bool) -> dict[str, Any]:
     """Run one part in processes of its own, for no longer than its time; what it says is kept in NAME.log."""
     part, began = PARTS[name], time.perf_counter()
@@ -167,69 +127,12 @@ def run_part(name: str, folder: Path, given: Path, rehearse: bool) -> dict[str, 
     return {"part": name, "ended": ended, "code": process.returncode, "seconds": seconds}
 
 
-def golden() -> dict:
-    """How many of the tests against torch's stored trajectories pass in float64, on jax's default device."""
-    command = [sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider", *GOLDEN_TESTS]
-    said = subprocess.run(command, capture_output=True, text=True).stdout
-    counts = {word: int(number) for number, word in re.findall(r"(\d+) (passed|failed|error)", said)}
-    return {"command": " ".join(command[1:]), **counts}
-
-
-def starting_objectives(starts: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The objective of DLG at given starts, in the precision jax is set to."""
-    victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), [6], network="shared")
-    attack = jaxleak.Attack(name="dlg", iterations=1)
-    given = {"image": starts, "label": labels[..., : victim.num_classes]}
-    result = jaxleak.attack(victim, attack, seeds=len(starts), starts=given, snapshots=(), quiet=True)
-    stored = result.run.arrays(["trial", "objective_trace"])
-    return stored["objective_trace"][np.argsort(stored["trial"]), 0].astype(np.float64)
-
-
-def precision() -> dict:
-    """Relative errors of float32 against float64: of the objective, and of a matrix product."""
-    import jax
-
-    rng = np.random.default_rng(0)
-    starts, labels = rng.normal(size=(STARTS, 1, 32, 32, 3)), rng.normal(size=(STARTS, 1, 100))
-    single = starting_objectives(starts, labels)
-    left, right = rng.normal(size=(2, 512, 512)).astype(np.float32)
-    exact = left.astype(np.float64) @ right.astype(np.float64)
-    errors = {}
-    for setting in ("highest", "default"):
-        with jax.default_matmul_precision(setting):
-            product = np.asarray(jax.jit(jax.numpy.matmul)(left, right), np.float64)
-        errors[setting] = float(np.linalg.norm(product - exact) / np.linalg.norm(exact))
-    jax.config.update("jax_enable_x64", True)
-    double = starting_objectives(starts, labels)
-    jax.config.update("jax_enable_x64", False)
-    worst = float(np.max(np.abs(single / double - 1)))
-    full = max(worst, errors["highest"]) < FLOAT32_ERROR
-    return {"objective_error": worst, "matmul_error": errors, "full_precision": full}
-
-
-def check(path: Path) -> None:
-    """Part 1."""
-    import jax
-
-    device = jax.devices()[0]
-    write_json(path, {"device": device.device_kind, "platform": device.platform, "float64": golden()})
-    found = json.loads(path.read_text()) | {"float32": precision()}
-    write_json(path, found)
-    print(found)
-
-
 def main() -> None:
-    paths = {name: {"type": Path, "default": None} for name in ("pack", "out", "check")}
-    given = {"type": Path, "default": Path("gpu-pack"), "help": "what --pack made"}
+    out = {"type": Path, "default": None, "help": "where the files of each part go"}
+    given = {"type": Path, "default": Path("gpu-pack"), "help": "what gpu_pack made"}
     rehearse = {"action": "store_true", "help": "briefly, on whatever there is"}
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the GPU is shared with the processes started here
-    options = arguments(__doc__, **paths, given=given, rehearse=rehearse)
-    if options.check is not None:
-        check(options.check)
-        return
-    if options.pack is not None:
-        pack(options.pack, options.data_dir)
-        return
+    options = arguments(__doc__, out=out, given=given, rehearse=rehearse)
     import jax
 
     device = jax.devices()[0]

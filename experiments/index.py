@@ -20,7 +20,7 @@ EXPERIMENTS = (
     *("batches", "defences", "idlg_fidelity"),
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "relu", "deakin_models"),
-    *("failures", "solvers", "precision", "pytorch_parity"),
+    *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april"),
     *("verdicts", "risk", "stacks"),
     *("reliability",),

@@ -16,7 +16,7 @@ from experiments.harness import results_folder
 
 PAPER = "Speed"
 MODELS = ("lenet", "resnet18")
-JAXLEAK = (sys.executable, "-c", "from jaxleak.cli import main; main()")
+JAXLEAK = (sys.executable, "-m", "jaxleak")
 VARIANTS = {
     "pytorch-processes": "one process per core, summed",
     "pytorch-serial": "one process",

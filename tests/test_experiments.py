@@ -171,7 +171,7 @@ def test_every_experiment_is_on_the_page():
     with_results = {path.stem for path in FILES if "def results(" in path.read_text()}
     assert set(index.EXPERIMENTS) == with_results
     assert {path.stem for path in FILES if "def main(" in path.read_text()} - with_results == {
-        *("index", "report_page", "torch_reference"),
+        *("index", "report_page", "torch_reference", "gpu_pack", "gpu_checks"),
     }
     for module in index.MODULES:
         assert {f"experiments.{one.command.split()[0]}" for one in module.results()} == {module.__name__}

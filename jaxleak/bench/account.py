@@ -19,6 +19,7 @@ from jaxleak.bench import variants
 from jaxleak.bench.accelerators import ACCELERATORS, described_device
 from jaxleak.engine.programs import Programs, Traced
 from jaxleak.kernels.platform import for_accelerator
+from jaxleak.results.store.environment import environment
 
 REACHED = 0.9  # of the memory's bandwidth, and
 REACHED_FLOPS = 0.75  # of the float32 rate: what good kernels reach
@@ -140,6 +141,7 @@ class Account:
             "groups": groups,
             "largest": [vars(kernel) for kernel in sorted(self.kernels, key=lambda kernel: -kernel.bytes)[:12]],
             "settings": self.settings,
+            "git_revision": environment()["git_revision"],
         }
 
 
