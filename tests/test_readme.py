@@ -74,6 +74,31 @@ def test_the_pages_of_the_folders_are_here():
     assert {"README.md", "experiments/README.md", *(f"jaxleak/{name}/README.md" for name in folders)} <= PAGES.keys()
 
 
+def test_contributing_names_what_is_there():
+    """Files, tests and names in code, each where the text looks for it."""
+    text = (PROJECT / ".github/CONTRIBUTING.md").read_text()
+    for name in re.findall(r"`((?:jaxleak|tests|experiments)/[\w/.]*)`", text):
+        assert (PROJECT / name).exists(), name
+    recipes = re.findall(r"^\*\*[^*]+\*\* `(jaxleak/[\w/.]+)`:\n\n(.*?)(?=\n\n\*\*|\n\n## )", text, re.M | re.S)
+    assert len(recipes) == 6
+    for folder, part in recipes:
+        where = PROJECT / folder
+        code = "".join(file.read_text() for file in (where.glob("*.py") if where.is_dir() else [where]))
+        for registry in re.findall(r"`([A-Z_]{4,})`", part):
+            assert re.search(rf"^{registry}\b.*=", code, re.M), registry
+
+
+def test_issues_ask_for_what_doctor_says():
+    import yaml
+
+    forms = sorted((PROJECT / ".github/ISSUE_TEMPLATE").glob("*.yml"))
+    asked = [yaml.safe_load(form.read_text()) for form in forms if form.name != "config.yml"]
+    assert len(asked) == 2
+    assert all(any("jaxleak doctor" in part["attributes"]["label"] for part in form["body"]) for form in asked)
+    (job,) = yaml.safe_load((PROJECT / ".github/workflows/ci.yml").read_text())["jobs"].values()
+    assert {"run": ".ci/run"} in job["steps"]
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links_point_to_what_is_there(page):
     for link in links(PAGES[page]):

@@ -301,7 +301,7 @@ class KnownDefence:
     defence: tuple[str, ...] = ()
     """Defences applied to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
     prune-layer:SHARE, top-k:COUNT, error-feedback:SHARE:ROUNDS, soteria:SHARE, clip:NORM, dp-sgd:CLIP:NOISE, fp16,
-    bf16, int8."""
+    bf16, int8; or FILE.py:FUNCTION, a function of the update of your own."""
 
 
 @dataclass(frozen=True, kw_only=True)

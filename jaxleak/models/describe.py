@@ -53,6 +53,12 @@ def _name(value: Any) -> str:
     return f"{name}:{_digest(code)}" if "<" in name and code is not None else name
 
 
+def program_of(function: Any) -> str:
+    """The start of a hash of a function's code; of one without code that of its text."""
+    code = getattr(function, "__code__", None)
+    return _digest(code) if code is not None else hashlib.sha256(description(function).encode()).hexdigest()[:8]
+
+
 def _digest(code: CodeType) -> str:
     constants = [_digest(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts]
     return hashlib.sha256(repr((code.co_code, code.co_names, constants)).encode()).hexdigest()[:8]

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,12 @@ import numpy as np
 from jaxleak.errors import InputError
 from jaxleak.results.matching import unmosaic
 from jaxleak.results.store.run import Run
+
+
+def _rate_text(group: dict[str, Any]) -> str:
+    low, high = group["ci95"]
+    rate = f"{group['successes']}/{group['trials']}, {group['success_rate']:.0%} ({low:.0%} to {high:.0%})"
+    return f"{group['attack']} {rate}"
 
 
 @dataclass(eq=False)
@@ -27,13 +34,33 @@ class Result:
 
     def __repr__(self) -> str:
         groups = [group for group in self.summary["groups"] if group["image"] is None]
-        rates = ", ".join(f"{group['attack']} {group['success_rate']:.0%} of {group['trials']}" for group in groups)
-        return f"Result({self.run.path}: {rates})"
+        done, wanted = sum(group["trials"] for group in groups), self.summary["trials_expected"]
+        return (
+            f"Result: {done} of {wanted} trials, {self.run.path}\n"
+            f"solved: {', '.join(map(_rate_text, groups))}\n"
+            "rows, frame(), success_rate(), reconstructions(), table(), plot(), report()"
+        )
+
+    def _repr_html_(self) -> str:
+        """The rates as a table, for notebooks."""
+        lines = [
+            f"<tr><td>{escape(group['attack'])}</td><td>{escape(group['model'])}</td><td>{escape(group['dataset'])}</td>"
+            f"<td>{group['successes']}/{group['trials']}</td><td>{group['success_rate']:.0%}</td>"
+            f"<td>{group['ci95'][0]:.0%} to {group['ci95'][1]:.0%}</td></tr>"
+            for group in self.summary["groups"]
+            if group["image"] is None
+        ]
+        heads = "".join(f"<th>{name}</th>" for name in ("attack", "model", "data set", "solved", "rate", "95 %"))
+        return f"<table><caption>{escape(str(self.run.path))}</caption><tr>{heads}</tr>{''.join(lines)}</table>"
 
     @property
     def rows(self) -> list[dict[str, Any]]:
         """One dict per trial."""
         return self.run.rows()
+
+    def frame(self):
+        """All rows as a pandas DataFrame; `run.table()` is the same as an Arrow table. See `Run.frame`."""
+        return self.run.frame()
 
     def success_rate(self, attack: str | None = None) -> tuple[float, tuple[float, float], int]:
         """Success rate over all images, its 95 % Wilson interval and the number of trials.

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from typing import Any
 
 import jax
 from jaxtyping import Array, Key, PyTree
@@ -22,6 +23,7 @@ from jaxleak.threat.defence_kinds import (
     Soteria,
     TopK,
 )
+from jaxleak.threat.own_defence import OwnDefence, defence_in_file, own_defence
 
 DEFENCES: dict[str, type[Defence]] = {
     "gaussian": Gaussian,
@@ -45,12 +47,15 @@ def parse_defence(text: str) -> Defence:
     """The defence that a text such as "gaussian:0.01", "dp-sgd:1.0:0.1" or "fp16" names.
 
     Args:
-        text: the name in `DEFENCES` and the strengths, in the order of the fields, separated by colons.
+        text: the name in `DEFENCES` and the strengths, in the order of the fields, separated by colons; or
+            FILE.py:FUNCTION, a function of your own (`OwnDefence`).
 
     Raises:
         InputError: unknown name, too few or too many strengths, one that is not a number or not allowed.
     """
     name, *strengths = text.split(":")
+    if ".py" in text and name not in DEFENCES:
+        return defence_in_file(text)
     check_choice("defence", name, DEFENCES)
     wanted = fields(DEFENCES[name])
     required = [field for field in wanted if field.default is MISSING]
@@ -84,10 +89,26 @@ def defence_form(name: str) -> str:
 
 def defence_text(defence: Defence) -> str:
     """The text from which `parse_defence` makes this defence; strengths that are their defaults are left out."""
+    if isinstance(defence, OwnDefence):
+        return defence.name
     name = next(name for name, kind in DEFENCES.items() if kind is type(defence))
     strengths = [(field, getattr(defence, field.name)) for field in fields(defence)]
     given = [(field.type, value) for field, value in strengths if value != field.default]
     return ":".join([name, *(str(int(value) if kind is int else float(value)) for kind, value in given)])
+
+
+def as_defences(defences: Any) -> tuple[Defence, ...]:
+    """Defences from a sequence of them, in which functions of one's own may stand.
+
+    Raises:
+        InputError: it holds something else.
+    """
+    if not isinstance(defences, tuple | list):
+        raise InputError(f"`defences` must be a tuple, as in (parse_defence('prune:0.5'),); got {defences!r}.")
+    return tuple(
+        defence if isinstance(defence, Defence) or not callable(defence) else own_defence(defence)
+        for defence in defences
+    )
 
 
 def check_defences(defences: tuple[Defence, ...]) -> None:

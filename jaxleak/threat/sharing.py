@@ -17,7 +17,8 @@ class Sharing:
 
     Attributes:
         client: computation of the update: a gradient, or local steps.
-        defences: defences applied to the update before it is shared, in this order.
+        defences: defences applied to the update before it is shared, in this order; also functions of one's own
+            (`own_defence.OwnDefence`).
         defence_seed: seed from which their noise is drawn.
         defence_draw: "per-victim": every restart meets the same noise; "per-trial": noise of its own, which makes the
             best of several restarts better than an attacker's.

@@ -18,7 +18,7 @@ from jaxleak.models.describe import description, is_plain
 from jaxleak.models.own import AdaptedModel
 from jaxleak.threat.checkpoint import write_checkpoint
 from jaxleak.threat.client import Client, client_update, train
-from jaxleak.threat.defences import DEFENCES, defend
+from jaxleak.threat.defences import DEFENCES, as_defences, defend
 from jaxleak.threat.loss import ANY_LOSS, loss_gradient
 from jaxleak.threat.network import Network
 from jaxleak.threat.observe import follows
@@ -56,6 +56,7 @@ class Victim(Private, Network, Sharing):
     surrogates: np.ndarray | None = None
 
     def __post_init__(self):
+        object.__setattr__(self, "defences", as_defences(self.defences))
         check_kinds(self)
         self._check_network()
         self._check_indices()

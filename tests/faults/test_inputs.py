@@ -346,6 +346,27 @@ def test_the_truths_data_set_goes_by_its_flag(tmp_path):
     assert said.startswith("`truth` ")
 
 
-def test_a_result_is_told_in_a_line(data, tmp_path):
+def test_rows_are_handed_out_as_a_frame(data, tmp_path, monkeypatch):
     result = jaxleak.run_sweep(sweep_of(data, attacks=(QUICK_IDLG,)), tmp_path / "run", quiet=True)
-    assert repr(result) == f"Result({tmp_path / 'run'}: idlg {result.success_rate()[0]:.0%} of 6)"
+    assert result.run.table().num_rows == 6
+    monkeypatch.setitem(sys.modules, "pandas", None)  # as if it were not installed
+    assert refused(result.frame) == "`frame` needs pandas: pip install pandas; `table()` is an Arrow table."
+    monkeypatch.undo()
+    pandas = pytest.importorskip("pandas")
+    frame = result.frame()
+    assert isinstance(frame, pandas.DataFrame)
+    assert frame["trial"].tolist() == list(range(6))
+    assert frame["success"].sum() == sum(row["success"] for row in result.rows)
+
+
+def test_a_result_is_told_in_three_lines(data, tmp_path):
+    result = jaxleak.run_sweep(sweep_of(data, attacks=(QUICK_IDLG,)), tmp_path / "run", quiet=True)
+    first, rates, names = repr(result).splitlines()
+    assert first == f"Result: 6 of 6 trials, {tmp_path / 'run'}"
+    assert rates.startswith(
+        f"solved: idlg {sum(row['success'] for row in result.rows)}/6, {result.success_rate()[0]:.0%}"
+    )
+    assert "success_rate()" in names
+    page = result._repr_html_()
+    assert page.count("<tr>") == 2
+    assert f"{result.success_rate()[0]:.0%}</td>" in page

@@ -56,17 +56,21 @@ def own_loss(name: str, model: Any) -> Callable[..., Any]:
     if not file.endswith(".py"):
         file, colon, function = name, "", ""
     if file.endswith(".py"):
-        return _named("loss", Path(file), function if colon else "loss")
+        return function_in("loss", Path(file), function if colon else "loss")
     source = str(model).rpartition(":")[0] if ".py:" in str(model) else str(model)
     if not source.endswith(".py"):
         raise InputError(
             f"`loss` must be cross-entropy, bce or mse, a sum of these, or FILE.py:FUNCTION; got {name!r}."
         )
-    return _named("loss", Path(source), name)
+    return function_in("loss", Path(source), name)
 
 
-def _named(argument: str, file: Path, name: str) -> Callable[..., Any]:
-    """The function of this name in a Python file."""
+def function_in(argument: str, file: Path, name: str) -> Callable[..., Any]:
+    """The function of this name in a Python file.
+
+    Raises:
+        InputError: no such file or function, or the file cannot be run.
+    """
     check_file(argument, file, "a name or a Python file")
     spec = importlib.util.spec_from_file_location(f"jaxleak_model_{file.stem}", file)
     assert spec is not None
@@ -87,7 +91,7 @@ def _named(argument: str, file: Path, name: str) -> Callable[..., Any]:
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
-    build = _named("model", file, name)
+    build = function_in("model", file, name)
 
     def checked(classes: int, /, **fields: Any) -> Any:
         try:

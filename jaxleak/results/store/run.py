@@ -11,6 +11,7 @@ import hashlib
 import io
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -246,6 +247,16 @@ class Run:
     def rows(self) -> list[dict[str, Any]]:
         """All rows as dicts, in the order in which they were committed."""
         return self.table().to_pylist()
+
+    def frame(self):
+        """All rows as a pandas DataFrame, sorted by trial; columns are explained in jaxleak/results/README.md.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        if find_spec("pandas") is None:
+            raise InputError("`frame` needs pandas: pip install pandas; `table()` is an Arrow table.")
+        return self.table().sort_by("trial").to_pandas()
 
     def write_rows(self, path: str | Path) -> None:
         """Copy every row into one Parquet file, sorted by trial."""
