@@ -1,6 +1,7 @@
 """What is said of updates that are right, and of updates that are wrong in known ways."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,10 @@ from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
 from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, swapped
 from jaxleak.runs.audit.information import information
+from jaxleak.runs.audit.page import Page, Table
 from jaxleak.runs.audit.polish import CURVED, polish
 from jaxleak.runs.audit.refit import lowered
-from jaxleak.runs.audit.risk import risk, write_risk
+from jaxleak.runs.audit.risk import COMPARED, risk, write_risk
 from jaxleak.runs.audit.verdict import Restart, iterations_needed, judge
 from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import CrossEntropy, as_loss
@@ -145,6 +147,27 @@ def test_a_right_update_is_recovered(params, plain, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_page_of_an_audit_says_what_the_report_says(params, plain, tmp_path):
+    report = said(victim_of(params, plain), seeds=3, out=tmp_path / "run")
+    text = (tmp_path / "run/audit.html").read_text()
+    for words in ("Recovered", "Whoever sees this update can rebuild", "What it rests on", "Not run: dlg", "jaxleak 0"):
+        assert words in text
+    assert report["reasons"][0][1:] in text
+    prevented = {line["defence"]: line for line in report["prevented"]}
+    assert set(prevented) == {"none", *COMPARED}
+    assert prevented["none"]["error"] < prevented["gaussian:1e-3"]["error"] < prevented["gaussian:1e-2"]["error"]
+    assert text.count("data:image/png;base64,") == 2
+    assert not re.search(r"(src|href)=.?https?:|<script", text)
+    assert len(text) < 1_000_000
+
+
+def test_what_stands_on_a_page_is_text(tmp_path):
+    """Names of files and models may hold markup."""
+    bad = "<script>bad</script>"
+    page = Page(bad, bad, bad, bad, "open", [bad], [Table(bad, [bad], [[bad]], [bad])], bad, bad, {bad: [bad]})
+    assert bad not in page.write(tmp_path / "audit.html").read_text()
+
+
 def test_a_budget_that_ended_is_said_with_what_would_do(params, plain):
     report = said(victim_of(params, plain), replace(IDLG, iterations=6), seeds=2)
     assert report["verdict"] == "unfinished"
@@ -653,9 +676,12 @@ def test_risk_orders_defences_by_what_they_hide(params, tmp_path):
     assert errors["gaussian:1e-1"] > 0.1
     assert [line.hidden for line in found.lines] == [line.error > 0.1 for line in found.lines]
     assert 1e-3 < found.hiding_noise < 1e-1
-    json_file, picture = write_risk([found], tmp_path / "RISK")
+    page, json_file, picture = write_risk([found], tmp_path / "RISK", victim)
     assert json.loads(json_file.read_text())["updates"][0]["defences"][0]["defence"] == "none"
     assert picture.stat().st_size > 1000
+    text = page.read_text()
+    assert "It shows the picture" in text
+    assert all(f"<td>{line.defence}</td>" in text for line in found.lines)
 
 
 def test_risk_from_the_command_line(tmp_path):

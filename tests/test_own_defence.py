@@ -116,10 +116,12 @@ def test_functions_of_other_things_are_refused(file):
     assert "`defence`" in refusal("run", "--defence", file.parent / "missing.py:f", "--out", file.parent / "run")
 
 
-def test_risk_compares_it(file):
+def test_what_needs_its_noise_is_refused(file):
     photos = jaxleak.load_dataset("photos")
     victim = jaxleak.make_victim("lenet", photos, [6], network="shared")
-    found = jaxleak.risk(victim, compared=(f"{file}:halve", str(file)))
-    lines = {line.defence: line for line in found.lines}
-    assert len(lines) == 3
-    assert lines[f"{file}:halve"].error == pytest.approx(next(iter(lines.values())).error, rel=0.5)
+    with pytest.raises(InputError, match="and not what the function"):
+        jaxleak.risk(victim, compared=(f"{file}:halve",))
+    params = jaxleak.draw_params(victim.model, jax.random.key(0), victim.shape)
+    given = replace(victim, params=params, update=params, defences=(halve,))
+    with pytest.raises(InputError, match="must be the package's, whose noise is known"):
+        jaxleak.audit(jaxleak.Sweep(victim=given, attacks=(jaxleak.IDLG,), seeds=2))

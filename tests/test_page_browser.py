@@ -5,10 +5,12 @@ Needs Chromium (Debian's `chromium`, or $CHROMIUM); with JAXLEAK_REQUIRE_CHROMIU
 
 import csv
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -275,3 +277,51 @@ def test_a_request_would_be_seen(page, said):
     page.wait_for_timeout(200)
     assert any("Content Security Policy" in text for text in said)
     said.clear()
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory) -> Path:
+    """The page of an audit of a small photograph's gradient."""
+    photos = load_dataset("photos")
+    made = make_victim("lenet", photos, [6], network="shared")
+    pixels = made.images[:, ::2, ::2]
+    params = jaxleak.draw_params(made.model, jax.random.key(0), pixels.shape[1:])
+    victim = replace(made, images=pixels, params=params, surrogates=None)
+    target = np.eye(victim.num_classes)[victim.labels]
+    update = jax.jit(lambda p, x, t: victim.share(p, x, t, jax.random.key(0)))(params, pixels, target)
+    out = tmp_path_factory.mktemp("audit") / "run"
+    update = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+    sweep = Sweep(victim=replace(victim, update=update), attacks=(jaxleak.IDLG,), seeds=3, snapshots=())
+    report, _ = jaxleak.audit(sweep, out, quiet=True)
+    assert report["verdict"] == "recovered"
+    return out / "audit.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_an_audits_page_fits_and_shows_its_verdict_first(browser, audited, width, scheme):
+    asked: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.on("console", lambda message: asked.append(message.text))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(audited.as_uri())
+    assert [url for url in asked if not url.startswith(("file:", "data:"))] == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    box = page.locator(".verdict").bounding_box()
+    assert box["y"] + box["height"] < 800  # on the first screen
+    assert page.locator(".word").inner_text() == "Recovered"
+    sizes = page.evaluate("[...document.images].map(image => image.naturalWidth)")
+    assert len(sizes) == 2
+    assert min(sizes) > 100
+    colours = page.evaluate("['backgroundColor', 'color'].map(name => getComputedStyle(document.body)[name])")
+    dark = sum(map(int, re.findall(r"\d+", colours[0])[:3])) < 200
+    assert dark == (scheme == "dark")
+    page.close()
+
+
+def test_an_audits_page_prints_on_two_pages(browser, audited):
+    page = browser.new_page(color_scheme="dark")
+    page.goto(audited.as_uri())
+    printed = page.pdf(prefer_css_page_size=True)
+    assert 1 <= len(re.findall(rb"/Type\s*/Page\b", printed)) <= 2
+    page.close()

@@ -200,7 +200,7 @@ def attack(command: AttackCommand) -> int:
     _console().print(evidence_table(report["attacks"]))
     for text in sentences(report):
         print(text)
-    names = ("report.json", "best.npz", "best.png", "determined.png")
+    names = ("audit.html", "report.json", "best.npz", "best.png", "determined.png")
     print(f"{command.out}: {', '.join(name for name in names if (command.out / name).exists())}")
     return 0
 
@@ -225,7 +225,7 @@ def risk(command: RiskCommand) -> int:
         noise = one.hiding_noise
         words = f"noise of {noise:.2g} on every entry" if noise < float("inf") else "no noise"
         print(f"{words} would hide the images (20 dB); the update's entries are {one.size:.2g} (root mean square)")
-    print(f"{command.out}: {', '.join(path.name for path in write_risk(found, command.out))}")
+    print(f"{command.out}: {', '.join(path.name for path in write_risk(found, command.out, victim))}")
     return 0
 
 

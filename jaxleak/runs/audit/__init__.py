@@ -7,5 +7,5 @@
 - `hints.py`: hints without an attack; `assumptions.py`: attacks under others; `losses.py`: which loss it was.
 - `refit.py`: an attack in float64 without a run directory.
 - `risk.py`: how much an update tells, before anyone attacks it.
-- `report.py`: report.json and the terminal.
+- `report.py`: report.json and the terminal; `page.py`: the page that can be handed on.
 """

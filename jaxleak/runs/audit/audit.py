@@ -1,5 +1,6 @@
 """An audit of an update: attack it from several starts, and say what can be said."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,13 +21,16 @@ from jaxleak.runs.audit.determinacy import draw_map
 from jaxleak.runs.audit.floor import Floor, clips, floor_of
 from jaxleak.runs.audit.group import NEAR, Group, Known, compared, group_of
 from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, scale_hint
+from jaxleak.runs.audit.page import audit_page
 from jaxleak.runs.audit.refit import names_of, stop_for, targets_of, update_at
 from jaxleak.runs.audit.report import write
+from jaxleak.runs.audit.risk import risk_at
 from jaxleak.runs.audit.verdict import VERDICTS, Verdict
 from jaxleak.runs.run import run_sweep
 from jaxleak.runs.session import Enough
 from jaxleak.runs.sweep import Sweep
 from jaxleak.threat.defences import DPSGD, Soteria, shows_zeros
+from jaxleak.threat.own_defence import OwnDefence
 from jaxleak.threat.victim import Victim
 
 ENOUGH = 3  # restarts of an attack that explain the update: further ones are not run
@@ -50,6 +54,11 @@ def fitted(sweep: Sweep, silent: Sequence[str], *, stops: bool = True) -> tuple[
         InputError: what is stated cannot be attacked.
     """
     victim, attacks, floors = sweep.victim, [], []
+    if any(isinstance(defence, OwnDefence) for defence in victim.defences):
+        raise InputError(
+            f"`defence` of an audit must be the package's, whose noise is known; {victim.defence_name} is a function. "
+            "Leave it out, or state what comes nearest."
+        )
     if victim.batch > 1 and any(isinstance(defence, DPSGD) and defence.clip for defence in victim.defences):
         raise InputError(
             "`defence` dp-sgd clips each image of a batch by a factor of its own, which an audit cannot know; audit "
@@ -101,7 +110,7 @@ def audit(
 
     Args:
         sweep: attacks and seeds, on a victim with a given update (`load_update`).
-        out: run directory; `report.json`, `best.npz`, `best.png` and `determined.png` are written there.
+        out: run directory; `report.json`, `audit.html`, `best.npz`, `best.png` and `determined.png` are written there.
         lanes, quiet, mix_versions: as for `run_sweep`.
         moved_statistics: the update's file holds running statistics that moved.
         stops: whether attacks stop only where they have come near.
@@ -151,13 +160,29 @@ def audit(
         hints += outside
     folder = result.run.path
     report = _report(sweep, groups, best, verdict, hints, tried, floor)
+    report["prevented"] = _prevented(victim, best)
     kept = write_best(folder, [(group.attack.name, group.restarts) for group in groups])
     write(folder, report)
     if kept:
         draw(kept, victim.images if victim.knows_truth else None, folder / "best.png")
     if best.determined is not None:
         draw_map(best.determined, best.restarts.images[0], folder / "determined.png")
+    audit_page(report, victim, sweep, result.run.environment).write(folder / "audit.html")
     return report, result
+
+
+def _prevented(victim: Victim, best: Group) -> list[dict[str, Any]] | None:
+    """What defences would have left of the images found; None where the update does not determine them."""
+    if best.determined is None or best.determined.sentences or victim.defences or victim.client.trains:
+        return None
+    images, target = np.asarray(best.restarts.images[0], np.float64), targets_of(victim, best.restarts.labels[0])
+    try:
+        found = risk_at(victim, victim.params, images, target, known=best.determined.information)
+    except Exception as error:  # memory, a model that cannot be differentiated forwards
+        reason = " ".join(str(error).split())[:200]
+        warnings.warn(f"what defences would leave could not be computed ({reason})", stacklevel=3)
+        return None
+    return [vars(line) for line in found.lines]
 
 
 def _clearly_falling(group: Group) -> bool:

@@ -18,13 +18,16 @@ from jaxleak.attacks.trial import Job, Trial
 from jaxleak.data.paths import write_atomically
 from jaxleak.errors import InputError
 from jaxleak.kernels.precision import float64
+from jaxleak.results.store.environment import environment
 from jaxleak.results.store.parts import json_bytes
 from jaxleak.runs.audit.determinacy import HIDDEN, psnr
 from jaxleak.runs.audit.floor import ARITHMETIC, MARGIN, noise_variances
 from jaxleak.runs.audit.information import Information, information
+from jaxleak.runs.audit.page import risk_page
 from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
 from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence
 from jaxleak.threat.observe import follows
+from jaxleak.threat.own_defence import OwnDefence
 from jaxleak.threat.victim import Victim
 
 # What is compared where nothing else is asked for, the weakest first.
@@ -104,10 +107,38 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
     """
     if not victim.knows_truth:
         raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")
+    params, pixels, target = _one(victim, update, seed)
+    return risk_at(victim, params, pixels, target, compared)
+
+
+def risk_at(
+    victim: Victim,
+    params: PyTree,
+    pixels: Float[np.ndarray, "b h w c"],
+    target: Float[np.ndarray, "b k"],
+    compared: Sequence[str] = COMPARED,
+    known: Information | None = None,
+) -> Risk:
+    """`risk` of images with these targets, at these weights.
+
+    Args:
+        victim: of it the client and its defences.
+        params, pixels, target: of one update, in float64.
+        compared: as for `risk`.
+        known: information at these images, without defences, if there is any.
+
+    Raises:
+        InputError: a defence is not known, or there is no gradient.
+    """
     stated = {UNDEFENDED: (), **{text: tuple(map(parse_defence, text.split())) for text in compared}}
     if victim.defences:
         stated = {victim.defence_name: victim.defences, **stated}
-    params, pixels, target = _one(victim, update, seed)
+    for text, defences in stated.items():
+        if any(isinstance(defence, OwnDefence) for defence in defences):
+            raise InputError(
+                f"`risk` knows what the package's defences hide, and not what the function {text} does; measure that "
+                "by attacks: jaxleak run --defence."
+            )
     shared = update_at(victim, params, pixels, target)
     norm2 = squared_norm_of(shared)
     if not norm2 > 0:
@@ -115,7 +146,7 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
     entries = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(shared))
     size = math.sqrt(norm2 / entries)
     noise = size * math.sqrt(MARGIN) * ARITHMETIC * 2.0**-24
-    known = information(victim, params, pixels, target)
+    known = information(victim, params, pixels, target) if known is None else known
     lines = []
     for text, defences in stated.items():
         error = _error(victim, params, pixels, target, shared, defences, known, noise)
@@ -213,13 +244,14 @@ def with_images(victim: Victim, pixels: Float[np.ndarray, "b h w c"], labels: An
     return replace(victim, images=pixels, labels=np.asarray(labels, np.int32), update=None)
 
 
-def write_risk(risks: Sequence[Risk], folder: Path) -> list[Path]:
-    """Write `risk.json` and `risk.png`; returns the files."""
+def write_risk(risks: Sequence[Risk], folder: Path, victim: Victim) -> list[Path]:
+    """Write `risk.json`, `risk.png` and the page `risk.html`; returns the files."""
     folder.mkdir(parents=True, exist_ok=True)
     content = {"updates": [risk.as_dict() for risk in risks]}
     write_atomically(folder / "risk.json", json_bytes(content))
     write_atomically(folder / "risk.png", draw(risks[0]))
-    return [folder / "risk.json", folder / "risk.png"]
+    page = risk_page(content, victim, environment(folder)).write(folder / "risk.html")
+    return [page, folder / "risk.json", folder / "risk.png"]
 
 
 def draw(found: Risk) -> bytes:
