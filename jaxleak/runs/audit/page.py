@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxleak.data.paths import write_atomically
+from jaxleak.results.page.words import threat_model
 from jaxleak.runs.audit.determinacy import HIDDEN, psnr
 
 # For somebody who has never heard of gradients: the word, what it means, and its colour.
@@ -140,12 +141,14 @@ def audit_page(report: Mapping[str, Any], victim: Any, sweep: Any, environment: 
         noise = "no noise would hide it" if hiding is None else f"noise of {hiding:.2g} on every entry would hide it"
         notes.append(f"By the update alone the picture is determined to {determined['psnr']:.0f} dB; {noise} (20 dB).")
     prevented = Table(
-        "What would have prevented it",
+        "What would have prevented it, the weakest first",
         ("defence", "best picture to expect", "the picture is"),
         defence_rows(report.get("prevented") or []),
-        (f"By the Fisher information of this update, for an attacker who knows the defence. Hidden: below "
-         f"{psnr(HIDDEN):.0f} dB. none is the update as it is.",),
-    )  # fmt: skip
+        (
+            "By the Fisher information, for an attacker who knows the defence; none is the update as it is.",
+            f"Hidden: below {psnr(HIDDEN):.0f} dB. The weaker a defence, the less it costs the training.",
+        ),
+    )
     size = "x".join(map(str, victim.shape))
     images = "one picture" if victim.batch == 1 else f"{victim.batch} pictures"
     subject = f"An update of {victim.model_name} from {images} of {size}, {victim.num_classes} classes."
@@ -164,20 +167,17 @@ def audit_page(report: Mapping[str, Any], victim: Any, sweep: Any, environment: 
         made_by(environment),
         {
             "Hints": [f"{hint['code']}: {hint['text']}" for hint in report["hints"]],
-            "What was assumed, and what was not tried": _not_tried(report, victim, sweep),
+            "What was assumed, and what was not tried": _not_tried(report, sweep),
         },
     )
 
 
-def _not_tried(report: Mapping[str, Any], victim: Any, sweep: Any) -> list[str]:
+def _not_tried(report: Mapping[str, Any], sweep: Any) -> list[str]:
     from jaxleak.attacks.presets import ATTACKS
 
-    client = ", ".join(
-        f"{key} {value}" for key, value in victim.client.settings().items() if value not in (None, 0, ())
-    )
     run = [attack.name for attack in sweep.attacks]
     texts = [
-        f"Assumed of the client: {client}; defences: {victim.defence_name}.",
+        *(f"{head}: {text}" for head, text in threat_model(sweep.settings()) if head.startswith("The ")),
         f"Attacks that were run: {', '.join(run)}, {sweep.seeds} starts each. "
         f"Not run: {', '.join(name for name in ATTACKS if name not in run)}.",
     ]
@@ -209,9 +209,11 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
         ]
         for number, update in enumerate(updates)
     ]
+    count = "An update" if len(updates) == 1 else f"{len(updates)} updates"
+    images = "one picture" if victim.batch == 1 else f"{victim.batch} pictures"
     return Page(
         "What an update tells",
-        f"Updates of {victim.model_name}: {len(updates)}, of {victim.batch} each. No attack was run.",
+        f"{count} of {victim.model_name} from {images}. No attack was run.",
         "It shows the picture" if visible else "It hides the picture",
         f"The best attacker can expect a picture of {first['psnr']:.0f} dB from the update as it is.",
         "bad" if visible else "good",
