@@ -118,6 +118,12 @@ def test_an_accelerators_program_asks_the_host_once_a_turn():
     np.testing.assert_array_equal(*ends)
 
 
+def test_runs_that_were_begun_without_a_type_of_pairs_go_on():
+    assert list(DLG.settings()["solver"]) == ["name", "history", "max_step", "inner_steps"]
+    told = replace(DLG, solver=LBFGS(history_type="same")).settings()["solver"]
+    assert told["history_type"] == "same"
+
+
 @pytest.mark.parametrize("kept", ["same", "bfloat16"])
 def test_pairs_of_half_size_still_go_down(kept):
     """The inverse Hessian of rounded pairs stays positive definite, and its pairs take half the memory."""

@@ -172,6 +172,8 @@ class Attack:
         for name in LATER:
             if not fields[name]:
                 del fields[name]
+        if solver.get("history_type") == "auto":  # runs that were begun without it go on
+            del solver["history_type"]
         return {
             **gone,
             **fields,
