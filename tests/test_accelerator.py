@@ -286,6 +286,7 @@ def test_a_step_on_a_gpu_costs_no_more_than_it_did(tmp_path):
 
 
 @needs_plugin
+@pytest.mark.slow
 def test_triangular_solves_would_be_seen(tmp_path):
     assert account(tmp_path, program=WITH_SOLVES)["library_calls"] == 12
 

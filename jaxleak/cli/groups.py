@@ -77,7 +77,7 @@ class UpdateHere:
     """What is attacked, and where the results go."""
 
     out: Place
-    """Run directory; in it report.json, best.npz (images in [0, 1]) and best.png."""
+    """Run directory; in it audit.html (a page to hand on), report.json, best.npz (images in [0, 1]) and best.png."""
     update: File = None
     """File of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict: safetensors, .npz,
     or what torch.save wrote (.pt, .pth, .bin), of which nothing is run; FILE:PART is one part of a checkpoint."""
@@ -112,7 +112,7 @@ class RiskHere:
     """What is looked at, and where the results go."""
 
     out: Place
-    """Folder for risk.json and risk.png."""
+    """Folder for risk.html (a page to hand on), risk.json and risk.png."""
     model: str = "lenet"
     """A model's name (`jaxleak models` lists them); with --update also a Python file with a function
     build_model(classes) (or file.py:function)."""
