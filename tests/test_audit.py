@@ -146,7 +146,6 @@ def test_a_right_update_is_recovered(params, plain, tmp_path):
         assert (tmp_path / "RUN" / name).stat().st_size > 100
 
 
-@pytest.mark.slow
 def test_the_page_of_an_audit_says_what_the_report_says(params, plain, tmp_path):
     report = said(victim_of(params, plain), seeds=3, out=tmp_path / "run")
     text = (tmp_path / "run/audit.html").read_text()
@@ -168,10 +167,13 @@ def test_what_stands_on_a_page_is_text(tmp_path):
     assert bad not in page.write(tmp_path / "audit.html").read_text()
 
 
+@pytest.mark.slow
 def test_a_budget_that_ended_is_said_with_what_would_do(params, plain):
-    report = said(victim_of(params, plain), replace(IDLG, iterations=6), seeds=2)
+    """With a little more the restarts come near, and Gauss-Newton steps finish what the budget ended."""
+    report = said(victim_of(params, plain), replace(IDLG, iterations=2), seeds=2)
     assert report["verdict"] == "unfinished"
-    assert "raise --iterations from 6 to" in report["reasons"][0]
+    assert any("raise --iterations from 2 to" in reason for reason in report["reasons"])
+    assert said(victim_of(params, plain), replace(IDLG, iterations=6), seeds=2)["verdict"] == "recovered"
 
 
 def test_a_clipped_gradient_is_recovered_by_its_direction(params, plain):
