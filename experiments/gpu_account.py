@@ -1,7 +1,7 @@
 """What one step of the engine's program costs on an H100, compiled on a machine that has none: `jaxleak bench --for`.
 
 LeNet, DLG, L-BFGS with a history of 100, CIFAR-100's sizes; ResNet-18 of width 64 with Adam. Nothing runs: the program
-that XLA makes for the GPU is read. "Before" is the same count of the program as it was at the revision named.
+that XLA makes for the GPU is read. What changes of the program did stands in NOTES.md.
 
     PYTHONPATH=cuda-plugin python -m experiments.gpu_account
 
@@ -45,35 +45,21 @@ def main() -> None:
 
 
 def results() -> list[tables.Results]:
-    """Kernels and bytes a step, before and now."""
-    before, now = (tables.stored(f"gpu_account/{name}.json") or {} for name in ("before", "now"))
+    """Kernels and bytes a step."""
+    now = tables.stored("gpu_account/now.json") or {}
     rows = []
-    for name in PROGRAMS:
-        old, new = before.get(name), now.get(name)
-        row: list[Any] = [name, new["lanes"] if new else tables.NONE]
-        for unit, scale in (("kernels", 1.0), ("bytes", 1e-9)):
-            for report in (old, new):
-                row.append(f"{report[unit] * scale:.3g}" if report else tables.NOT_RUN)
-        row += [f"{report['evaluations_per_second']:,.0f}" if report else tables.NOT_RUN for report in (old, new)]
-        row.append(f"{new['lane_bytes'] / 1e6:.1f}" if new else tables.NOT_RUN)
-        rows.append(row)
+    for name, (_, _, lanes) in PROGRAMS.items():
+        cells, report = [tables.NOT_RUN], now.get(name)
+        if report:
+            gigabytes, megabytes = f"{report['bytes'] / 1e9:.2f}", f"{report['lane_bytes'] / 1e6:.1f}"
+            cells = [report["kernels"], report["library_calls"], gigabytes, f"{report['evaluations_per_second']:,.0f}"]
+            cells.append(megabytes)
+        rows.append([name, lanes, *cells])
     notes = [
         "Compiled for an H100, not run on one. Rates are the most that its memory and float32 units allow.",
         "What launching the kernels costs is not in them.",
     ]
-    if before and now:
-        notes.append(f"Before: {before['environment']['git_revision'][:7]}; now: {now['git_revision'][:7]}.")
-    columns = (
-        "program",
-        "lanes",
-        "kernels before",
-        "now",
-        "GB a step before",
-        "now",
-        "at most before",
-        "now",
-        "MB a lane",
-    )
+    columns = ("program", "lanes", "kernels", "a library's", "GB a step", "evaluations/s at most", "MB a lane")
     where = "one step compiled for an H100" if now else ""
     return [tables.Results("A step on a GPU, by its account", "gpu_account", columns, rows, where, notes)]
 

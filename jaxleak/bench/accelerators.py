@@ -73,35 +73,30 @@ device_description_str: "{self.name}"
 """
 
 
-HOPPER = 233472, "ACCELERATED_FEATURES"
+HOPPER: dict[str, Any] = {
+    "capability": (9, 0),
+    "cores": 132,
+    "units": 128,
+    "clock": 1.98,
+    "cache": 52428800,
+    "shared": 233472,
+    "features": "ACCELERATED_FEATURES",
+}
 # Source: openxla/xla, xla/backends/gpu/target_config/specs, and NVIDIA's data sheets.
 ACCELERATORS = {
-    "h100": Accelerator(
-        "NVIDIA H100 80GB HBM3",
-        (9, 0),
-        132,
-        128,
-        1.98,
-        84942979072,
-        3.35232e12,
-        52428800,
-        233472,
-        "ACCELERATED_FEATURES",
-    ),
-    "h200": Accelerator(
-        "NVIDIA H200 141GB HBM3e",
-        (9, 0),
-        132,
-        128,
-        1.98,
-        151397597184,
-        4.8e12,
-        52428800,
-        233472,
-        "ACCELERATED_FEATURES",
-    ),
+    "h100": Accelerator(name="NVIDIA H100 80GB HBM3", memory=84942979072, bandwidth=3.35232e12, **HOPPER),
+    "h200": Accelerator(name="NVIDIA H200 141GB HBM3e", memory=151397597184, bandwidth=4.8e12, **HOPPER),
     "a100": Accelerator(
-        "NVIDIA A100-SXM4-80GB", (8, 0), 108, 64, 1.41, 85100068864, 2.03904e12, 41943040, 167936, "NONE"
+        name="NVIDIA A100-SXM4-80GB",
+        capability=(8, 0),
+        cores=108,
+        units=64,
+        clock=1.41,
+        memory=85100068864,
+        bandwidth=2.03904e12,
+        cache=41943040,
+        shared=167936,
+        features="NONE",
     ),
 }
 

@@ -57,7 +57,9 @@ COLUMNS = (
     Column("psnr", "double", "peak signal-to-noise ratio in dB, of the clipped candidate; null: no image", True),
     Column("ssim", "double", "structural similarity of the clipped candidate; null: no image", True),
     Column("relative_error", "double", "length of the error over the image's; the worst image of a batch"),
-    Column("affine_error", "double", "error left by the best contrast and brightness, worst image; null: none", True),
+    Column(
+        "affine_error", "double", "error left by the best contrast and brightness, worst image; null: no image", True
+    ),
     Column("max_abs", "double", "largest absolute pixel; the worst image"),
     Column("seconds", "double", "from when the trial entered its lane"),
     Column("solver", "string", "the solver's name"),
