@@ -2,7 +2,8 @@
 
 For every defence, the share of CIFAR-100 images that come back (relative image error below 0.2, a fresh LeNet for each
 trial; the objective need not be small, since noise keeps it up), for an attacker who matches squared distances and one
-who matches cosines, and for pruning also one who is told which entries were left out. The cost: accuracy of the same
+who matches cosines, and also for ones who are told which entries were left out, or that PRECODE's noise was drawn. The
+cost: accuracy of the same
 LeNet trained by SGD with every step's gradient defended, on MNIST's test split (999 images held out). The DLG paper's
 thresholds are marked; it gives its noise as a variance, so that its 10^-2 is a standard deviation of 0.1 here.
 
@@ -27,6 +28,7 @@ STRENGTHS: dict[str, tuple[str, ...]] = {
     "prune": ("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
     "prune-layer": ("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
     "soteria": ("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8"),
+    "precode": ("precode:64", "precode:256"),
     "error-feedback": ("error-feedback:0.5:5", "error-feedback:0.9:5", "error-feedback:0.9:20"),
     "precision": ("fp16", "bf16", "int8"),
     "clip": ("clip:1", "clip:0.1"),
@@ -36,11 +38,11 @@ STRENGTHS: dict[str, tuple[str, ...]] = {
 THRESHOLDS = {"gaussian": 0.1, "laplace": 0.1, "prune": 0.2}  # from here on the DLG paper says that it defends
 BASE = replace(jaxleak.IDLG, label="bias", init="uniform", stop_objective=0.0, max_evaluations=600)
 ATTACKS = (replace(BASE, name="L2"), replace(BASE, name="cosine", objective="cosine", tv=1e-6))
-TOLD = replace(BASE, name="L2, told", knows_defence=True)
+TOLD = tuple(replace(attack, name=f"{attack.name}, told", knows_defence=True) for attack in ATTACKS)
 RECOVERED = 0.2  # relative error
-# Nothing is trained with these here: Soteria differentiates every feature in each step, and error feedback remembers
-# other steps' updates.
-UNTRAINED = ("soteria", "error-feedback")
+# Nothing is trained with these here: Soteria differentiates every feature in each step, error feedback remembers other
+# steps' updates, and PRECODE's network is another.
+UNTRAINED = ("soteria", "precode", "error-feedback")
 
 
 def main() -> None:
@@ -55,7 +57,8 @@ def main() -> None:
             name = text.replace(":", "-") or "none"
             defences = tuple(jaxleak.parse_defence(part) for part in text.split())
             victim = jaxleak.make_victim("lenet", data, chosen, defences=defences)
-            attacks = (*ATTACKS, TOLD) if any(defence.sparse for defence in defences) else ATTACKS
+            told = TOLD if kind == "precode" else TOLD[:1] if any(defence.sparse for defence in defences) else ()
+            attacks = (*ATTACKS, *told)
             sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
             (result,) = run_all("defences", {name: sweep}, replace_only(options)).values()
             cost = None if kind in UNTRAINED else accuracy(defences, digits, options.steps)
@@ -103,7 +106,7 @@ def draw(told: list[dict], path: Path) -> None:
     kinds = list(dict.fromkeys(one["kind"] for one in told if one["kind"] != "none"))
     figure = Figure(figsize=(8.6, 4.6), dpi=140, layout="constrained")
     panels = figure.subplots(2, -(-len(kinds) // 2), sharey=True, squeeze=False).ravel()
-    colours = {"L2": "tab:blue", "cosine": "tab:orange", "L2, told": "tab:green"}
+    colours = {"L2": "tab:blue", "cosine": "tab:orange", "L2, told": "tab:green", "cosine, told": "tab:red"}
     for axes, kind in zip(panels, kinds, strict=False):
         own = [one for one in told if one["kind"] in (kind, "none")]
         own.sort(key=lambda one: one["kind"] != "none")
@@ -137,7 +140,7 @@ def draw(told: list[dict], path: Path) -> None:
 
 def results() -> list[tables.Results]:
     """Trials recovered under each defence, and the accuracy of a network trained with it."""
-    rows, summaries, attacks = [], [], [attack.name for attack in (*ATTACKS, TOLD)]
+    rows, summaries, attacks = [], [], [attack.name for attack in (*ATTACKS, *TOLD)]
     for text in ("", *(text for kind in STRENGTHS for text in STRENGTHS[kind] if text)):
         told = tables.stored(f"defences/{text.replace(':', '-') or 'none'}-rates.json")
         summaries.append(told)
@@ -157,7 +160,7 @@ def results() -> list[tables.Results]:
             tables.device(*summaries),
             (
                 "`--only KIND` runs those whose name begins so (`none`, `precision` for fp16, bf16 and int8).",
-                "L2, told: the attacker knows which entries were pruned.",
+                "Told: the attacker knows which entries were set to zero, or that noise was drawn.",
                 "Paper, noise: a variance of 1e-2 defends, 1e-3 does not (here it is the standard deviation).",
                 "Paper: pruning above 20 % defends; fp16 does not defend, int8 does.",
             ),

@@ -712,6 +712,22 @@ def test_risk_of_a_file_without_its_images(params, plain, tmp_path):
     assert told.code == 0, told.err
 
 
+def test_risk_counts_only_what_the_update_shares(params, plain, tmp_path):
+    frozen = {**plain, "conv1": jax.tree.map(np.zeros_like, plain["conv1"])}
+    update, weights = files(params, frozen, tmp_path)
+    np.savez(tmp_path / "truth.npz", images=np.asarray(photos(0)).astype(np.float32), labels=[1])
+    given = ("risk", "--update", update, "--weights", weights, "--truth", tmp_path / "truth.npz")
+    told = call(*given, "--image-shape", *SHAPE, "--compare", "gaussian:0.01", "prune:0.5", "--out", tmp_path / "RISK")
+    assert "shares nothing of conv1/bias, conv1/kernel" in told.out, told.err
+    (frozen_risk,) = json.loads((tmp_path / "RISK/risk.json").read_text())["updates"]
+    victim = replace(victim_of(params, None), images=np.asarray(photos(0), np.float64), labels=np.asarray([1]))
+    whole = risk(victim, ("gaussian:0.01", "prune:0.5")).as_dict()
+    of_whole, of_frozen = ({line["defence"]: line["psnr"] for line in one["defences"]} for one in (whole, frozen_risk))
+    assert of_frozen.keys() == of_whole.keys()
+    for defence, psnr in of_whole.items():
+        assert of_frozen[defence] < psnr, defence
+
+
 def test_kinks_are_seen_in_the_program(params):
     assert not piecewise_linear(victim_of(params, None))
     assert piecewise_linear(victim_of(params, None, model=LeNet(num_classes=CLASSES, activation=nn.relu)))

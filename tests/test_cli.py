@@ -176,7 +176,10 @@ def pictures(tmp_path_factory) -> Path:
             "--knows-defence True",
             "`knows_defence` leaves out the entries that a defence set to zero; give one of prune,",
         ),
-        ("--knows-defence True --defence prune:0.5 laplace:1", "soteria, with no noise after it."),
+        (
+            "--knows-defence True --defence prune:0.5 laplace:1",
+            "with no noise after it; or finds the noise of precode.",
+        ),
         # the attacks' own fields
         ("--start patern-16", "`start` must be one of analytic, april, black, blue, green, normal, pattern-16, "),
         ("--start pattern-0", "got 'pattern-0'."),

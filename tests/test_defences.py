@@ -38,6 +38,7 @@ from jaxleak.threat.defences import (
 )
 from jaxleak.threat.network import draw_params
 from jaxleak.threat.observe import follows
+from jaxleak.threat.precode import Precode
 from jaxleak.threat.victim import Victim
 
 KEY = jax.random.key(3)
@@ -51,6 +52,7 @@ EXAMPLES = {
     "top-k": "top-k:7",
     "error-feedback": "error-feedback:0.6:3",
     "soteria": "soteria:0.4",
+    "precode": "precode:8",
     "clip": "clip:0.5",
     "dp-sgd": "dp-sgd:0.5:0.2",
     "fp16": "fp16",
@@ -149,7 +151,8 @@ def test_over_a_trial_axis_it_is_a_loop_and_stays_in_float32(name):
     together = jax.jit(jax.vmap(compiled(defence)))(trials, keys)
     one_by_one = [run(defence, trial(trials, i), keys[i]) for i in range(3)]
     assert_trees_close(together, jax.tree.map(lambda *parts: np.stack(parts), *one_by_one), 1e-6)  # the order of sums
-    assert all(np.any(flat(trial(together, i)) != flat(trial(trials, i))) for i in range(3))
+    changed = [bool(np.any(flat(trial(together, i)) != flat(trial(trials, i)))) for i in range(3)]
+    assert changed == [not DEFENCES[name].in_network] * 3
 
 
 def test_zeros_stay_finite(name):
@@ -565,6 +568,8 @@ TEXTS = [
     ("prune:0.9", Prune(share=0.9), "prune:0.9"),
     ("error-feedback:0.9:5", ErrorFeedback(share=0.9, rounds=5), "error-feedback:0.9:5"),
     ("soteria:0.01", Soteria(share=0.01), "soteria:0.01"),
+    ("precode", Precode(), "precode"),
+    ("precode:64:0.01", Precode(size=64, beta=0.01), "precode:64:0.01"),
     ("prune-layer:0.3", PruneLayer(share=0.3), "prune-layer:0.3"),
     ("top-k:100", TopK(count=100), "top-k:100"),
     ("top-k:1e3", TopK(count=1000), "top-k:1000"),

@@ -664,7 +664,7 @@ REFUSED = {
     "knowing what noise covers": (
         {"knows_defence": True},
         {"defences": (Prune(share=0.5), Gaussian(sigma=0.1))},
-        "give one of prune, prune-layer, top-k, error-feedback, soteria, with no noise after it.",
+        "give one of prune, prune-layer, top-k, error-feedback, soteria, with no noise after it; or finds the noise of",
     ),
     "dummies among clients": (
         {"dummies": 3},

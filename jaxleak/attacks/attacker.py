@@ -20,6 +20,7 @@ from jaxleak.kernels.outer import Outer
 from jaxleak.solvers import Context, Info
 from jaxleak.threat.client import client_update
 from jaxleak.threat.observe import observe
+from jaxleak.threat.precode import noise_size, with_noise
 from jaxleak.threat.victim import Victim
 
 # The point of the surrogate model is 1/2 + PLACE times its variable: where images move by 0.1, it moves by 0.001.
@@ -64,6 +65,7 @@ class Problem(NamedTuple):
     statistics: PyTree  # BatchNorm's, of the client's batch, or ()
     shared: PyTree  # what the client shared, not scaled, where the surrogate model needs it, or ()
     noise: PyTree  # data of the key of the solver's noise, or ()
+    sample: PyTree  # the noise within the client's network [1, K], where the attacker reads it, or ()
     loss: Float[Array, ""]  # the client's, before it shared
     truth: Float[Array, "b h w c"]  # pixels, for the metrics only: the attack never reads it
     label: Array  # [d] or [d, k], what the attacker works with, unless "joint"
@@ -106,7 +108,15 @@ class Attacker:
         count = self.copies * self.candidate.count
         labels = {"label": (count, self.victim.num_classes)} if self.attack.label == "joint" else {}
         place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
-        return {**self.candidate.shapes, **labels, **place}
+        size = noise_size(self.victim.attacker_model)
+        noise = {"noise": (count, size)} if size and self.attack.knows_defence and not self.reads_noise else {}
+        return {**self.candidate.shapes, **labels, **place, **noise}
+
+    @property
+    def reads_noise(self) -> bool:
+        """True if the noise within the network is read from the update: of one image."""
+        known = self.attack.knows_defence and noise_size(self.victim.attacker_model) > 0
+        return known and self.victim.batch == self.candidate.count == 1
 
     def parts(self, flat: Float[Array, "n"], group: int = 1) -> Parts:
         """The parts of a flat candidate; of a group each with a leading axis."""
@@ -141,6 +151,8 @@ class Attacker:
                 start["label"] = jax.random.normal(jax.random.fold_in(key, 1), self.shapes["label"], float)
             if self.attack.surrogate_model:
                 start["place"] = jnp.zeros(())
+            if "noise" in self.shapes:
+                start["noise"] = jnp.zeros(self.shapes["noise"])
             return start
 
         key = self.key(shared, job)
@@ -234,8 +246,7 @@ class Attacker:
     def values(self, shared: Shared, problem: Problem, parts: Parts) -> Values:
         """Both objectives of one member."""
         attack, target = self.attack, self._target(problem, parts)
-        place = parts.get("place")
-        gradient, logits, statistics = self._observe(shared, problem, self.candidate.to_input(parts), target, place)
+        gradient, logits, statistics = self._observe(shared, problem, parts, target)
         # How far is what a client with this candidate would share from what the client shared?
         matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
@@ -277,12 +288,14 @@ class Attacker:
         labels = jnp.concatenate([problem.label] * self.copies)
         return self.victim.target(labels, self.candidate.to_input(parts).dtype)
 
-    def _observe(self, shared: Shared, problem: Problem, x: Float[Array, "d ..."], target, place=None):
+    def _observe(self, shared: Shared, problem: Problem, parts: Parts, target):
         """The gradient or update that a client with this input would share; its outputs and statistics if asked for."""
         attack, victim, model = self.attack, self.victim, self.victim.attacker_model
-        params = problem.params if problem.params != () else shared.params
-        if place is not None:
-            share = 0.5 + PLACE * place
+        params, x = problem.params if problem.params != () else shared.params, self.candidate.to_input(parts)
+        if self.reads_noise or "noise" in parts:
+            model = with_noise(model, problem.sample if self.reads_noise else parts["noise"])
+        if "place" in parts:
+            share = 0.5 + PLACE * parts["place"]
             params = jax.tree.map(lambda before, fell: before - share * fell, params, problem.shared)
             gradient, logits, statistics = observe(model, params, x, target, victim.client.loss)
         elif victim.client.trains or victim.client.clients > 1:  # each client's BatchNorm sees its own images

@@ -7,6 +7,7 @@ from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.threat.defences import DEFENCES, shows_zeros
+from jaxleak.threat.precode import noise_size
 from jaxleak.threat.victim import Victim
 
 
@@ -52,10 +53,11 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
         )
-    if attack.knows_defence and not shows_zeros(victim.defences):
+    if attack.knows_defence and not (shows_zeros(victim.defences) or noise_size(victim.attacker_model)):
         raise InputError(
             "`knows_defence` leaves out the entries that a defence set to zero; give one of "
-            f"{', '.join(name for name, kind in DEFENCES.items() if kind.sparse)}, with no noise after it."
+            f"{', '.join(name for name, kind in DEFENCES.items() if kind.sparse)}, with no noise after it; or finds "
+            f"the noise of {', '.join(name for name, kind in DEFENCES.items() if kind.in_network)}."
         )
     victim.client.check(dummies)
     if victim.client.order and dummies != victim.batch:

@@ -48,7 +48,8 @@ class Attack:
             (`priors.epoch_consistency`). The dummies that are reported are the mean over the passes. 0: one set of
             dummies, used in the client's order.
         dummies: images that are optimised; None: as many as the update holds.
-        knows_defence: whether the attacker is told that entries were set to zero, and leaves them out.
+        knows_defence: whether the attacker is told of the defence: that entries were set to zero, which it leaves out,
+            or that noise was drawn within the network, which it finds along with the images.
         solver: how it is minimised.
         iterations: budget, in the solver's iterations.
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.

@@ -26,6 +26,7 @@ from jaxleak.solvers import SOLVERS
 from jaxleak.threat.defences import sparse_mask
 from jaxleak.threat.network import draw_params
 from jaxleak.threat.observe import observe
+from jaxleak.threat.precode import noise_of
 from jaxleak.threat.victim import Victim
 
 ENDINGS = ("objective", "iteration-limit", "stalled", "non-finite")
@@ -186,6 +187,7 @@ class Trial:
             statistics=statistics,
             shared=update if attack.surrogate_model else (),
             noise=noise,
+            sample=noise_of(params, update) if self.attacker.reads_noise else (),
             loss=victim.loss(params, x, target),
             truth=truth,
             label=self.attacker.labels(params, update, label),

@@ -218,8 +218,10 @@ def risk(command: RiskCommand) -> int:
         for part in text.split():
             parse_defence(part)
     use_all_cores()
-    victim = risk_victim(command)
-    found = [risk(victim, command.compare, update=update) for update in range(victim.updates)]
+    victim, silent = risk_victim(command)
+    found = [risk(victim, command.compare, update=update, silent=silent) for update in range(victim.updates)]
+    if silent:
+        print(f"the update shares nothing of {', '.join(silent)}: it is zero there")
     for one in found:
         _console().print(risk_table([vars(line) for line in one.lines]))
         noise = one.hiding_noise

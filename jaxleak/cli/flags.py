@@ -174,7 +174,11 @@ def own_victim(command: AttackCommand | RiskCommand):
 
 
 def risk_victim(command: RiskCommand):
-    """The victim whose update `jaxleak risk` looks at; images stand in for those of an update that nobody knows."""
+    """The victim whose update `jaxleak risk` looks at, and names of tensors that its update does not share.
+
+    Images stand in for those of an update that nobody knows.
+    """
+    from jaxleak.runs.audit.audit import silent_tensors
     from jaxleak.runs.audit.risk import with_images
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
@@ -182,8 +186,9 @@ def risk_victim(command: RiskCommand):
     given = any(file is not None for file in (command.update, command.before, command.after))
     if given:
         victim = own_victim(command)
+        silent = silent_tensors(victim)
         if victim.knows_truth:
-            return with_images(victim, victim.images, victim.labels)
+            return with_images(victim, victim.images, victim.labels), silent
     data = pictures(command)
     indices = (
         list(command.images)
@@ -192,7 +197,7 @@ def risk_victim(command: RiskCommand):
     )
     indices = [int(index) for index in indices]
     if not given:
-        return make_victim(
+        victim = make_victim(
             command.model,
             data,
             indices,
@@ -210,6 +215,7 @@ def risk_victim(command: RiskCommand):
             train_optimizer=command.train_optimizer,
             train_lr=command.train_lr,
         )
+        return victim, []
     pixels, labels = data.images(indices)
     if pixels.shape[1:] != command.image_shape:
         shown = "x".join(map(str, pixels.shape[1:]))
@@ -218,7 +224,7 @@ def risk_victim(command: RiskCommand):
             f"`dataset` {command.dataset} has images of {shown}, and the update's are {wanted}; give --truth, or a "
             "--dataset or --image-size that fits."
         )
-    return with_images(victim, pixels, labels % victim.client.loss.classes(victim.num_classes))
+    return with_images(victim, pixels, labels % victim.client.loss.classes(victim.num_classes)), silent
 
 
 def pictures(command: RunCommand | RiskCommand):

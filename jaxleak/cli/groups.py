@@ -202,7 +202,7 @@ class AttackFlags:
     dummies: Count = None
     """Images that are optimised (default: as many as the update holds)."""
     knows_defence: YesNo = None
-    """The attacker leaves out the entries that pruning set to zero."""
+    """The attacker leaves out entries that a defence set to zero, and finds noise within the network (precode)."""
     start_seed: int = 0
     """Seed from which the starts are drawn."""
 
@@ -301,7 +301,8 @@ class KnownDefence:
     defence: tuple[str, ...] = ()
     """Defences applied to the update before it is shared, in this order: gaussian:SIGMA, laplace:SIGMA, prune:SHARE,
     prune-layer:SHARE, top-k:COUNT, error-feedback:SHARE:ROUNDS, soteria:SHARE, clip:NORM, dp-sgd:CLIP:NOISE, fp16,
-    bf16, int8; or FILE.py:FUNCTION, a function of the update of your own."""
+    bf16, int8; precode[:SIZE[:BETA]], which is in the network; or FILE.py:FUNCTION, a function of the update of your
+    own."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.kernels.conv import fast_conv
 from jaxleak.kernels.dense import blocked_dot_general
+from jaxleak.models.layers import read_features
 from jaxleak.models.norms import check_norm, normalisation
 from jaxleak.models.pooling import max_pool, pooled_size
 from jaxleak.models.weight_init import NORMED_WEIGHT_INITS, layer_inits
@@ -62,7 +63,7 @@ class ConvNet(nn.Module):
                 x = max_pool(x, WINDOW, WINDOW)
         x = x.reshape(x.shape[0], -1)
         inits = layer_inits(self.weight_init, x.shape[-1])
-        return nn.Dense(self.num_classes, **inits, dot_general=blocked_dot_general, name="head")(x)
+        return read_features(nn.Dense(self.num_classes, **inits, dot_general=blocked_dot_general, name="head"), x)
 
     def _conv(self, x: Float[Array, "b h w c"], channels: int, name: str) -> Float[Array, "b h w o"]:
         inits = layer_inits(self.weight_init, 9 * x.shape[-1])

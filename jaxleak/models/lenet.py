@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from jaxleak.errors import InputError, check_choice
 from jaxleak.kernels.conv import fast_conv
 from jaxleak.kernels.dense import blocked_dot_general
+from jaxleak.models.layers import read_features
 from jaxleak.models.weight_init import WEIGHT_INITS, layer_inits
 
 
@@ -58,7 +59,7 @@ class LeNet(nn.Module):
             x = self.activation(x)
         x = x.reshape(x.shape[0], -1)
         inits = layer_inits(self.weight_init, x.shape[-1])
-        return nn.Dense(self.num_classes, **inits, dot_general=blocked_dot_general, name="head")(x)
+        return read_features(nn.Dense(self.num_classes, **inits, dot_general=blocked_dot_general, name="head"), x)
 
     @property
     def torch_names(self) -> tuple[tuple[str, str], ...]:

@@ -7,6 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxleak.errors import InputError, check_choice
 from jaxleak.kernels.dense import blocked_dot_general
+from jaxleak.models.layers import read_features
 from jaxleak.models.weight_init import WEIGHT_INITS, layer_inits
 
 
@@ -41,7 +42,7 @@ class MLP(nn.Module):
         x = x.reshape(x.shape[0], -1)
         for i, size in enumerate(self.hidden, start=1):
             x = self.activation(self._dense(size, x.shape[-1], f"dense{i}")(x))
-        return self._dense(self.num_classes, x.shape[-1], "head")(x)
+        return read_features(self._dense(self.num_classes, x.shape[-1], "head"), x)
 
     def _dense(self, size: int, fan_in: int, name: str) -> nn.Dense:
         inits = layer_inits(self.weight_init, fan_in)

@@ -62,12 +62,12 @@ class Layout(NamedTuple):
         return (axes - 1, axes - 2, *range(axes - 2))
 
 
-class WithStatistics:
-    """A model with its running statistics filled in, so that it is called with parameters alone."""
+class WithVariables:
+    """A model with other variables than its parameters filled in, so that it is called with parameters alone."""
 
-    def __init__(self, model: Any, batch_stats: Params):
-        """`batch_stats`: the collection of that name."""
-        self.model, self.batch_stats = model, batch_stats
+    def __init__(self, model: Any, variables: Variables):
+        """`variables`: their collections by name."""
+        self.model, self.variables = model, variables
         self.tied = getattr(model, "tied", ())  # see `own.AdaptedModel`
 
     def path_in_params(self, path: tuple[str, ...]) -> tuple[str, ...]:
@@ -76,9 +76,17 @@ class WithStatistics:
         return renamed(path) if renamed else path
 
     def apply(self, variables: Variables, x: Any) -> Any:
-        """The model's outputs; the statistics in the precision jax is set to."""
-        statistics = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.batch_stats)
-        return self.model.apply({**variables, "batch_stats": statistics}, x)
+        """The model's outputs; the variables filled in are in the precision jax is set to."""
+        filled = jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.variables)
+        return self.model.apply({**variables, **filled}, x)
+
+
+class WithStatistics(WithVariables):
+    """A model with its running statistics filled in."""
+
+    def __init__(self, model: Any, batch_stats: Params):
+        """`batch_stats`: the collection of that name."""
+        super().__init__(model, {"batch_stats": batch_stats})
 
 
 def to_torch(

@@ -12,6 +12,7 @@ loss.py           losses, their targets and what shows of these
 observe.py        gradient, logits and BatchNorm statistics of one pass
 defences.py       defences by name, one after the other
 defence_kinds.py  ... noise, clipping, pruning of what is shared
+precode.py        ... noise within the network
 own_defence.py    ... a function of one's own
 training.py       networks trained before they are attacked
 checkpoint.py     ... kept beside the run

@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -22,11 +22,13 @@ class Defence(ABC):
         random: `apply` uses the key.
         sparse: it sets entries to zero, so that whoever sees the update sees which.
         per_example: it belongs on the gradient of each image, before their mean: `DPSGD.apply_examples`.
+        in_network: it changes the network (`network`) and the client's use of it (`client_model`), not the update.
     """
 
     random: ClassVar[bool] = False
     sparse: ClassVar[bool] = False
     per_example: ClassVar[bool] = False
+    in_network: ClassVar[bool] = False
 
     @abstractmethod
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
@@ -36,6 +38,15 @@ class Defence(ABC):
         """`apply` beside the private images: `scores` gives those of their features (`observe.follows`)."""
         del scores
         return self.apply(update, key)
+
+    def network(self, model: Any) -> Any:
+        """The network that the federation trains with this defence; as it is, of most."""
+        return model
+
+    def client_model(self, model: Any, key: Key[Array, ""], images: int) -> Any:
+        """The network as the client calls it for one update of so many images; as it is, of most."""
+        del key, images
+        return model
 
 
 @dataclass(frozen=True, kw_only=True)

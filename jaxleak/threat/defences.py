@@ -24,6 +24,7 @@ from jaxleak.threat.defence_kinds import (
     TopK,
 )
 from jaxleak.threat.own_defence import OwnDefence, defence_in_file, own_defence
+from jaxleak.threat.precode import Precode
 
 DEFENCES: dict[str, type[Defence]] = {
     "gaussian": Gaussian,
@@ -33,6 +34,7 @@ DEFENCES: dict[str, type[Defence]] = {
     "top-k": TopK,
     "error-feedback": ErrorFeedback,
     "soteria": Soteria,
+    "precode": Precode,
     "clip": Clip,
     "dp-sgd": DPSGD,
     "fp16": Float16,

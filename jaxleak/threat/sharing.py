@@ -37,11 +37,18 @@ class Sharing:
         check_defences(self.defences)
         check_seed("defence_seed", self.defence_seed)
         check_choice("defence_draw", self.defence_draw, DEFENCE_DRAWS)
-        if self._clips_examples and (self.client.trains or self.client.clients > 1):
-            raise InputError(
-                "`defence` dp-sgd clips the gradients of single images and needs one client that shares a gradient; "
-                "leave out --client-steps, --client-epochs and --clients, or use clip and gaussian."
-            )
+        for defence in self.defences:
+            if (defence.per_example or defence.in_network) and (self.client.trains or self.client.clients > 1):
+                name = defence_text(defence).split(":")[0]
+                what, instead = "clips the gradients of single images", ", or use clip and gaussian"
+                if defence.in_network:
+                    what, instead = "draws noise for one pass through the network", ""
+                raise InputError(
+                    f"`defence` {name} {what} and needs one client that shares a gradient; "
+                    f"leave out --client-steps, --client-epochs and --clients{instead}."
+                )
+        if self._clips_examples and any(defence.in_network for defence in self.defences):
+            raise InputError("`defence` dp-sgd and precode exclude each other; leave one of them out.")
         terms = [term for _, term in getattr(self.client.loss, "terms", ((1.0, self.client.loss),))]
         weighted = batch > 1 and any(getattr(term, "weights", ()) for term in terms)
         if self._clips_examples and (weighted or any(term.reduction != "mean" for term in terms)):

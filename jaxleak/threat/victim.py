@@ -67,6 +67,8 @@ class Victim(Private, Network, Sharing):
         if self.update is not None and (self.params is None or self.updates != 1):
             raise InputError("`update` is one update of one network: give its `params`, and the images of one batch.")
         self._check_training(channels=self.images.shape[-1])
+        if any(defence.network(self.model) != self.model for defence in self.defences):
+            raise InputError(f"`defences` {self.defence_name} change the network; make the victim with `make_victim`.")
 
     @functools.cached_property
     def key(self) -> Hashable | None:
@@ -163,6 +165,8 @@ class Victim(Private, Network, Sharing):
             key: key from which defences draw.
         """
         model = self.client_model
+        for i, defence in enumerate(self.defences):
+            model = defence.client_model(model, jax.random.fold_in(key, i), len(x))
         scores = functools.partial(follows, model, params, x)  # computed only where a defence asks for them
         if self._clips_examples:
             each = jax.vmap(lambda x, target: loss_gradient(model, params, x[None], target[None], self.client.loss))(

@@ -59,6 +59,11 @@ def fitted(sweep: Sweep, silent: Sequence[str], *, stops: bool = True) -> tuple[
             f"`defence` of an audit must be the package's, whose noise is known; {victim.defence_name} is a function. "
             "Leave it out, or state what comes nearest."
         )
+    if any(defence.in_network for defence in victim.defences):
+        raise InputError(
+            "`defence` precode of an audit is not possible: its noise is known to the client alone. Attack it with "
+            "`jaxleak run`."
+        )
     if victim.batch > 1 and any(isinstance(defence, DPSGD) and defence.clip for defence in victim.defences):
         raise InputError(
             "`defence` dp-sgd clips each image of a batch by a factor of its own, which an audit cannot know; audit "
@@ -177,7 +182,8 @@ def _prevented(victim: Victim, best: Group) -> list[dict[str, Any]] | None:
         return None
     images, target = np.asarray(best.restarts.images[0], np.float64), targets_of(victim, best.restarts.labels[0])
     try:
-        found = risk_at(victim, victim.params, images, target, known=best.determined.information)
+        silent, known = silent_tensors(victim), best.determined.information
+        found = risk_at(victim, victim.params, images, target, known=known, silent=silent)
     except Exception as error:  # memory, a model that cannot be differentiated forwards
         reason = " ".join(str(error).split())[:200]
         warnings.warn(f"what defences would leave could not be computed ({reason})", stacklevel=3)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.attacks.presets import IDLG
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.data.paths import write_atomically
@@ -93,7 +94,9 @@ class Risk:
         }
 
 
-def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0, seed: int = 0) -> Risk:
+def risk(
+    victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0, seed: int = 0, silent: Sequence[str] = ()
+) -> Risk:
     """What the best unbiased attacker can expect of an update, by its Fisher information; no attack is run.
 
     Args:
@@ -101,6 +104,7 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
         compared: texts of further defences, several joined by " ".
         update: which of the victim's updates.
         seed: of the network, where each trial has its own.
+        silent: names of tensors that are not shared, as in `layers`.
 
     Raises:
         InputError: the images are not known, or a defence is not.
@@ -108,7 +112,7 @@ def risk(victim: Victim, compared: Sequence[str] = COMPARED, *, update: int = 0,
     if not victim.knows_truth:
         raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")
     params, pixels, target = _one(victim, update, seed)
-    return risk_at(victim, params, pixels, target, compared)
+    return risk_at(victim, params, pixels, target, compared, silent=silent)
 
 
 def risk_at(
@@ -118,6 +122,7 @@ def risk_at(
     target: Float[np.ndarray, "b k"],
     compared: Sequence[str] = COMPARED,
     known: Information | None = None,
+    silent: Sequence[str] = (),
 ) -> Risk:
     """`risk` of images with these targets, at these weights.
 
@@ -126,6 +131,7 @@ def risk_at(
         params, pixels, target: of one update, in float64.
         compared: as for `risk`.
         known: information at these images, without defences, if there is any.
+        silent: as for `risk`.
 
     Raises:
         InputError: a defence is not known, or there is no gradient.
@@ -139,17 +145,22 @@ def risk_at(
                 f"`risk` knows what the package's defences hide, and not what the function {text} does; measure that "
                 "by attacks: jaxleak run --defence."
             )
-    shared = update_at(victim, params, pixels, target)
+        if any(defence.in_network for defence in defences):
+            raise InputError(f"`risk` looks at one network, and {text} changes it; measure it by attacks: jaxleak run.")
+    shares = layer_weights(("*", *(f"{name}:0" for name in silent)), params)
+    shared = jax.tree.map(lambda leaf, share: leaf * share, update_at(victim, params, pixels, target), shares)
     norm2 = squared_norm_of(shared)
     if not norm2 > 0:
         raise InputError("`risk` needs an update; this network has no gradient at these images.")
-    entries = sum(int(np.size(leaf)) for leaf in jax.tree.leaves(shared))
+    entries = sum(
+        int(np.size(leaf)) for leaf, share in zip(*map(jax.tree.leaves, (shared, shares)), strict=True) if share
+    )
     size = math.sqrt(norm2 / entries)
     noise = size * math.sqrt(MARGIN) * ARITHMETIC * 2.0**-24
-    known = information(victim, params, pixels, target) if known is None else known
+    known = information(victim, params, pixels, target, shares) if known is None else known
     lines = []
     for text, defences in stated.items():
-        error = _error(victim, params, pixels, target, shared, defences, known, noise)
+        error = _error(victim, params, pixels, target, shared, shares, defences, known, noise)
         lines.append(Line(text, error, psnr(error), error > HIDDEN))
     lines.sort(key=lambda line: (line.defence != UNDEFENDED, line.error))
     return Risk(pixels, known, noise, size, lines)
@@ -174,6 +185,7 @@ def _error(
     pixels: np.ndarray,
     target: np.ndarray,
     shared: PyTree,
+    shares: PyTree,
     defences: tuple[Defence, ...],
     known: Information,
     noise: float,
@@ -191,7 +203,10 @@ def _error(
     alike = all(np.allclose(variance, first, rtol=1e-6, atol=0) for variance in variances)
     if alike and all(np.all(mask) for mask in seen.masks) and not seen.clipped:
         return known.error(math.sqrt(first) / seen.factor)
-    weights = [mask * (first / variance) for mask, variance in zip(seen.masks, variances, strict=True)]
+    weights = [
+        share * mask * (first / variance)
+        for share, mask, variance in zip(jax.tree.leaves(shares), seen.masks, variances, strict=True)
+    ]
     tree = jax.tree.structure(shared).unflatten(weights)
     changed = information(victim, params, pixels, target, tree, free_of_scale=seen.clipped, spectrum_only=True)
     return changed.error(math.sqrt(first) / seen.factor)
