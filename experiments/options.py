@@ -34,6 +34,7 @@ PUBLISHED = {
     "gradinversion": "Yin et al. 2021, with BatchNorm's statistics of the client's batch",
     "analytic": "Phong et al. 2017: closed form, where the first layer is dense (`--model mlp`)",
     "april": "Lu et al. 2022 (APRIL): closed form, where positions are learnt (`--model vit`)",
+    "rgap": "Zhu & Blaschko 2021 (R-GAP): layer by layer, of chains of convolutions and dense layers, ReLUs too",
     "spear": "Dimitrov et al. 2024 (SPEAR): batches, where a ReLU follows a first dense layer (`--model mlp`)",
 }
 NOT_READ = {

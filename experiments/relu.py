@@ -1,8 +1,9 @@
 """LeNet with ReLUs: pixels kept in [0, 1] by a change of variables, beside Inverting Gradients' steps.
 
 CIFAR-100 images, a network of its own for each, torch's default initialisation, label read from the update, one start.
-All attacks minimise 1 - cosine plus a total variation of the weight in their name. `ig` has its published 4,800 steps;
-`box` is L-BFGS on variables whose sigmoids are the pixels, `free` the same without bounds, 1,000 evaluations each.
+All but `rgap` minimise 1 - cosine plus a total variation of the weight in their name. `ig` has its published 4,800
+steps; `box` is L-BFGS on variables whose sigmoids are the pixels, `free` the same without bounds, 1,000 evaluations
+each. `rgap` solves one layer after the other, with as many evaluations of the last layers' equations.
 
     python -m experiments.relu --data-dir DIR --images 100
 """
@@ -26,6 +27,7 @@ ATTACKS = {
     **{f"box-{tv}": replace(QUASI_NEWTON, tv=float(tv)) for tv in ("0.01", "0.03", "0.1")},
     "free-0.03": replace(QUASI_NEWTON, tv=0.03, box=False),
     **{f"ig-{tv}": replace(jaxleak.IG, tv=float(tv)) for tv in ("0.0001", "0.01", "0.03", "0.1")},
+    "rgap": jaxleak.ATTACKS["rgap"],
     "ig-0.03-short": replace(jaxleak.IG, tv=0.03, iterations=EVALUATIONS),
 }
 

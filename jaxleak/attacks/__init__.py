@@ -16,5 +16,6 @@ closed_forms.py   images that an update gives away, and what each way needs
 analytic.py       one image, from a dense layer
 april.py          one image, from the embedding of a vision transformer
 spear.py          a batch, from a dense layer with a ReLU behind it
+rgap.py           one image, layer by layer through convolutions and dense layers
 lane_cond.py      `lax.cond` that works under `vmap`: a branch that no lane wants is skipped
 """

@@ -12,8 +12,10 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks.analytic import first_dense, recover_image
 from jaxleak.attacks.april import find_embedding, recover_from_positions
+from jaxleak.attacks.rgap import recover_by_layers
 from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
 from jaxleak.errors import InputError
+from jaxleak.models.chain import Link, find_chain
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.network import draw_params
 from jaxleak.threat.victim import Victim
@@ -59,6 +61,22 @@ def read_relu_layer(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d h
 
     batch = recover_inputs(layer, count, key)
     return in_order_of_labels(batch, slope, leak.label).reshape(count, *shape)
+
+
+def read_chain(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"]:
+    """The image, from the gradient of a chain of convolutions and dense layers."""
+    low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
+    return recover_by_layers(_chain(victim), leak.params, leak.update, low, high, key)
+
+
+def _chain(victim: Victim) -> list[Link]:
+    with jax.ensure_compile_time_eval():
+        return find_chain(victim.attacker_model, _shapes(victim), _shape(victim))
+
+
+def _check_chain(victim: Victim) -> None:
+    _one_gradient("rgap", victim)
+    _chain(victim)
 
 
 def _one_gradient(name: str, victim: Victim) -> None:
@@ -141,4 +159,5 @@ CLOSED_FORMS = {
     "analytic": ClosedForm(read_dense, _check_dense),
     "april": ClosedForm(read_positions, _check_positions),
     "spear": ClosedForm(read_relu_layer, _check_relu),
+    "rgap": ClosedForm(read_chain, _check_chain),
 }

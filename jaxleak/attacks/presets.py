@@ -236,8 +236,11 @@ ANALYTIC = Attack(name="analytic", label="bias", init="analytic", solver=NoSolve
 APRIL = replace(ANALYTIC, name="april", init="april")
 # Source: Dimitrov et al. 2024 (SPEAR). Differs: theirs leaves labels to others.
 SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
+# Source: Zhu & Blaschko 2021 (R-GAP). Differs: see `rgap.recover_by_layers`.
+RGAP = replace(ANALYTIC, name="rgap", init="rgap")
 ATTACKS: dict[str, Attack] = {
-    attack.name: attack for attack in (DLG, IDLG, CPL, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR)
+    attack.name: attack
+    for attack in (DLG, IDLG, CPL, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR, RGAP)
 }
 
 

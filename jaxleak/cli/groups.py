@@ -56,8 +56,8 @@ class StartHere:
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
     (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs), gradinversion;
-    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu); with a solver of its own
-    after a colon, as in dlg:torch-lbfgs."""
+    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains,
+    ReLUs too); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
     resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit; `jaxleak models` lists
@@ -92,8 +92,8 @@ class UpdateHere:
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
     (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs), gradinversion;
-    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu); with a solver of its own
-    after a colon, as in dlg:torch-lbfgs."""
+    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains,
+    ReLUs too); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)

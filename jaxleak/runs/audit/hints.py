@@ -1,5 +1,6 @@
 """Hints that an update gives by itself, and what is left of it: no attack is run here."""
 
+import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import head_gradient
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
@@ -221,6 +223,9 @@ def stuck_hint(victim: Victim) -> list[Hint]:
         return []
     text = "the network is piecewise linear (ReLU or max-pooling): restarts get stuck there whatever the image; "
     advice = "the nearest picture comes from --attack ig --tv 0.03, or --objective cosine --tv 0.03 --box True"
+    with contextlib.suppress(InputError):
+        CLOSED_FORMS["rgap"].check(victim)
+        advice = "--attack rgap does not search, but solves one layer after the other"
     return [Hint("stuck", text + advice)]
 
 
