@@ -33,17 +33,21 @@ def main() -> None:
         )
         sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.ATTACKS["april"],), seeds=1, snapshots=())
         rows = run_one("april", run, sweep, options).rows
-        good = sum(row["psnr"] > GOOD for row in rows)
-        psnr = [min(row["psnr"], 200.0) for row in rows]
-        told = {
-            "images": len(rows),
-            "good": good,
-            "ci95": jaxleak.wilson(good, len(rows)),
-            "psnr": [float(number) for number in np.percentile(psnr, (0, 50, 100))],
-            "labels": sum(row["label_correct"] for row in rows),
-            "device": rows[0]["device"],
-        }
-        write_json(results_folder("april") / f"{run}-table.json", told)
+        write_json(results_folder("april") / f"{run}-table.json", cell(rows))
+
+
+def cell(rows: list[dict]) -> dict:
+    """Images above 40 dB, PSNR (smallest, median, largest) and labels."""
+    good = sum(row["psnr"] > GOOD for row in rows)
+    psnr = [min(row["psnr"], 200.0) for row in rows]
+    return {
+        "images": len(rows),
+        "good": good,
+        "ci95": jaxleak.wilson(good, len(rows)),
+        "psnr": [float(number) for number in np.percentile(psnr, (0, 50, 100))],
+        "labels": sum(row["label_correct"] for row in rows),
+        "device": rows[0]["device"],
+    }
 
 
 def results() -> list[tables.Results]:

@@ -154,10 +154,7 @@ def results_on(dataset: str) -> tables.Results:
         ("attack, start", "solved", "95 %", "iterations to 1e-4, median"),
         rows,
         tables.device(told),
-        (
-            "Paper: a 16x16 tile needs fewer iterations than N(0, 1) pixels (Wei et al. 2020; curves, no rates).",
-            "PyTorch, one image (shared notebooks): tile to 1.3e-3 in 16 iterations, N(0, 1) to 3e-4 in 100.",
-        ),
+        ("Paper: a 16x16 tile needs fewer iterations than N(0, 1) pixels (Wei et al. 2020; curves, no rates).",),
         {kind: f"cpl_starts/{dataset}-{kind}.png" for kind in ("iterations", "curves", "grid")},
     )
 

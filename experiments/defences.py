@@ -161,8 +161,9 @@ def results() -> list[tables.Results]:
             (
                 "`--only KIND` runs those whose name begins so (`none`, `precision` for fp16, bf16 and int8).",
                 "Told: the attacker knows which entries were set to zero, or that noise was drawn.",
-                "Paper, noise: a variance of 1e-2 defends, 1e-3 does not (here it is the standard deviation).",
-                "Paper: pruning above 20 % defends; fp16 does not defend, int8 does.",
+                "Noise: the number is the standard deviation. A variance of 1e-2 is 0.1 here, and one of 1e-3 is 3e-2.",
+                "Paper (recalled): noise of variance 1e-2 defends, 1e-3 does not.",
+                "Paper (recalled): pruning above 20 % defends; fp16 does not defend, int8 does.",
             ),
             {"figure": "defences/defences.png"},
         )

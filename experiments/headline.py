@@ -22,7 +22,7 @@ def headline() -> str:
             f"{idlg['n']} trials",
         ),
         (
-            "Inverting Gradients, trained LeNet, TV 0.01: PSNR in dB",
+            "Inverting Gradients, trained LeNet, TV 0.01: PSNR in dB, mean ± sd",
             trained["paper"],
             trained["PSNR in dB"],
             f"{trained['n']} images",

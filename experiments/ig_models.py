@@ -75,20 +75,9 @@ def main() -> None:
 
 def table(name: str, victim: jaxleak.Victim, iterations: int, result: jaxleak.Result) -> dict[str, Any]:
     """PSNR over images, and over those of the batch what of each one's variance is explained."""
-    rows, shape = result.rows, victim.images.shape[1:]
-    training = result.summary.get("training")
-    told = {
-        "setting": name,
-        "device": rows[0]["device"],
-        "parameters": jaxleak.parameter_count(victim.model, (shape[0], shape[1], shape[2])),
-        "iterations": iterations,
-        "trials": len(rows),
-        "psnr_median": float(np.nanmedian([row["psnr"] for row in rows])),
-        "psnr_best": float(np.nanmax([row["psnr"] for row in rows])),
-        "affine_error_median": float(np.nanmedian([row["affine_error"] for row in rows])),
-        "objective_median": float(np.nanmedian([row["objective"] for row in rows])),
-        "accuracy": training and training["accuracy"][0],
-    }
+    rows, (h, w, c) = result.rows, victim.images.shape[1:]
+    parameters = jaxleak.parameter_count(victim.model, (h, w, c))
+    told = {"setting": name, "parameters": parameters, "iterations": iterations, **measured(result)}
     if victim.batch == 1:
         return told
     found = np.clip(result.reconstructions([rows[0]["trial"]])["candidate"][0], 0, 1)
@@ -103,6 +92,20 @@ def table(name: str, victim: jaxleak.Victim, iterations: int, result: jaxleak.Re
         "more_than_half_explained": int(np.sum(explained > 0.5)),
     }
     return told | each
+
+
+def measured(result: jaxleak.Result) -> dict[str, Any]:
+    """Over the trials, and what the training came to."""
+    rows, training = result.rows, result.summary.get("training")
+    return {
+        "device": rows[0]["device"],
+        "trials": len(rows),
+        "psnr_median": float(np.nanmedian([row["psnr"] for row in rows])),
+        "psnr_best": float(np.nanmax([row["psnr"] for row in rows])),
+        "affine_error_median": float(np.nanmedian([row["affine_error"] for row in rows])),
+        "objective_median": float(np.nanmedian([row["objective"] for row in rows])),
+        "accuracy": training and training["accuracy"][0],
+    }
 
 
 def pictures(victim: jaxleak.Victim, result: jaxleak.Result, path) -> None:
@@ -137,12 +140,12 @@ def results() -> list[tables.Results]:
     return [
         tables.Results(
             "Deep networks: cosine, TV, signed Adam",
-            "ig_models",
+            "ig_models --iterations 300 --images 2 --batch-width 16",
             ("run", "parameters", "accuracy", "steps", *measured),
             rows,
             tables.device(*told.values()),
             (
-                "`--only NAME` runs one. TV: total variation. `batch`: one update of all these images.",
+                "`--only NAME` runs one; ResNet-152 of width 64: `--images 1`. `batch`: one update of all images.",
                 "Over half explained: images of which more than half of the variance is.",
                 "Paper: ResNet-18 and 152, trained and not, show recognisable images; of 100 images some are.",
             ),

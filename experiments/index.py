@@ -42,7 +42,9 @@ PARTS = {
 HEADER = """# Experiments
 
 One file is one table or figure of a paper, or one question. This page is written by `python -m experiments.index` from
-the summaries under `results/` and from NOTES.md; nobody types a number of ours into a table.
+the summaries under `results/` and from NOTES.md; nobody types a number of ours into a result's table. `python -m
+tests.independent_results` computes every figure of the tables and of the text again from the stored rows; its list
+`WITHOUT_ROWS` names the paragraphs whose measurements have none.
 
 The commands read prepared CIFAR-100, MNIST and LFW from `--data-dir` (or `$JAXLEAK_DATA_DIR`), are run from the
 project's root, resume where they were stopped, and write run directories under `runs/` and small results here. Behind
@@ -50,7 +52,8 @@ each command stands the device that its results are from.
 
 - Brackets are 95 % Wilson intervals. `n` counts trials.
 - Recovered: the image's relative error is below 0.2. Solved: the objective is below its threshold as well.
-- Paper: what it says. PyTorch: measured with the original procedure (torch 2.13, CPU).
+- Paper: what it says; recalled: as remembered, not looked up; quoted: as others quote it.
+- PyTorch: measured with the original procedure (torch 2.13, CPU).
 - `lbfgs` is our solver; `torch-lbfgs` follows torch's, as published.
 """
 

@@ -70,18 +70,20 @@ def main() -> None:
                 shown.append((f"x + d, |d| = {size:g}|x|", moved, recovered))
     folder = results_folder("kan2022_nullspace")
     parquet.write_table(pa.Table.from_pylist(rows), folder / "rows.parquet")
-    summary = {
+    write_json(folder / "summary.json", summary(rows))
+    draw(pixels[0], shown, folder / "nullspace.png")
+    print(summary(rows))
+
+
+def summary(rows: list[dict]) -> dict:
+    """Extremes over images and moves."""
+    changes = [row["gradient_change"] / row["relative_move"] for row in rows]
+    return {
         "n": len(rows),
         "largest_output_change": max(row["output_change"] for row in rows),
         "largest_recovery_error": max(row["recovery_error"] for row in rows),
-        "gradient_change_over_move": [
-            min(row["gradient_change"] / row["relative_move"] for row in rows),
-            max(row["gradient_change"] / row["relative_move"] for row in rows),
-        ],
+        "gradient_change_over_move": [min(changes), max(changes)],
     }
-    write_json(folder / "summary.json", summary)
-    draw(pixels[0], shown, folder / "nullspace.png")
-    print(summary)
 
 
 def draw(truth: np.ndarray, shown: list, path) -> None:

@@ -113,12 +113,13 @@ def results_at(width: int) -> tables.Results:
         rows.append(["others" if rows else "all", tables.NOT_RUN])
     return tables.Results(
         f"ResNet-18, {'full width' if width == 64 else f'width {width}'}: whose images come back",
-        f"kan2022_resnet18 --width {width}",
+        f"kan2022_resnet18 --width {width}{' --images 3 --seeds 2' if width == 64 else ''}",
         COLUMNS,
         rows,
         tables.device(*told.values()),
         (
-            "`--only NAME` runs one. The name says BatchNorm's mode first: eval (running statistics) or train.",
+            "`--only NAME --evaluations N` makes a row.",
+            "The name says BatchNorm's mode first: eval (running statistics) or train.",
             tables.AFFINE,
             "Evaluations, PSNR, error and objective are medians or quartiles; the objective is the relative one.",
             "Paper: no image recovered of 20, 20 starts each.",

@@ -93,7 +93,7 @@ def results() -> list[tables.Results]:
             tables.device(*told.values()),
             (
                 "`--only NAME` runs one line. Iterations are those of the solved trials.",
-                "PyTorch on ten other images, one network an image: 64/100 (DLG), 75/100 (iDLG); mean 77 iterations.",
+                "PyTorch's trials on five other images, one network an image, are under `pytorch_parity`.",
             ),
             {name: f"kan2022_table1/{name}.png" for name in (*RUNS, "solvers")},
         )

@@ -89,7 +89,7 @@ def results() -> list[tables.Results]:
     return [
         tables.Results(
             "Figure 10: LFW at 32, 64 and 128 pixels, LeNet",
-            "resolution",
+            "resolution --images 3 --seeds 1",
             ("run", "pixels", "channels", "attack", "solved", "95 %", "PSNR in dB, median"),
             rows,
             tables.device(*summaries.values()),

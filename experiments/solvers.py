@@ -163,7 +163,10 @@ def results() -> list[tables.Results]:
             ("activation", "solver", *heads),
             rows,
             tables.device(*told[:1]),
-            ("MNIST, CIFAR-100 and LFW together.",),
+            (
+                "MNIST, CIFAR-100 and LFW together. Solved: an error below 0.2, an objective below 1e-5 (MNIST: 1e-6).",
+                "Those of 30 trials: `--n 10 --models sigmoid`.",
+            ),
             {attack: f"solvers/{attack}.png" for attack in LABELS},
         )
     ]

@@ -9,7 +9,6 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
-import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
@@ -21,13 +20,13 @@ from experiments import (
     kan2022_table1,
     options,
     pytorch_parity,
-    solvers,
     tables,
 )
 from jaxleak.bench import cluster as simulate
 from jaxleak.cli import RunCommand
 from jaxleak.results import figures as plots
 from jaxleak.results.intervals import wilson
+from tests.fixtures import imports
 
 FOLDER = Path(harness.__file__).parent
 FILES = sorted(FOLDER.glob("*.py"))
@@ -42,18 +41,6 @@ def name_of(path: Path) -> str:
 
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text())
-
-
-def imports(nodes) -> set[str]:
-    """Full names of what import statements among `nodes` bring in; of `import a.b` that is `a.b`."""
-    names = set()
-    for node in nodes:
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "experiments import by full names"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return names
 
 
 # --- the files ---
@@ -108,28 +95,6 @@ def test_figures_are_small(path):
     content = path.read_bytes()
     assert content.startswith(b"\x89PNG")
     assert len(content) < 300_000
-
-
-@pytest.mark.parametrize("path", [path for path in RESULTS if path.suffix == ".parquet"], ids=name_of)
-def test_rows_are_those_of_their_summary(path):
-    summary_path = path.with_suffix(".json")
-    if path.parent.name == "solvers":
-        summary = json.loads((path.parent / "summary.json").read_text())
-        cells = solvers.cells(path.stem, parquet.read_table(path).to_pylist())
-        assert json.loads(json.dumps(cells)) == [cell for cell in summary if cell["solver"] == path.stem]
-        return
-    if not summary_path.exists():  # rows of another kind
-        summary = json.loads((path.parent / "summary.json").read_text())
-        assert parquet.read_metadata(path).num_rows == summary["n"]
-        return
-    rows, summary = parquet.read_table(path).to_pylist(), json.loads(summary_path.read_text())
-    assert len({row["trial"] for row in rows}) == len(rows)
-    assert {row["settings_hash"] for row in rows} == {summary["settings_hash"]}
-    if summary["complete"]:
-        assert len(rows) == summary["trials_expected"]
-    for group in summary["groups"]:
-        mine = [row for row in rows if row["attack"] == group["attack"] and group["image"] in (None, row["image"])]
-        assert (len(mine), sum(row["success"] for row in mine)) == (group["trials"], group["successes"])
 
 
 # --- the page ---
@@ -407,7 +372,8 @@ def test_compare():
     assert row["ci95"]["torch"] == row["ci95"]["jaxleak"] == pytest.approx(wilson(3, 4))
     assert row["fisher_p"] == pytest.approx(1)
     assert row["median_iterations_to_1e-4_over_both"] == {"torch": 20, "jaxleak": 23}
-    assert row["median_ratio"] == pytest.approx(23 / 20)
+    assert row["geometric_mean_ratio"] == pytest.approx((11 / 10 * 35 / 30) ** 0.5)
+    assert row["wilcoxon_p"] == pytest.approx(0.5)  # of the four signs of two pairs, the two outermost
     assert row["label_accuracy"] == {"torch": 1, "jaxleak": 0.5}
     json.dumps(row)
 
@@ -425,7 +391,7 @@ def test_compare_without_a_trial_that_both_solve():
     row = pytorch_parity.compare("dlg", [torch_row(1, 0, None)], [our_row(1, 0, 7)])
     assert row["solved"] == {"torch": 0, "jaxleak": 1, "both": 0}
     assert row["median_iterations_to_1e-4_over_both"] == {"torch": None, "jaxleak": None}
-    assert row["median_ratio"] is None
+    assert row["geometric_mean_ratio"] is row["wilcoxon_p"] is None
 
 
 def test_the_reference_folder_is_read_in_our_layout(tmp_path):

@@ -1,0 +1,603 @@
+"""What the text of README.md and experiments/README.md says of stored rows, computed again from them.
+
+Each function yields the phrases that the text of one experiment must contain, with its figures computed here. A
+paragraph with a figure in it has such a phrase, or begins as one of `WITHOUT_ROWS`.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tests.independent_results import (
+    IG_MODELS,
+    RECOVERED,
+    SOLVERS,
+    Stored,
+    interval,
+    mean_interval,
+    parity_trials,
+    plus_minus,
+    ray_rates,
+    risk_points,
+    solved_iterations,
+    solver_rows,
+)
+
+# Measurements whose rows are not kept, and texts about code, networks or versions; by their first words.
+WITHOUT_ROWS = (
+    *("**Labels of batches.**", "**What was tried and left out.**", "**Throughput.**", "**The GPU's program.**"),
+    *("The L-BFGS step is bound by memory", "The rates of a run move", "The same count of the program before"),
+    *("Eight steps run between two questions", "**Sampling alone, and refined.**", "**XLA's pool of one thread.**"),
+    *("**What a model costs.**", "The deep ones' evaluations take seconds", "**Compiled programs are not kept"),
+    *("**Only arrays that are mostly zero", "**Tests compile quickly.**", "- **", "**The embedding's own equations.**"),
+    *("One file is one table", "The commands read prepared", "- Brackets are", "Measurements behind decisions in the"),
+)
+Phrases = Iterator[str]
+TEXTS: list[Callable[[Stored], Phrases]] = []
+
+
+def text(function: Callable[[Stored], Phrases]) -> Callable[[Stored], Phrases]:
+    TEXTS.append(function)
+    return function
+
+
+def of(rows: pd.DataFrame, attack: str) -> pd.DataFrame:
+    return rows[rows.attack == attack]
+
+
+def whole(values: pd.Series) -> str:
+    """The median as people write it: 78, 43.5."""
+    return f"{values.median():g}"
+
+
+def times(rows: pd.DataFrame, others: pd.DataFrame) -> tuple[int, float, int]:
+    """Of trials that both solve: how many, the geometric mean of evaluations over the others'; and by how many not."""
+    keys = ["attack", "dataset", "image"]
+    both = rows.merge(others, on=keys, suffixes=("", "_other"), validate="one_to_one")
+    shared = both[both.solved & both.solved_other]
+    ratio = np.exp(np.log(shared.threshold_evaluations / shared.threshold_evaluations_other).mean())
+    return len(shared), float(ratio), int((both.solved != both.solved_other).sum())
+
+
+# --- Kan et al. ---
+
+
+@text
+def kan_table1(stored: Stored) -> Phrases:
+    trial, image, ours = (stored.rows(f"kan2022_table1/{name}") for name in ("per-trial", "per-image", "lbfgs"))
+    for rows, form in ((trial, ".2f"), (image, ".0e")):
+        counts = rows.groupby("image").success.sum()
+        p = stats.chi2_contingency([counts, 50 - counts]).pvalue
+        test = "chi-square p" if rows is trial else "p"
+        yield f"({counts.min()} to {counts.max()} of 50, {test} = {p:{form}})"
+    solved, n = int(trial.success.sum()), len(trial)
+    pooled = (solved / n + 0.68) / 2
+    p = 2 * stats.norm.sf(abs(solved / n - 0.68) / np.sqrt(pooled * (1 - pooled) * 2 / n))
+    yield f"{solved} of {n:,} against 0.68 of {n:,} gives p = {p:.2f} (two proportions)"
+    yield f"Of the failures {100 * (trial[~trial.success].status == 'diverged').mean():.0f} % diverge"
+    evaluations = [rows.threshold_evaluations[rows.success].median() for rows in (ours, trial)]
+    count = int(ours.success.sum())
+    yield f"{count} of the {len(ours):,} trials ({ours.success.mean():.3f} {interval(count, len(ours), 3)})"
+    yield f"instead of {solved}, median {evaluations[0]:,.0f} evaluations to 1e-4"
+    yield f"over the solved ones instead of {evaluations[1]:,.0f}, nothing diverges, every label is right"
+    assert ours.label_correct.all(), "table 1: not every label is right"
+    assert not (ours.status == "diverged").any(), "table 1: a trial diverges"
+    engine = stored.json("kan2022_table1/per-trial")["engine"]
+    used = 100 * engine["utilisation"]
+    yield f"{engine['seconds']:.0f} s on two cores beside the test suite, utilisation {used:.1f} %"
+    yield f"time outside compiled calls {100 * engine['host_share']:.2f} %"
+
+
+@text
+def resnet18_eval(stored: Stored) -> Phrases:
+    ours, theirs = (stored.rows(f"resnet18_eval/{name}") for name in ("lbfgs", "torch-lbfgs"))
+    psnr, evaluations = ours.psnr, ours.evaluations
+    yield f"{(psnr > 30).sum()} of {len(ours)} trials"
+    yield f"{psnr.min():.1f} to {psnr.max():.1f}, median {psnr.median():.1f}"
+    yield f"after {evaluations.min():,} to {evaluations.max():,} of"
+    yield f"trials ends at {theirs.psnr.min():.0f} to {theirs.psnr.max():.0f} dB, none above 30"
+    assert theirs.psnr.max() < 30, "resnet18_eval: a trial of torch-lbfgs is above 30 dB"
+
+
+@text
+def kan_resnet18(stored: Stored) -> Phrases:
+    def rows(name: str, width: int = 16) -> pd.DataFrame:
+        return stored.rows(f"kan2022_resnet18/{name}-{width}")
+
+    def back(name: str, width: int = 16, key: str = "relative_error") -> int:
+        return int((rows(name, width)[key] < RECOVERED).sum())
+
+    full = rows("eval-softplus-torch", 64)
+    yield f"at {full.psnr.min():.0f} to {full.psnr.max():.0f} dB after {full.evaluations.max()} evaluations"
+    yield f"where that succeeds ({back('published-lenet', 64)} of 6)"
+    assert back("eval-softplus-torch", 64) == len(full), "full width: not all come back"
+    best = rows("eval", 64).psnr.nlargest(3)
+    yield f"the three best end at {best.min():.0f} to {best.max():.0f} dB"
+    errors = rows("train-softplus-torch", 64).affine_error
+    yield f"(errors of {errors.min():.2f} to {errors.max():.2f})"
+    published = rows("published")
+    met = int((published.objective < 1e-4).sum())
+    counts = published.evaluations
+    yield f"ends {met} of {len(published)} trials below the published objective of 1e-4"
+    yield f"a median of {counts.median():.0f} evaluations ({counts.min()} to {counts.max():,}), at a median of"
+    yield f"{published.psnr.median():.1f} dB, no image recovered"
+    assert back("published") == 0, "the published attack recovers an image"
+    yield f"of which it recovers {back('published-lenet')} of 80"
+    uniform = rows("train-uniform")
+    yield f"goes on to {uniform.relative_objective.median():.0e} of the update, and"
+    yield f"{back('train-uniform', key='affine_error')} of 80 images come back but for contrast"
+    medians = [rows(name).psnr.median() for name in ("eval", "eval-softplus-torch")]
+    yield f"at medians of {medians[0]:.0f} and {medians[1]:.0f} dB"
+    assert {back("eval"), back("eval-softplus-torch")} == {80}, "evaluation mode: not all 80 come back"
+    yield f"After 400 evaluations {back('eval-joint')} come back where the label is optimised too"
+    yield f"{back('eval-absolute')} where the objective is absolute, and {back('eval-per-tensor')} where"
+    assert {rows(f"eval-{name}").evaluations.max() for name in ("joint", "absolute", "per-tensor")} == {400}
+    train = [back(name, key="affine_error") for name in ("train", "train-torch", "train-softplus-torch")]
+    yield f"after 800 evaluations {min(train)} to {max(train)} of 80 end with an error below 0.2"
+    flat = rows("eval-torch")
+    yield f"({back('eval-torch')} of 80), where the gradient hardly depends"
+    yield f"float32's end, {flat.relative_objective.median():.0e}, at {flat.psnr.median():.0f} dB"
+    yield f"The same network in train mode loses {back('train-torch', key='affine_error')} of 80"
+    relu = {back(f"{mode}-relu-torch-cosine") for mode in ("eval", "train")}
+    yield f"({relu.pop()} of 80 each)" if len(relu) == 1 else "ReLUs differ"
+    yield f"(`eval-uniform`, {back('eval-uniform')} of 80)"
+    trained = stored.json("kan2022_resnet18/eval-softplus-trained-16")["training"]["accuracy"][0]
+    yield f"({100 * trained:.1f} % accuracy) the softplus network gives away {back('eval-softplus-trained')} of 80"
+    yield f"gets nothing ({back('eval-softplus-trained-hidden')} of 80)"
+
+
+# --- DLG, iDLG, CPL ---
+
+
+@text
+def batches(stored: Stored) -> Phrases:
+    cell = {(size, name): of(stored.rows(f"batches/batch-{size}"), name) for size in (1, 2, 4, 8) for name in BOTH}
+    plain, smooth = ({size: cell[size, name] for size in (1, 2, 4, 8)} for name in BOTH)
+    yield f"a batch of two comes home in {plain[2].success.sum()} of 20 trials, and one of four in none"
+    assert plain[4].success.sum() == 0, "a batch of four is recovered"
+    assert smooth[2].success.sum() == smooth[4].success.sum() == 20, "TV: not all batches of two and four"
+    medians = [smooth[size].psnr.median() for size in (2, 4)]
+    yield f"in 20 of 20 trials, at a median of {medians[0]:.1f} and {medians[1]:.1f} dB"
+    yield f"{plain[1].psnr.median():.1f} dB without and {smooth[1].psnr.median():.1f} with"
+    eight, images = smooth[8], smooth[8].batch.sum()
+    yield f"every image in {eight.success.sum()} of 20 trials and {eight.images_recovered.sum()} of {images} images"
+    yield f"at {eight.psnr.median():.1f} dB and a median MSE of {eight.mse.median():.4f}"
+    assert images - eight.labels_right.sum() == 1, "of eight: not one label is wrong"
+
+
+BOTH = ("L2", "L2 + TV")
+
+
+@text
+def defences(stored: Stored) -> Phrases:
+    def back(name: str, attack: str) -> int:
+        return int((of(stored.rows(f"defences/{name}"), attack).relative_error < RECOVERED).sum())
+
+    def accuracy(name: str) -> float:
+        return stored.json(f"defences/{name}-rates")["accuracy"]
+
+    pair = {name: (back(name, "L2"), back(name, "cosine")) for name in ("none", "gaussian-1e-3", "gaussian-1e-2")}
+    yield f"Without a defence {pair['none'][0]} of 40 come back by L2 and {pair['none'][1]} by cosine"
+    yield "with noise of standard deviation 0.001 {} and {}, with 0.01 none".format(*pair["gaussian-1e-3"])
+    assert pair["gaussian-1e-2"] == (0, 0), "noise of 0.01: an image comes back"
+    assert back("gaussian-3e-2", "L2") == back("gaussian-3e-2", "cosine"), "noise of 0.03: L2 and cosine differ"
+    yield f"there {back('gaussian-3e-2', 'L2')} of 40 come back here, under L2 and under cosine"
+    yield f"{accuracy('gaussian-1e-2'):.3f} for {accuracy('none'):.3f} accuracy"
+    yield f"before 90 % ({back('prune-0.9', 'L2')} of 40; {back('prune-0.9', 'L2, told')} of 40 for an attacker"
+    yield f"it costs {100 * (accuracy('none') - accuracy('prune-0.9')):.1f} points"
+    told = back("prune-layer-0.3", "L2, told")
+    yield f"30 % defends for nothing ({back('prune-layer-0.3', 'L2')} of 40), and {told} of 40 come back once"
+    assert not any(back("prune-layer-0.7", attack) for attack in ("L2", "cosine", "L2, told"))
+    coarse = [back(name, attack) for name in ("fp16", "bf16", "int8") for attack in ("L2", "cosine")]
+    yield f"Half precision and int8 do nothing ({min(coarse)} to {max(coarse)} of 40)"
+    clipped = {back(name, "cosine") for name in ("clip-1", "clip-0.1")}
+    yield f"has {clipped.pop()} of 40 at either norm" if len(clipped) == 1 else "clipping differs"
+    yield f"noise of 1e-4 still loses {back('dp-sgd-1-1e-4', 'cosine')} of 40 images to cosine, with 1e-3 none"
+    assert back("dp-sgd-1-1e-3", "cosine") == 0, "DP-SGD with 1e-3 loses an image"
+    cost = {round(100 * (accuracy("none") - accuracy(name))) for name in ("clip-0.1", "dp-sgd-1-1e-4", "dp-sgd-1-1e-2")}
+    yield f"both cost {cost.pop()} points of accuracy" if len(cost) == 1 else "the costs of clipping differ"
+
+
+# Shares of 1,000 trials, in %: label right, MSE < .01, MSE < .001 (Zhao et al. 2020).
+ZHAO = {
+    ("mnist", "dlg"): (89.9, 76.1, 76.0),
+    ("mnist", "idlg"): (100, 89.5, 88.4),
+    ("cifar100", "dlg"): (83.3, 66.1, 65.3),
+    ("cifar100", "idlg"): (100, 83.5, 82.6),
+    ("lfw", "dlg"): (79.1, 52.2, 51.5),
+    ("lfw", "idlg"): (100, 91.7, 91.1),
+}
+
+
+@text
+def idlg_fidelity(stored: Stored) -> Phrases:
+    p: dict[tuple[str, str], list[float]] = {}
+    for (dataset, attack), shares in ZHAO.items():
+        rows = of(stored.rows(f"idlg_fidelity/{dataset}"), attack)
+        for which, share in zip((rows.label_correct, rows.mse < 0.01, rows.mse < 0.001), shares, strict=True):
+            ours, theirs = int(which.sum()), round(10 * share)
+            found = stats.fisher_exact([[ours, len(rows) - ours], [theirs, 1000 - theirs]]).pvalue
+            p.setdefault((dataset, attack), []).append(found)
+    near = [one for (dataset, _), own in p.items() for one in own if dataset != "lfw"]
+    yield f"(six shares each, p from {min(near):.2f} to {max(near):.2f})"
+    yield f"above the paper's for DLG (p = {max(p['lfw', 'dlg'][1:]):.3f})"
+    yield f"for iDLG (p = {max(p['lfw', 'idlg'][1:]):.4f} at most)"
+    runs = {name: stored.rows(f"idlg_fidelity/{name}-lbfgs") for name in ("mnist", "cifar100", "lfw")}
+    below = {
+        name: {100 * (of(rows, attack).mse < 1e-3).mean() for attack in ("dlg", "idlg")} for name, rows in runs.items()
+    }
+    yield f"MNIST {below['mnist'].pop():.1f} % (DLG and iDLG), CIFAR-100 and LFW 100 % (both)"
+    assert below == {"mnist": set(), "cifar100": {100.0}, "lfw": {100.0}}, "the shares below 0.001 differ"
+    yield f"the labels are right in all {sum(int(rows.label_correct.sum()) for rows in runs.values()):,}"
+
+
+@text
+def cpl_starts(stored: Stored) -> Phrases:
+    lfw, cifar = (
+        {attack: solved_iterations(own) for attack, own in stored.rows(f"cpl_starts/{name}").groupby("attack")}
+        for name in ("lfw", "cifar100")
+    )
+    rows = stored.rows("cpl_starts/lfw")
+    assert rows.success.all(), "LFW: a trial fails"
+    yield f"all {len(rows):,} trials succeed"
+
+    def middle(found: dict, *names: str) -> list[str]:
+        return [whole(found[name]) for name in names]
+
+    tiles = [f"cpl pattern-{size}" for size in (16, 8, 4)]
+    yield "a median of {} iterations, U[0, 1) pixels {}".format(*middle(lfw, "cpl normal", "cpl uniform"))
+    yield "tiles of 16, 8 and 4 pixels {}, {} and {}".format(*middle(lfw, *tiles))
+    yield "A surrogate image ({}) and black ({}) are no further, white is ({})".format(
+        *middle(lfw, "cpl surrogate", "cpl black", "cpl white")
+    )
+    starts = [f"{attack} {start}" for start in ("normal", "uniform", "pattern-16") for attack in ("dlg", "cpl")]
+    yield "({} for {}, {} for {}, {} for {})".format(*middle(lfw, *starts))
+    failed = stored.rows("cpl_starts/cifar100")
+    failed = failed[~failed.success]
+    assert len(failed.groupby(["image", "seed"])) == 1, "CIFAR-100: not one trial that fails"
+    yield f"{200 - len(failed.groupby(['image', 'seed']))} of 200 succeed from every start"
+    yield "N(0, 1) takes a median of {} iterations, U[0, 1) {}".format(*middle(cifar, "cpl normal", "cpl uniform"))
+    same = set(middle(cifar, *tiles))
+    yield f"the three tiles {same.pop()} each" if len(same) == 1 else "the tiles differ"
+    yield "black {}, white {}".format(*middle(cifar, "cpl black", "cpl white"))
+    colours = [cifar[f"cpl {name}"].median() for name in ("red", "green", "blue")]
+    yield f"one colour {min(colours):g} to {max(colours):g}"
+    dlg = middle(cifar, "dlg normal", "dlg uniform", "dlg pattern-16")
+    yield "DLG {}, {} and {} from the first three".format(*dlg)
+
+
+@text
+def cpl_vs_dlg(stored: Stored) -> Phrases:
+    lfw, cifar = (dict([*stored.rows(f"cpl_vs_dlg/{name}").groupby("attack")]) for name in ("lfw", "cifar100"))
+    plain = [name for name in lfw if name != "cpl, alpha 1"]
+    rates = {(int(lfw[name].success.sum()), int(cifar[name].success.sum())) for name in plain}
+    yield "{} of 100 on LFW and {} on CIFAR-100, each".format(*rates.pop()) if len(rates) == 1 else "rates differ"
+
+    def middle(name: str) -> tuple[str, str]:
+        one, other = (solved_iterations(found[name]).median() for found in (lfw, cifar))
+        return f"{one:.0f}", f"{other:.0f}"
+
+    pairs = [middle("dlg, normal"), middle("cpl, normal")]
+    yield "from N(0, 1) DLG takes {} and {}, CPL {} and {};".format(*pairs[0], *pairs[1])
+    pairs = [middle("dlg, uniform"), middle("cpl, alpha 0")]
+    yield "from U[0, 1) DLG {} and {}, and CPL from its tile {} and {}".format(*pairs[0], *pairs[1])
+    yield f"(median MSE {lfw['dlg, normal'].mse.median():.0e} for {lfw['cpl, normal'].mse.median():.0e})".replace(
+        "e-0", "e-"
+    )
+    above = [int((found["cpl, alpha 1"].objective >= 1e-4).sum()) for found in (lfw, cifar)]
+    yield f"above 1e-4 in {above[0]} of 100 trials on LFW and {above[1]} on CIFAR-100"
+    psnr = [found[f"cpl, alpha {alpha}"].psnr.median() for alpha in (1, 0) for found in (lfw, cifar)]
+    yield "median PSNRs of {:.1f} and {:.1f} dB where alpha 0 has {:.1f} and {:.1f}".format(*psnr)
+
+
+@text
+def batch_and_client_steps(stored: Stored) -> Phrases:
+    def rows(batch: int, steps: int, kind: str = "cpl") -> pd.DataFrame:
+        return stored.rows(f"batch_and_client_steps/{kind}-{batch}-{steps}")
+
+    def short(number: float, digits: int = 2) -> str:
+        return f"{number:.{digits}f}".removeprefix("0")
+
+    assert all(f"{rows(1, steps).ssim.mean():.2f}" == "1.00" for steps in (0, 1, 2, 5)), "up to five: SSIM is not 1.00"
+    for most, form in ((5, "(mean SSIMs of {} to {})"), (10, "much the same up to ten iterations ({} to {})")):
+        counts = [steps for steps in (0, 1, 2, 5, 10) if steps <= most]
+        means = [rows(batch, steps).ssim.mean() for batch in (2, 5, 10, 15, 20) for steps in counts]
+        yield form.format(short(min(means)), short(max(means)))
+    late = rows(1, 20)
+    loss, norm = ([f"{bound:.0e}" for bound in (own.min(), own.max())] for own in (late.victim_loss, late.update_norm2))
+    yield f"loss is {loss[0]} to {loss[1]}, its gradient's squared norm {norm[0]} to {norm[1]}"
+    yield f"met after {late.evaluations.min()} to {late.evaluations.max()} evaluations: SSIM {short(late.ssim.mean())}"
+    assert (late.objective < 1e-6).all(), "after 20 steps a trial does not meet the stop"
+    yield f"and {short(rows(1, 50).ssim.mean())} after 50"
+    scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (20, 50)]
+    yield f"comes back with {scaled[0]} after 20 and {scaled[1]} after 50 iterations"
+    two = [rows(2, steps, "joint") for steps in (0, 1, 2, 5)]
+    images = sum(int(own.batch.sum()) for own in two)
+    means = [own.ssim.mean() for own in two]
+    found = sum(int(own.images_recovered.sum()) for own in two)
+    yield f"of two {found} of {images} (SSIM {short(min(means))} to {short(max(means))})"
+    single = {rows(1, steps, "joint").images_recovered.sum() for steps in (0, 1, 2, 5)}
+    assert single == {3}, "joint: one image is lost"
+    assert not any(rows(5, steps, "joint").images_recovered.sum() for steps in (0, 1, 2)), "joint: five are recovered"
+
+
+@text
+def resolution(stored: Stored) -> Phrases:
+    def middle(name: str, attack: str, key: str = "psnr") -> float:
+        return of(stored.rows(f"resolution/{name}"), attack)[key].median()
+
+    def both(name: str) -> tuple[str, str]:
+        return f"{middle(name, 'cpl'):.0f}", f"{middle(name, 'dlg'):.0f}"
+
+    yield "12 channels bring all back at {} and {} dB".format(*both("32-12"))
+    halves = [middle("32-24", name, "evaluations") / middle("32-12", name, "evaluations") for name in ("cpl", "dlg")]
+    assert max(halves) < 0.5, "24 channels need more than half the evaluations"
+    yield "12 channels bring none back ({} and {} dB".format(*both("64-12"))
+    yield "come back at {} dB by CPL and {} dB by DLG".format(*both("64-24"))
+    adam = [of(stored.rows(f"resolution/64-{n}"), f"{name}, adamw") for n in (12, 24) for name in ("cpl", "dlg")]
+    assert not any(rows.success.any() for rows in adam), "AdamW recovers an image"
+
+
+# --- Inverting Gradients, ReLUs, Deakin ---
+
+
+@text
+def inverting_gradients(stored: Stored) -> Phrases:
+    raw, trained = (
+        dict([*stored.rows(f"inverting_gradients/{name}").groupby("attack")]) for name in ("untrained", "trained")
+    )
+
+    def decibels(rows: pd.DataFrame) -> str:
+        return plus_minus(rows.psnr, 1)
+
+    yield f"comes to {decibels(raw['ig'])} dB (mean"
+    yield f"with 0.01 it comes to {decibels(raw['ig, TV 0.01'])} (paper"
+    rows = stored.rows("inverting_gradients/restarts")
+    one, best = rows[rows.seed == 0].psnr.mean(), rows.psnr[rows.groupby("image").objective.idxmin()].mean()
+    nearest = rows.groupby("image").psnr.max().mean()
+    yield f"the best of {rows.seed.nunique()} by objective has {best:.1f} dB where one has {one:.1f}"
+    yield f"({rows.image.nunique()} images), and the oracle does no better ({nearest:.1f})"
+    objectives = [raw[name].objective.median() for name in ("ig, TV 0.01", "cosine, lbfgs")]
+    yield "from a median of {:.0e} down to {:.0e}".format(*objectives).replace("e-0", "e-")
+    yield f"and the images to {decibels(raw['cosine, lbfgs'])} dB"
+    theirs, ours = raw["L2, torch-lbfgs"], raw["L2, lbfgs"]
+    yield f"L-BFGS has {decibels(theirs)} (paper, recalled"
+    yield f"{(theirs.psnr < 10).sum()} of 100 end below 10 dB; `lbfgs` has {decibels(ours)} and none below 10"
+    assert (ours.psnr >= 10).all(), "untrained, lbfgs: a trial below 10 dB"
+    yield f"ends at a median objective of {ours.objective.median():.0e}".replace("e-0", "e-")
+    training = stored.json("inverting_gradients/training")
+    yield f"({training['steps']:,} steps of Adam on CIFAR-100, {100 * training['accuracy']:.1f} % accuracy"
+    yield f"weight has {decibels(trained['ig'])} dB, a TV of 0.01 {decibels(trained['ig, TV 0.01'])} (paper"
+    yield f"still {decibels(trained['L2, torch-lbfgs'])} where the paper"
+    low = (trained["L2, lbfgs"].psnr < 10).sum()
+    yield f"{low} of 100 end below 10 dB under L2 with `lbfgs`, and none under cosine"
+    assert (trained["ig, TV 0.01"].psnr >= 10).all(), "trained, TV 0.01: a trial below 10 dB"
+
+
+@text
+def ig_models(stored: Stored) -> Phrases:
+    runs = {name: stored.rows(f"ig_models/{name}") for name in IG_MODELS}
+    psnr = {name: f"{rows.psnr.median():.1f}" for name, rows in runs.items() if rows is not None}
+    yield f"grows from {psnr['resnet18-width-16']} dB at width 16"
+    yield f"to {psnr['resnet18-width-64']} dB at 64"
+    yield f"and {psnr['resnet18-width-128']} dB at 128"
+    accuracy = stored.json("ig_models/resnet18-width-16-trained")["training"]["accuracy"][0]
+    yield f"({100 * accuracy:.1f} % accuracy) the one of width 16 gives {psnr['resnet18-width-16-trained']} dB"
+    yield f"though all {runs['batch'].labels_right.sum()} labels are right"
+    yield f"{psnr['resnet152-width-16']} dB of two images"
+    yield f"{psnr['resnet152-width-64']} dB of one"
+    distances = [runs[f"resnet152-width-{width}"].objective.median() for width in (16, 64)]
+    yield "the cosine distance was {:.3f} and {:.3f} then".format(*distances)
+
+
+@text
+def deakin(stored: Stored) -> Phrases:
+    lenet = stored.rows("deakin_models/lenet")
+    back = {name: int((of(lenet, name).relative_error < RECOVERED).sum()) for name in ("dlg", "relative")}
+    yield f"{back['dlg']} of 16 trials under the published attack, {back['relative']} of 16 with the label"
+    assert lenet.network.unique().tolist() == ["shared"], "deakin: not one network"
+    yield f"shows nothing after {of(stored.rows('deakin_models/inception3'), 'relative').evaluations.max()} evaluations"
+
+
+# --- solvers ---
+
+
+@text
+def failures(stored: Stored) -> Phrases:
+    rows = stored.rows("failures/rows")
+    end, keys = "-to-the-end", ["run", "seed"]
+    norms, close = {}, []
+    for source, file in FAILED.items():
+        trials = stored.rows(file)
+        for row in trials[~trials.success if source == "table1" else trials.mse >= 1e-3].itertuples():
+            which = (rows[keys] == [f"{source}-{row.image}", row.seed]).all(axis=1)
+            stopped, ended = (of(rows[which], name).iloc[0] for name in (row.attack, row.attack + end))
+            assert stopped.label_correct, "failures: a wrong label"
+            assert ended.success if source == "table1" else ended.mse < 1e-3, "failures: one does not come home"
+            norms[source, row.image, row.seed] = stopped.objective / stopped.relative_objective
+            close.append((norms[source, row.image, row.seed], stopped.relative_error))
+    usual = stored.rows("kan2022_table1/per-trial")
+    assert 650 < (usual.objective / usual.relative_objective).median() < 750, "failures: not some 700 in most trials"
+    small = [norm for norm in norms.values() if norm < 100]
+    yield f"is {min(small):.2f} to {max(small):.0f} in {WORDS[len(small)]} of these {WORDS[len(norms)]} networks"
+    yield f"in the other {WORDS[len(norms) - len(small)]} the stop comes just before"
+    assert max(error for norm, error in close if norm >= 100) < 0.3, "failures: not just before"
+    yield f"all {WORDS[len(close)]} come home"
+    tanh = rows[rows.run.str.startswith("tanh-")]
+    ruled, bias = of(tanh, "idlg"), of(tanh, "bias")
+    yield f"right in {ruled.label_correct.sum()} of {len(ruled)} trials, and just these are solved"
+    assert (ruled.label_correct == (ruled.mse < 1e-3)).all(), "failures: not just these"
+    yield f"with the label read from the head's bias all {(bias.mse < 1e-3).sum()} are"
+
+
+FAILED = {"table1": "kan2022_table1/lbfgs", "mnist": "idlg_fidelity/mnist-lbfgs", "lfw": "idlg_fidelity/lfw-lbfgs"}
+WORDS = {4: "four", 9: "nine", 13: "thirteen", 17: "seventeen"}
+
+
+@text
+def solvers(stored: Stored) -> Phrases:
+    found = {
+        (solver, activation): pd.concat([solver_rows(stored, solver, activation, name) for name in ("dlg", "idlg")])
+        for solver in SOLVERS
+        for activation in ("sigmoid", "relu", "tanh")
+    }
+    compared = {
+        (solver, activation): times(found["lbfgs", activation], found[solver, activation])
+        for solver in ("optax-lbfgs", "torch-lbfgs", "jaxopt-zoom")
+        for activation in ("sigmoid", "tanh")
+    }
+    sigmoid, tanh = (compared["optax-lbfgs", name] for name in ("sigmoid", "tanh"))
+    assert sigmoid[2] + tanh[2] == 1, "solvers: not the same trials but for one"
+    yield f"over the {sigmoid[0]} of sigmoids that both solve `lbfgs` needs {sigmoid[1]:.2f} times its evaluations"
+    yield f"over the {tanh[0]} of tanh {tanh[1]:.2f} times"
+    lost = found["torch-lbfgs", "sigmoid"], of(found["torch-lbfgs", "tanh"], "dlg")
+    lost = [rows[~rows.solved] for rows in lost]
+    ended = [(len(rows), int((rows.status == "diverged").sum())) for rows in lost]
+    yield "loses {} of 240 trials behind sigmoids ({} by divergence)".format(*ended[0])
+    yield "and {} of DLG's 120 behind tanh ({})".format(*ended[1])
+    (n, ratio, _), (m, other, _) = (compared["torch-lbfgs", name] for name in ("sigmoid", "tanh"))
+    yield f"`lbfgs` needs {ratio:.2f} and {other:.2f} times its evaluations (n = {n} and {m})"
+    zoom, zhang, adam = (found[name, "sigmoid"] for name in ("jaxopt-zoom", "jaxopt-hager-zhang", "adam"))
+    n, ratio, _ = compared["jaxopt-zoom", "sigmoid"]
+    yield f"zoom solves {zoom.solved.sum()} of {len(zoom)} behind sigmoids, where `lbfgs` needs {ratio:.2f} times its"
+    yield f"(n = {n}), hager-zhang {zhang.solved.sum()}, all on MNIST, Adam one"
+    assert set(zhang.dataset[zhang.solved]) == {"mnist"}, "hager-zhang: not all on MNIST"
+    assert adam.solved.sum() == 1, "Adam does not solve one"
+    met = [int(((rows.objective < 1e-4) & (rows.relative_error < RECOVERED)).sum()) for rows in (zoom, zhang)]
+    yield f"At an objective of 1e-4 zoom would have {met[0]} of {len(zoom)}, hager-zhang {met[1]}"
+    relu = {name: found[name, "relu"] for name in ("lbfgs", "torch-lbfgs", "optax-lbfgs")}
+    yield f"nobody solves more than {max(rows.solved.sum() for rows in relu.values())} of 240"
+    dlg = {name: of(rows, "dlg").groupby("dataset")[["mse", "evaluations"]].median() for name, rows in relu.items()}
+    sets = ["cifar100", "mnist", "lfw"]
+    mse = {name: [f"{x:.2f}" if x > 0.1 else f"{x:.3f}" for x in own.mse[sets]] for name, own in dlg.items()}
+    counts = [f"{int(count):,}" for count in dlg["lbfgs"].evaluations[sets]]
+    yield "MNIST and LFW of {}, {} and {}, after medians of {}, {} and {} evaluations".format(*mse["lbfgs"], *counts)
+    yield "at {}, {} and {} after 6,000".format(*mse["torch-lbfgs"])
+    yield "`optax-lbfgs` at {}, {} and {}".format(*mse["optax-lbfgs"])
+
+
+@text
+def precision(stored: Stored) -> Phrases:
+    rows, sets = stored.rows("precision/rows"), ["mnist", "cifar100", "lfw"]
+    middle = rows.groupby(["stage", "dataset"])[["objective", "mse", "psnr", "evaluations"]].median()
+
+    def three(stage: str, key: str, form: str) -> list[str]:
+        return [f"{number:{form}}".replace("e-0", "e-") for number in middle.loc[stage].loc[sets, key]]
+
+    ends = three("float32", "objective", ".0e")
+    yield "float32 ends at medians of {} (MNIST), {} (CIFAR-100) and {} (LFW)".format(*ends)
+    yield "with MSE {}, {} and {}, and is still crawling".format(*three("float32", "mse", ".0e"))
+    double = rows[rows.stage == "float64"]
+    assert (double.objective < 1e-12).sum() == 30, "precision: not all thirty"
+    yield "after medians of {}, {} and {} evaluations".format(*three("float64", "evaluations", ",.0f"))
+    yield "with MSE {}, {} and {}, at".format(*three("float64", "mse", ".0e"))
+    rates = stored.json("precision/summary")["evaluations_per_second"]
+    shares = [rates[f"{name}-float64"] / rates[f"{name}-float32"] for name in sets]
+    yield f"at {min(shares):.1f} to {max(shares):.1f} of float32's evaluations per second"
+    yield "ended it needs {}, {} and {} more".format(*three("finish", "evaluations", ",.0f"))
+    psnr = middle.loc["float32"].psnr
+    yield f"than float32's medians of {psnr.min():.0f} to {psnr.max():.0f} dB"
+
+
+@text
+def pytorch_parity(stored: Stored) -> Phrases:
+    told = {}
+    for attack in ("dlg", "idlg"):
+        trials = parity_trials(stored, attack)
+        both = trials[trials.by_torch & trials.by_us]
+        logs = np.log(both.threshold_iterations / both.iter_1e4)
+        steps = both.threshold_iterations - both.iter_1e4
+        p = (stats.wilcoxon(logs).pvalue, stats.wilcoxon(steps).pvalue)
+        told[attack] = (np.exp(logs.mean()), len(both), *p)
+    dlg, idlg = told.values()
+    yield f"a geometric mean of {dlg[0]:.3f} for DLG (n = {dlg[1]}) and {idlg[0]:.3f} for iDLG (n = {idlg[1]})"
+    yield f"gives p = {dlg[2]:.2f} and {idlg[2]:.2f} on the logarithms"
+    yield f"and p = {dlg[3]:.2f} and {idlg[3]:.2f} on the differences"
+    yield f"iDLG needs about {100 * (1 - idlg[0]):.0f} % fewer iterations"
+
+
+# --- verdicts, reliability, clusters; the project's README ---
+
+
+@text
+def audits(stored: Stored) -> Phrases:
+    rows = stored.lines("verdicts/audits")
+    right = rows[rows.kind.isin(RIGHT)]
+    recovered = rows.verdict == "recovered"
+    yield f"Of {len(right)} right updates {(right.verdict == 'recovered').sum()} are called recovered"
+    yield f"Of all {len(rows)}, {(recovered & ~rows.right_image).sum()} with a wrong image"
+    points = risk_points(stored)
+    yield f"rank correlation over all: {stats.spearmanr(points.predicted, points.measured).statistic:.3f}"
+    tried = stored.lines("reliability/cases").query("fault == 'fuzz'").tried.iloc[0]
+    yield f"{sum(tried.values()):,} examples, all answered"
+
+
+RIGHT = ("gradient", "clipped, by its direction", "half precision", "local steps, stated", "gradient on MNIST")
+
+
+@text
+def clusters(stored: Stored) -> Phrases:
+    rates = ray_rates(stored)
+    ratios, one = rates["ray"] / rates["one process"], np.median(rates["one process"])
+    yield f"do {min(ratios):.2f} to {max(ratios):.2f} times as many evaluations a second"
+    rounds = stored.json("ray_throughput/summary")["rounds"]
+    beside = {name: np.median([own["seconds_beside"] for own in rounds[name]]) for name in rounds}
+    yield f"compilation takes {beside['ray'] - beside['one process']:.0f} s more (median)"
+    evaluations = stored.rows("kan2022_table1/per-trial").evaluations.mean()
+    yield f"{one:,.0f} evaluations/s, which at"
+    yield f"({evaluations:,.0f} evaluations a trial) is {3600 * one / evaluations:,.0f} trials an hour"
+    rate = stored.json("kan2022_resnet18/eval-softplus-torch-64")["engine"]["evaluations_per_second"]
+    yield f"full-width ResNet-18 {rate:.1f} evaluations/s, {3600 * rate / 300:.0f} trials an hour at 300"
+    told = stored.json("clusters/simulation")["settings"]
+    seconds = told["driver_seconds"]
+    mean = told["trial_seconds"] * np.exp(told["spread"] ** 2 / 2)  # log-normal
+    yield f"writes a trial in {1000 * seconds:.1f} ms (measured"
+    yield f"so it can take {1 / seconds:.0f} a second: with {told['lanes']} lanes a worker and a mean of {mean:.0f} s"
+    yield f"(median {told['trial_seconds']:.0f} s) that is {mean / (seconds * told['lanes']):.0f} workers"
+    lines = pd.DataFrame(stored.json("clusters/simulation")["lines"])
+    assert not lines.lost.any(), "clusters: a trial was lost"
+    short = lines[lines.workers <= 10].set_index(["sweep", "workers", "cluster"]).efficiency.unstack()
+    assert ((short["quiet"] - short["failures every 2 h"]) < 0.02).all(), "clusters: failures cost more than 2 %"
+
+
+def readme(stored: Stored) -> Phrases:
+    """What the project's README says beside its table."""
+    yield f"comes to {stored.rows('relu/box-0.03').psnr.median():.0f} dB on LeNet"
+    for name in ("dlg", "idlg"):  # of the example, which a test runs
+        yield f"{name}: 1.00 {interval(4, 4)} of 4 starts"
+
+
+# --- the pages ---
+
+
+def flat(words: str) -> str:
+    """Without line breaks and without links' addresses."""
+    return " ".join(re.sub(r"\]\([^)]*\)", "]", words).split())
+
+
+def paragraphs(page: str) -> Iterator[str]:
+    """Of the page, those of text that hold a figure."""
+    for part in re.split(r"\n\s*\n", page):
+        inside = re.sub(r"\[[^]]*\]\([^)]*\)|`[^`]*`", "", part)
+        if not part.startswith(("#", "|", "`python", "- ")) and re.search(r"\d", inside):
+            yield flat(part)
+
+
+def check_prose(page: str, project: str, stored: Stored) -> Iterator[str]:
+    """Phrases that are not there, and paragraphs whose figures nothing here computes."""
+    words, known = flat(page), []
+    for function in (*TEXTS, readme):
+        text, found = (flat(project), []) if function is readme else (words, known)
+        try:
+            for phrase in function(stored):
+                found.append(phrase)
+                if phrase not in text:
+                    yield f"{function.__name__}: by the rows it is {phrase!r}"
+        except AssertionError as error:
+            yield f"{function.__name__}: {error}"
+    for paragraph in paragraphs(page):
+        if not paragraph.startswith(WITHOUT_ROWS) and not any(phrase in paragraph for phrase in known):
+            yield f"no figure of this paragraph is computed here: {paragraph[:80]}..."

@@ -1,0 +1,754 @@
+"""Every figure of README.md and experiments/README.md, computed again from the stored rows.
+
+It uses pandas, scipy's tests and a Wilson interval of its own, and nothing of jaxleak or of its experiments: an error
+there cannot hide here. Each function below is one table of the page, by its title; each in `independent_prose.py` says
+what the text under a table must contain.
+
+    python -m tests.independent_results
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+PROJECT = Path(__file__).parents[1]
+ANY, NONE, NOT_RUN = None, "–", "not run"  # ANY: a name or a figure of a paper, which no row of ours decides
+RECOVERED = 0.2  # relative error
+Row = Sequence[Any]
+TABLES: dict[str, Callable[["Stored"], list[Row]]] = {}
+
+
+class Stored:
+    """The files below `results/`, read once."""
+
+    def __init__(self, folder: Path = PROJECT / "experiments" / "results"):
+        self.folder, self.kept = folder, {}
+
+    def rows(self, name: str) -> pd.DataFrame | None:
+        """Rows, a trial each; None where the experiment was not run."""
+        path = self.folder / f"{name}.parquet"
+        if name not in self.kept:
+            self.kept[name] = pd.read_parquet(path) if path.exists() else None
+        return self.kept[name]
+
+    def json(self, name: str) -> Any:
+        """What has no rows: settings of a run, and measurements of a machine."""
+        path = self.folder / f"{name}.json"
+        return json.loads(path.read_text()) if path.exists() else None
+
+    def lines(self, name: str) -> pd.DataFrame:
+        return pd.read_json(self.folder / f"{name}.jsonl", lines=True)
+
+
+def table(title: str) -> Callable[[Callable], Callable]:
+    """Registers the function that computes the table with this title."""
+
+    def register(function: Callable) -> Callable:
+        TABLES[title] = function
+        return function
+
+    return register
+
+
+# --- numbers as the page has them ---
+
+
+def wilson(count: int, n: int) -> tuple[float, float]:
+    """Wilson's score interval at 95 %: the roots in p of (count / n - p)^2 = z^2 p (1 - p) / n."""
+    z2, share = stats.norm.ppf(0.975) ** 2, count / n
+    roots = np.roots([1 + z2 / n, -(2 * share + z2 / n), share**2])
+    return max(0.0, float(min(roots))), min(1.0, float(max(roots)))
+
+
+def interval(count: int, n: int, digits: int = 2, scale: float = 1) -> str:
+    low, high = (scale * bound for bound in wilson(count, n))
+    return f"[{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def share(which: pd.Series) -> list[str]:
+    """Of true and false: how many of how many, and the interval."""
+    count, n = int(which.sum()), len(which)
+    return [f"{count}/{n}", interval(count, n)]
+
+
+def percent(which: pd.Series) -> list[str]:
+    return [f"{int(which.sum())}/{len(which)}", interval(int(which.sum()), len(which), 0, 100)]
+
+
+def rate(which: pd.Series) -> list[Any]:
+    count, n = int(which.sum()), len(which)
+    return [f"{count / n:.3f}", interval(count, n, 3), str(n)]
+
+
+def plus_minus(values: pd.Series, digits: int = 2) -> str:
+    """Mean and standard deviation."""
+    return f"{values.mean():.{digits}f} ± {values.std(ddof=1):.{digits}f}"
+
+
+def extremes(values: pd.Series, form: str) -> str:
+    return f"{values.min():{form}} to {values.max():{form}}"
+
+
+def quartiles(values: pd.Series, form: str) -> list[str]:
+    return [f"{number:{form}}" for number in np.nanpercentile(values, (25, 50, 75))]
+
+
+# --- Kan et al. ---
+
+
+def solved_iterations(rows: pd.DataFrame) -> pd.Series:
+    return rows.threshold_iterations[rows.success]
+
+
+@table("Table 1: DLG on LeNet, CIFAR-100")
+def kan_table1(stored: Stored) -> list[Row]:
+    found = [[ANY] * 10]
+    for run, setting in (("per-trial", "`torch-lbfgs`"), ("per-image", "`torch-lbfgs`"), ("lbfgs", "`lbfgs`")):
+        rows = stored.rows(f"kan2022_table1/{run}")
+        images, iterations = rows.groupby("image"), solved_iterations(rows)
+        setting = f"{rows.network.unique().item()}, {setting}"
+        found.append([f"`{run}`", setting, *rate(rows.success), extremes(images.success.mean(), ".2f")])
+        found[-1] += [f"{iterations.mean():.1f}", f"{iterations.median():.0f}", str(len(iterations))]
+        found[-1].append(extremes(images[rows.columns].apply(lambda own: solved_iterations(own).mean()), ".0f"))
+    return found
+
+
+@table("Figures: image 20319 on LeNet")
+def kan_figures(stored: Stored) -> list[Row]:
+    return [[name, *rate(rows.success)] for name, rows in stored.rows("kan2022_figures/image-20319").groupby("attack")]
+
+
+@table("Section 5: the gradient under a move in null(A)")
+def nullspace(stored: Stored) -> list[Row]:
+    rows = stored.rows("kan2022_nullspace/rows")
+    change = extremes(rows.gradient_change / rows.relative_move, ".6f")
+    cells = (f"{rows.output_change.max():.1e}", change, f"{rows.recovery_error.max():.1e}")
+    return [[ANY, ANY, cell, str(len(rows))] for cell in cells]
+
+
+@table("ResNet-18, width 16, sigmoid, label known: 2,000 evaluations")
+def resnet18_eval(stored: Stored) -> list[Row]:
+    runs = {name: stored.rows(f"resnet18_eval/{name}") for name in ("lbfgs", "torch-lbfgs")}
+    return [[f"`{name}`", *share(rows.psnr > 30), f"{rows.psnr.median():.1f}"] for name, rows in runs.items()]
+
+
+RESNET18 = (
+    *("published", "published-lenet", "train-uniform", "eval", "train", "eval-softplus-torch", "eval-uniform"),
+    *("eval-torch", "train-torch", "train-softplus-torch", "eval-softplus-trained", "eval-softplus-trained-hidden"),
+    *("eval-relu-torch-cosine", "train-relu-torch-cosine", "eval-joint", "eval-per-tensor", "eval-absolute"),
+)
+
+
+def resnet18(stored: Stored, width: int) -> list[Row]:
+    found: list[Row] = []
+    for name in RESNET18:
+        rows = stored.rows(f"kan2022_resnet18/{name}-{width}")
+        if rows is None:
+            continue
+        training = stored.json(f"kan2022_resnet18/{name}-{width}").get("training")
+        told = f" ({training['accuracy'][0]:.1%} accuracy)" if training else ""
+        images, n = rows.image.nunique(), len(rows)
+        cells = [f"`{name}`{told}", f"{images} x {n // images}", f"{rows.evaluations.median():,.0f}"]
+        cells += [*share(rows.relative_error < RECOVERED), *share(rows.affine_error < RECOVERED)]
+        cells += [", ".join(quartiles(rows.psnr, ".1f")), ", ".join(quartiles(rows.affine_error, ".2f"))]
+        cells += [f"{(rows.objective < 1e-4).sum()}/{n}", f"{rows.relative_objective.median():.0e}"]
+        found.append([*cells, f"{rows.label_correct.sum()}/{n}"])
+    return [*found, *([["others", NOT_RUN, *[NONE] * 10]] if len(found) < len(RESNET18) else [])]
+
+
+TABLES["ResNet-18, full width: whose images come back"] = lambda stored: resnet18(stored, 64)
+TABLES["ResNet-18, width 16: whose images come back"] = lambda stored: resnet18(stored, 16)
+
+
+# --- DLG, iDLG, CPL ---
+
+
+@table("Batches of CIFAR-100 images with distinct labels, LeNet, 300 iterations")
+def batches(stored: Stored) -> list[Row]:
+    found = []
+    for size in (1, 2, 4, 8):
+        for attack, rows in stored.rows(f"batches/batch-{size}").groupby("attack", sort=False):
+            images = rows.batch.sum()
+            counts = [f"{rows[key].sum()}/{images}" for key in ("images_recovered", "labels_right")]
+            found.append([f"`batch-{size}`", ANY, attack, *share(rows.success), *counts, f"{rows.psnr.median():.1f}"])
+    return found
+
+
+DEFENCES = (
+    *("none", "gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1"),
+    *("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
+    *("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
+    *("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
+    *("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8"),
+    *("error-feedback:0.5:5", "error-feedback:0.9:5", "error-feedback:0.9:20"),
+    *("fp16", "bf16", "int8", "clip:1", "clip:0.1"),
+    *("dp-sgd:1:1e-4", "dp-sgd:1:1e-3", "dp-sgd:1:1e-2", "dp-sgd:1:0.1"),
+)
+HELD_OUT = 999  # images of MNIST: an accuracy is so many of them
+
+
+@table("Defences: trials recovered, and MNIST accuracy when trained so")
+def defences(stored: Stored) -> list[Row]:
+    found = []
+    for name in DEFENCES:
+        file = f"defences/{name.replace(':', '-')}"
+        rows = stored.rows(file)
+        if rows is None:
+            found.append([f"`{name}`", NOT_RUN, *[NONE] * 6])
+            continue
+        cells = []
+        for attack in ("L2", "cosine", "L2, told"):
+            own = rows[rows.attack == attack]
+            cells += share(own.relative_error < RECOVERED) if len(own) else [NONE, NONE]
+        accuracy = stored.json(f"{file}-rates")["accuracy"]
+        whole = accuracy is None or abs(accuracy * HELD_OUT - round(accuracy * HELD_OUT)) < 1e-6
+        assert whole, f"{name}: an accuracy of {accuracy} is no share of {HELD_OUT} images"
+        found.append([f"`{name}`", *cells, NONE if accuracy is None else f"{accuracy:.3f}"])
+    return found
+
+
+@table("Label accuracy and fidelity in %, LeNet")
+def idlg_fidelity(stored: Stored) -> list[Row]:
+    found = []
+    for dataset in ("mnist", "cifar100", "lfw"):
+        for attack in ("dlg", "idlg"):
+            for run in (dataset, f"{dataset}-lbfgs"):
+                rows = stored.rows(f"idlg_fidelity/{run}")
+                rows = rows[rows.attack == attack]
+                cells = []
+                for which in (rows.label_correct, rows.mse < 0.01, rows.mse < 0.001):
+                    cells += [f"{100 * which.mean():.1f}", interval(int(which.sum()), len(which), 1, 100)]
+                found.append([f"`{run}`", attack, ANY, ANY, ANY, *cells, str(len(rows))])
+    return found
+
+
+def cpl_starts(stored: Stored, dataset: str) -> list[Row]:
+    rows = stored.rows(f"cpl_starts/{dataset}")
+    return [
+        [attack, *share(own.success), f"{solved_iterations(own).median():.0f}"]
+        for attack, own in rows.groupby("attack", sort=False)
+    ]
+
+
+for _dataset in ("lfw", "cifar100"):
+    TABLES[f"Figures 5, 6, 7 and 9: starts on {_dataset}"] = lambda stored, name=_dataset: cpl_starts(stored, name)
+
+
+@table("CPL and DLG on the same images")
+def cpl_vs_dlg(stored: Stored) -> list[Row]:
+    found = []
+    for run in ("lfw", "lfw-torch", "cifar100", "cifar100-torch"):
+        rows = stored.rows(f"cpl_vs_dlg/{run}")
+        if rows is None:
+            found.append([f"`{run}`", NONE, NOT_RUN, *[NONE] * 4])
+            continue
+        for attack, own in rows.groupby("attack", sort=False):
+            middle = f"{solved_iterations(own).median():.0f}" if own.success.any() else NONE
+            cells = [middle, f"{own.ssim.mean():.3f}", f"{own.mse.median():.0e}"]
+            found.append([f"`{run}`", attack, *share(own.success), *cells])
+    return found
+
+
+@table("Table 1: batch size and client iterations")
+def batch_and_client_steps(stored: Stored) -> list[Row]:
+    found = []
+    for kind in ("cpl", "scaled", "joint"):
+        lines = []
+        for steps in (1, 2, 5, 10, 20, 50):
+            for batch in (1, 5, 10, 20):
+                rows = stored.rows(f"batch_and_client_steps/{kind}-{batch}-{steps}")
+                if rows is not None:
+                    cells = [mean_interval(rows[key]) for key in ("ssim", "mse_clipped")]
+                    lines.append([f"`{kind}`", str(steps), str(batch), ANY, ANY, *cells, str(len(rows))])
+        found += lines if len(lines) == 24 else [*lines, [f"`{kind}`", "others", NONE, NONE, NONE, NOT_RUN, NONE, NONE]]
+    return found
+
+
+def mean_interval(values: pd.Series, digits: int = 3) -> str:
+    """The mean and half of its 95 % interval by Student's t."""
+    half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+    return f"{values.mean():.{digits}f} ± {half:.{digits}f}"
+
+
+@table("Figure 10: LFW at 32, 64 and 128 pixels, LeNet")
+def resolution(stored: Stored) -> list[Row]:
+    found = []
+    for size in (32, 64, 128):
+        for channels in (12, 24, 48):
+            setting = [f"`{size}-{channels}`", str(size), str(channels)]
+            rows = stored.rows(f"resolution/{size}-{channels}")
+            if rows is None:
+                found.append([*setting, NONE, NOT_RUN, NONE, NONE])
+                continue
+            for attack, own in rows.groupby("attack", sort=False):
+                found.append([*setting, attack, *share(own.success), f"{own.psnr.median():.1f}"])
+    return found
+
+
+# --- Inverting Gradients, ReLUs, Deakin ---
+
+
+@table("Table 1: PSNR on LeNet, one restart")
+def inverting_gradients(stored: Stored) -> list[Row]:
+    found = []
+    for network in ("untrained", "trained"):
+        for attack, rows in stored.rows(f"inverting_gradients/{network}").groupby("attack", sort=False):
+            psnr = rows.psnr[np.isfinite(rows.psnr)]
+            found.append([f"`{network}`", attack, ANY, plus_minus(psnr), str(len(psnr))])
+    return found
+
+
+@table("Table 1: `ig` with TV 0.01, restarts, PSNR in dB")
+def restarts(stored: Stored) -> list[Row]:
+    rows, found = stored.rows("inverting_gradients/restarts"), []
+    for count in (1, 2, 4, 8, 16):
+        first = rows[rows.seed < count].reset_index(drop=True)
+        selected = first.psnr[first.groupby("image").objective.idxmin()]
+        oracle = first.groupby("image").psnr.max()
+        found.append([str(count), plus_minus(selected), plus_minus(oracle), str(len(oracle))])
+    return found
+
+
+IG_MODELS = (
+    *("resnet18-width-16", "resnet18-width-16-trained", "resnet18-width-64", "resnet18-width-128"),
+    *("resnet18-width-512", "resnet152-width-16", "resnet152-width-64", "resnet152-width-64-trained", "batch"),
+)
+
+
+@table("Deep networks: cosine, TV, signed Adam")
+def ig_models(stored: Stored) -> list[Row]:
+    found = []
+    for name in IG_MODELS:
+        rows, run = stored.rows(f"ig_models/{name}"), stored.json(f"ig_models/{name}")
+        if rows is None:
+            found.append([f"`{name}`", NOT_RUN, *[NONE] * 6])
+            continue
+        training, steps = run.get("training"), f"{rows.iterations.unique().item():,}"
+        cells = [ANY, f"{training['accuracy'][0]:.1%}" if training else NONE, steps]
+        if name != "batch":
+            found.append([f"`{name}`", *cells, str(len(rows)), f"{rows.psnr.median():.1f}", NONE, NONE])
+            continue
+        # One row for all images: their own PSNRs are in the JSON, and their mean in the row.
+        told, (row,) = stored.json(f"ig_models/{name}-table"), rows.itertuples()
+        low, middle, high = told["psnr_quartiles"]
+        assert abs(told["psnr_mean"] - row.psnr) < 1e-5, "batch: the images' mean PSNR is not the row's"
+        assert low <= middle <= high, "batch: quartiles out of order"
+        within = [f"{middle:.1f}", f"{low:.1f} to {high:.1f}", str(told["more_than_half_explained"])]
+        found.append([f"`{name}`", *cells, str(row.batch), *within])
+    return found
+
+
+RELU = ("box-0.01", "box-0.03", "box-0.1", "free-0.03", "ig-0.0001", "ig-0.01", "ig-0.03", "ig-0.1", "ig-0.03-short")
+
+
+@table("LeNet with ReLUs, one start")
+def relu(stored: Stored) -> list[Row]:
+    found = []
+    for name in RELU:
+        rows = stored.rows(f"relu/{name}")
+        low, middle, high = quartiles(rows.psnr, ".1f")
+        cells = [f"{rows.evaluations.median():,.0f}", f"{middle} ({low} to {high})", *percent(rows.psnr > 20)]
+        found.append([f"`{name}`", name.split("-")[1], *cells, str(rows.label_correct.sum())])
+    return found
+
+
+@table("DLG on networks with sigmoids")
+def deakin_models(stored: Stored) -> list[Row]:
+    found = []
+    for name, size in (("lenet", 32), ("resnet18", 224), ("densenet121", 224), ("inception3", 299)):
+        attacks = stored.json(f"deakin_models/{name}")["settings"]["attacks"]
+        iterations = {attack["name"]: str(attack["iterations"]) for attack in attacks}
+        for attack, rows in stored.rows(f"deakin_models/{name}").groupby("attack", sort=False):
+            cells = [iterations[attack], str(size), str(rows.batch.iloc[0]), ANY]
+            cells += [attack, *share(rows.relative_error < RECOVERED), str((rows.affine_error < RECOVERED).sum())]
+            found.append([f"`{name}`", ANY, *cells, f"{rows.mse_clipped.median():.2g}"])
+    return found
+
+
+# --- solvers and parity ---
+
+
+@table("Failed trials of `lbfgs`, run to their end")
+def failures(stored: Stored) -> list[Row]:
+    again, right = [], 0
+    rows = stored.rows("failures/rows").set_index(["run", "attack", "seed"])
+    sources = {"table1": "kan2022_table1/lbfgs", "mnist": "idlg_fidelity/mnist-lbfgs", "lfw": "idlg_fidelity/lfw-lbfgs"}
+    for source, file in sources.items():
+        trials = stored.rows(file)
+        for row in trials[~trials.success if source == "table1" else trials.mse >= 1e-3].itertuples():
+            key = f"{source}-{row.image}"
+            stopped, ended = (rows.loc[key, attack, row.seed] for attack in (row.attack, f"{row.attack}-to-the-end"))
+            again.append((stopped.relative_error, ended.relative_error))
+            right += bool(ended.success if source == "table1" else ended.mse < 1e-3)
+    at_stop, at_end = map(pd.Series, zip(*again, strict=True))
+    return [[str(len(again)), str(right), extremes(at_stop, ".2f"), f"{at_end.max():.2f}"]]
+
+
+@table("iDLG behind tanh: where the label is read")
+def tanh_labels(stored: Stored) -> list[Row]:
+    rows, found = stored.rows("failures/rows"), []
+    for attack, name in (("idlg", "iDLG's"), ("bias", "head's bias")):
+        own = rows[rows.run.str.startswith("tanh-") & (rows.attack == attack)]
+        found.append([name, str(own.label_correct.sum()), str((own.mse < 1e-3).sum()), str(len(own))])
+    return found
+
+
+SOLVERS = ("torch-lbfgs", "lbfgs", "adam", "optax-lbfgs", "jaxopt-hager-zhang", "jaxopt-zoom")
+
+
+def solver_rows(stored: Stored, solver: str, activation: str, attack: str) -> pd.DataFrame:
+    """With a column `solved`: a success within 6,000 evaluations."""
+    rows = stored.rows(f"solvers/{solver}")
+    rows = rows[(rows.activation == activation) & (rows.attack == attack)]
+    return rows.assign(solved=rows.success & (rows.threshold_evaluations <= 6000))
+
+
+@table("Solved within 6,000 evaluations: LeNet, a network for each trial")
+def solvers(stored: Stored) -> list[Row]:
+    found = []
+    for activation in ("sigmoid", "relu", "tanh"):
+        for solver in SOLVERS:
+            cells = []
+            for attack in ("dlg", "idlg"):
+                rows = solver_rows(stored, solver, activation, attack)
+                cells += [*share(rows.solved), str(rows.label_correct.sum())] if len(rows) else []
+            found.append([activation, f"`{solver}`", *(cells or [NOT_RUN, *[NONE] * 5])])
+    return found
+
+
+@table("Pairs of half the size, DLG on LeNet")
+def half_history(stored: Stored) -> list[Row]:
+    found = []
+    for kind in ("same", "bfloat16"):
+        rows = stored.rows(f"half_history/{kind}")
+        if rows is None:
+            found.append([f"`{kind}`", NOT_RUN, NONE, NONE])
+            continue
+        low, middle, high = quartiles(rows.threshold_evaluations, ",.0f")
+        found.append([f"`{kind}`", *percent(rows.success), f"{middle} ({low} to {high})"])
+    return found
+
+
+@table("Precision: iDLG with `lbfgs`, medians")
+def precision(stored: Stored) -> list[Row]:
+    rows, found = stored.rows("precision/rows"), []
+    for (dataset, stage), own in rows.groupby(["dataset", "stage"], sort=False):
+        middle = own[["objective", "psnr", "evaluations"]].median()
+        cells = [f"{middle.objective:.0e}", f"{middle.psnr:.0f}", f"{middle.evaluations:,.0f}", str(len(own))]
+        found.append([dataset, stage, *cells])
+    return found
+
+
+def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
+    """PyTorch's and our trials side by side, with what each solves."""
+    theirs, ours = stored.lines("pytorch_parity/torch"), stored.rows("pytorch_parity/jaxleak")
+    theirs, ours = theirs[theirs.method == attack], ours[ours.attack == attack]
+    both = theirs.merge(ours, on=["image", "seed"], suffixes=("_torch", ""), validate="one_to_one")
+    return both.assign(
+        by_torch=both.iter_1e4.notna() & (both.mse_torch < 0.01),
+        by_us=both.threshold_iterations.notna() & (both.mse < 0.01),
+    )
+
+
+@table("The same networks and starts in both")
+def pytorch_parity(stored: Stored) -> list[Row]:
+    found = []
+    for attack in ("dlg", "idlg"):
+        trials = parity_trials(stored, attack)
+        both = trials[trials.by_torch & trials.by_us]
+        (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (trials.by_torch, trials.by_us))
+        cells = [*share(trials.by_torch), f"{both.iter_1e4.median():g}"]
+        cells += [*share(trials.by_us), f"{both.threshold_iterations.median():g}", str(len(both))]
+        logs = np.log(both.threshold_iterations / both.iter_1e4)
+        cells += [f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}"]
+        found.append([attack, *cells, f"{np.exp(logs.mean()):.3f}", f"{stats.wilcoxon(logs).pvalue:.2f}"])
+    return found
+
+
+# --- closed forms, verdicts, risk, stacks, reliability ---
+
+
+@table("Whole batches from a dense layer with a ReLU, in closed form")
+def spear(stored: Stored) -> list[Row]:
+    found = []
+    for dataset in ("mnist", "cifar100"):
+        for width in (200, 2000):
+            for size in (8, 16):
+                run = f"{dataset}-{size}-{width}"
+                setting, rows = [f"`{run}`", dataset, str(size), f"{width:,}"], stored.rows(f"spear/{run}")
+                if rows is None:
+                    found.append([*setting, NOT_RUN, NONE, NONE, NONE])
+                    continue
+                error, labels = f"{rows.relative_error.median():.0e}", str(rows.label_correct.sum())
+                found.append([*setting, *percent(rows.relative_error < 1e-3), error, labels])
+    return found
+
+
+@table("CIFAR-100 images from the positions of a vision transformer, in closed form")
+def april(stored: Stored) -> list[Row]:
+    found = []
+    for encoder in ("pre-norm", "sequential"):
+        for dtype in ("float32", "float64"):
+            rows = stored.rows(f"april/{encoder}-{dtype}")
+            psnr = rows.psnr.clip(upper=200)
+            psnr = f"{psnr.median():.0f} ({psnr.min():.0f} to {psnr.max():.0f})"
+            cells = [*percent(rows.psnr > 40), psnr, str(rows.label_correct.sum())]
+            found.append([f"`{encoder}-{dtype}`", encoder, rows.dtype.unique().item(), *cells])
+    return found
+
+
+AUDITS = {
+    **dict.fromkeys(("gradient", "clipped, by its direction", "half precision", "local steps, stated"), NONE),
+    "gradient on MNIST": NONE,
+    "other sign": "sign",
+    "a tenth": "scale",
+    "label smoothing": "loss",
+    "local steps, not stated": "client-steps",
+    "noise, not stated": "noise",
+}
+VERDICTS = ("recovered", "ambiguous", "unfinished", "unexplained")
+
+
+@table("Verdicts on updates with known answers")
+def verdicts(stored: Stored) -> list[Row]:
+    audits, found = stored.lines("verdicts/audits"), []
+    for kind, hint in AUDITS.items():
+        rows = audits[audits.kind == kind]
+        given = sum(hint in hints for hints in rows.hints)
+        wrong = ((rows.verdict == "recovered") & ~rows.right_image).sum()
+        counts = [str((rows.verdict == verdict).sum()) for verdict in VERDICTS]
+        cells = [hint, NONE if hint == NONE else f"{given}/{len(rows)}"]
+        cells += [f"{rows.psnr.median():.0f}", f"{rows.seconds.median():.0f}"]
+        found.append([kind, "right" if hint == NONE else "wrong", str(len(rows)), *counts, str(wrong), *cells])
+    return found
+
+
+NOISES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
+
+
+def risk_points(stored: Stored) -> pd.DataFrame:
+    """Predicted and measured errors; the measured ones are also in the rows."""
+    points, rows = pd.DataFrame(stored.json("risk/points")), []
+    for noise in NOISES:
+        own = stored.rows(f"risk/noise-{noise:g}")
+        rows.append(pd.DataFrame({"image": own.image, "noise": noise, "again": np.sqrt(own.mse_clipped)}))
+    points = points.merge(pd.concat(rows), on=["image", "noise"], validate="one_to_one")
+    assert np.allclose(points.measured, points.again, rtol=1e-12), "risk: measured errors are not those of the rows"
+    return points
+
+
+@table("Predicted and measured error per pixel, LeNet under Gaussian noise")
+def risk(stored: Stored) -> list[Row]:
+    found = []
+    for noise, own in risk_points(stored).groupby("noise"):
+        found.append([f"{noise:.0e}", str(len(own)), f"{own.predicted.median():.2g}", f"{own.measured.median():.2g}"])
+    return found
+
+
+@table("Updates of real stacks: one photograph each")
+def stacks(stored: Stored) -> list[Row]:
+    found = []
+    for name in ("flower", "opacus", "opacus-noise", "huggingface"):
+        told, cells = stored.json(f"stacks/{name}"), [NOT_RUN, *[NONE] * 4]
+        if told:
+            cells = [told["version"], f"{told['fits']:.1g}", told["verdict"]]
+            cells += [f"{told['psnr']:.0f}", f"{told['seconds']:.0f}"]
+        found.append([f"`{name}`", ANY, *cells])
+    return found
+
+
+@table("Runs that are struck")
+def struck(stored: Stored) -> list[Row]:
+    cases, found = stored.lines("reliability/cases"), []
+    for fault in ("SIGINT", "SIGTERM", "SIGHUP", "SIGKILL", "disk full"):
+        rows = cases[cases.fault == fault]
+        counts = [str(len(rows)), str(int(rows.struck.sum())), f"{int(rows.survived.sum())}/{len(rows)}"]
+        found.append([fault, *counts, str(int(rows.rows.sum()))])
+    return found
+
+
+@table("Inputs that nobody would write")
+def fuzz(stored: Stored) -> list[Row]:
+    cases = stored.lines("reliability/cases")
+    return [[kind, str(count)] for kind, count in cases[cases.fault == "fuzz"].tried.iloc[0].items()]
+
+
+# --- speed: the rounds of a measurement are its rows ---
+
+
+def throughput(stored: Stored, model: str, others: Sequence[str]) -> list[Row]:
+    told, found = stored.json(f"throughput/{model}"), []
+    rounds = {one["name"]: np.array(one["rounds"]) for one in told["variants"]}
+    for name, rates in rounds.items():
+        rate = np.median(rates)
+        times = [f"{rate / np.median(rounds[other]):.1f}" if compared(name, other) else NONE for other in others]
+        found.append([f"`{name}`", ANY, f"{rate:,.0f}", str(len(rates)), *times])
+    return found
+
+
+def compared(name: str, other: str) -> bool:
+    """Ours with the others that do the same thing."""
+    return name.startswith("jaxleak") and ("cosine" in name) == ("cosine" in other)
+
+
+SAME = ("pytorch-processes", "pytorch-serial", "pytorch-vmap", "plain-vmap", "jaxopt")
+TABLES["LeNet, DLG, L-BFGS with history 100: whole step"] = lambda stored: throughput(
+    stored, "lenet", (*SAME, "pytorch-cosine-processes")
+)
+TABLES["ResNet-18, DLG, Adam, width 16: whole step"] = lambda stored: throughput(
+    stored, "resnet18", tuple(name for name in SAME if name != "pytorch-vmap")
+)
+
+
+@table("A step on a GPU, by its account")
+def gpu_account(stored: Stored) -> list[Row]:
+    found = []
+    programs = {name: one for name, one in stored.json("gpu_account/now").items() if isinstance(one, dict)}
+    for name, one in programs.items():
+        cells = [one["kernels"], one["library_calls"], f"{one['bytes'] / 1e9:.2f}"]
+        cells += [f"{one['lanes'] / one['seconds']:,.0f}", f"{one['lane_bytes'] / 1e6:.1f}"]
+        groups = {key: sum(group[key] for group in one["groups"]) for key in ("kernels", "bytes")}
+        assert groups == {key: one[key] for key in groups}, f"{name}: the groups do not add up"
+        found.append([name, str(one["lanes"]), *map(str, cells)])
+    return found
+
+
+@table("On an NVIDIA GPU")
+def gpu_throughput(stored: Stored) -> list[Row]:
+    assert not (stored.folder / "gpu_throughput").exists(), "recompute gpu_throughput's table here, too"
+    return [["any", NOT_RUN, *[NONE] * 4]]
+
+
+@table("Stock Flax models, attacked as they are")
+def stock_model(stored: Stored) -> list[Row]:
+    rates = {one["variant"]: np.array(one["rates"]) for one in stored.json("stock_model/summary")["lines"]}
+    own = {"lenet": "lenet", "cnn": "cnn, jaxleak's parts"}
+    found = []
+    for name, rounds in rates.items():
+        first = own[name.split(",")[0]]
+        times = NONE if name == first else f"{np.median(rounds / rates[first]):.2f}"
+        found.append([name, f"{np.median(rounds):,.0f}", times])
+    return found
+
+
+def ray_rates(stored: Stored) -> dict[str, np.ndarray]:
+    rounds = stored.json("ray_throughput/summary")["rounds"]
+    return {name: np.array([one["evaluations"] / one["seconds"] for one in own]) for name, own in rounds.items()}
+
+
+@table("A Ray cluster of two one-core workers beside one process on two cores")
+def ray_throughput(stored: Stored) -> list[Row]:
+    rates = ray_rates(stored)
+    ratios = rates["ray"] / rates["one process"]
+    ours = [f"{np.median(ratios):.2f}", f"[{min(ratios):.2f}, {max(ratios):.2f}]", str(len(ratios))]
+    heads = {name: f"{np.median(own):,.0f}" for name, own in rates.items()}
+    return [["one process", heads["one process"], NONE, NONE, NONE], ["ray", heads["ray"], *ours]]
+
+
+@table("Simulated clusters")
+def clusters(stored: Stored) -> list[Row]:
+    found = []
+    for one in stored.json("clusters/simulation")["lines"]:
+        cells = [f"{one['seconds'] / 3600:.2f}", f"{one['efficiency']:.3f}", f"{one['driver_share']:.2f}"]
+        counts = [f"{one['repeated']:,}", f"{one['lost']:,}"]
+        found.append([one["sweep"], f"{one['workers']:,}", one["cluster"], *cells, *counts])
+    return found
+
+
+@table("The page of many runs")
+def report_size(stored: Stored) -> list[Row]:
+    told, found = stored.json("report_size/sizes"), []
+    for count in (1, 10, 100):
+        one = told[f"{count} runs"]
+        seconds = [f"{one[f'{key}_seconds']['median']:.1f} s" for key in ("first_paint", "ready")]
+        found.append([str(count), f"{one['megabytes']:.1f} MB", *seconds, f"{one['write_seconds']:.0f} s"])
+    return found
+
+
+# --- the pages ---
+
+
+def tables_of(page: str) -> dict[str, list[list[str]]]:
+    """The first table under each heading of the third level, without its head."""
+    found = {}
+    for part in re.split(r"^### ", page, flags=re.MULTILINE)[1:]:
+        title, _, rest = part.partition("\n")
+        lines = re.search(r"((?:^\|.*\n)+)", rest, flags=re.MULTILINE).group(1).splitlines()
+        found[title] = [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines[2:]]
+    return found
+
+
+def check_tables(page: str, stored: Stored) -> Iterator[str]:
+    """What the page's tables say and the rows do not."""
+    for title, printed in tables_of(page).items():
+        if title not in TABLES:
+            yield f"{title}: nothing here computes this table"
+            continue
+        try:
+            computed = TABLES[title](stored)
+        except AssertionError as error:
+            yield f"{title}: {error}"
+            continue
+        if [len(row) for row in printed] != [len(row) for row in computed]:
+            yield f"{title}: {len(printed)} rows of {[*map(len, printed)]} cells, not {[*map(len, computed)]}"
+            continue
+        for row, wanted in zip(printed, computed, strict=True):
+            for cell, want in zip(row, wanted, strict=True):
+                if want is not ANY and cell != want:
+                    yield f"{title}: {row[0]}: {cell!r} is {want!r} by the rows"
+
+
+def row_of(stored: Stored, title: str, *begin: str) -> Row:
+    """The row that begins so."""
+    return next(row for row in TABLES[title](stored) if row[: len(begin)] == [*begin])
+
+
+def check_headline(readme: str, stored: Stored) -> Iterator[str]:
+    """The table of the project's README against the same rows."""
+    kan, solver = (row_of(stored, "Table 1: DLG on LeNet, CIFAR-100", f"`{run}`") for run in ("per-trial", "lbfgs"))
+    idlg = row_of(stored, "Label accuracy and fidelity in %, LeNet", "`cifar100`", "idlg")
+    trained = row_of(stored, "Table 1: PSNR on LeNet, one restart", "`trained`", "ig, TV 0.01")
+    parity = row_of(stored, "The same networks and starts in both", "dlg")
+    speed = "LeNet, DLG, L-BFGS with history 100: whole step"
+    ours, theirs = (row_of(stored, speed, f"`{name}`") for name in ("jaxleak", "pytorch-processes"))
+    machine = stored.json("throughput/lenet")["device"]
+    wanted = [
+        [ANY, ANY, f"{kan[2]} {kan[3]}", f"{kan[4]} trials"],
+        [ANY, ANY, f"{solver[2]} {solver[3]}", f"{solver[4]} trials"],
+        [ANY, ANY, f"{idlg[5]}; {idlg[9]}", f"{idlg[11]} trials"],
+        [ANY, ANY, trained[3], f"{trained[4]} images"],
+        [ANY, parity[1], f"{parity[4]}, Fisher p = {parity[8]}", f"{parity[7]} solved by both"],
+        [ANY, theirs[2], f"{ours[2]}, {ours[4]} times PyTorch's", f"{ours[3]} rounds, {machine}"],
+    ]
+    printed = tables_of("### README\n" + readme.partition("<!-- results: begin -->")[2])["README"]
+    for row, cells in zip(printed, wanted, strict=True):
+        for cell, want in zip(row, cells, strict=True):
+            if want is not ANY and cell != want:
+                yield f"README: {row[0]}: {cell!r} is {want!r} by the rows"
+
+
+def check(page: str, readme: str, stored: Stored) -> list[str]:
+    """All that the two pages say and the stored rows do not."""
+    from tests.independent_prose import check_prose
+
+    missing = [f"{title}: not on the page" for title in TABLES if f"### {title}\n" not in page]
+    found = [*missing, *check_tables(page, stored), *check_headline(readme, stored), *check_prose(page, readme, stored)]
+    return found
+
+
+def main() -> None:
+    pages = [(PROJECT / name).read_text() for name in ("experiments/README.md", "README.md")]
+    if found := check(*pages, Stored()):
+        sys.exit("\n".join(found))
+    print(f"{len(TABLES)} tables and the text under them agree with the rows.")
+
+
+if __name__ == "__main__":
+    main()
