@@ -11,6 +11,7 @@ from scipy.optimize import least_squares
 from jaxleak.errors import InputError
 from jaxleak.solvers import LBFGS
 from tests.fixtures import quick_jit
+from tests.oracles import numpy_armijo
 
 
 def rosenbrock(x):
@@ -169,3 +170,33 @@ def test_an_iteration_is_so_many_evaluations():
 def test_settings_must_be_positive(name):
     with pytest.raises(InputError, match=f"`{name}`"):
         LBFGS(**{name: 0})
+
+
+# --- stored trajectories ---
+
+cliff = jax.value_and_grad(lambda x: jnp.sum(jnp.arange(1, x.size + 1) * jnp.square(x)) + 9.0 * (x[0] < 1))
+FUNCTIONS: dict[str, Any] = {
+    "rosenbrock": squares(rosenbrock),
+    "short history": squares(rosenbrock),
+    "valley": jax.value_and_grad(lambda x: jnp.sum(jnp.logspace(0, 2, x.size) * jnp.square(jnp.sin(x) + x / 5))),
+    "stairs": stairs,
+    "cliff": cliff,
+    "full, then dropped": cliff,
+    "flat": lambda x: (jnp.ones(()), jnp.ones_like(x)),
+}
+
+
+@pytest.mark.parametrize("name", numpy_armijo.CASES)
+def test_the_stored_trajectory_is_followed(name):
+    """By the solver and by the slow reference that it was stored from."""
+    case, stored = numpy_armijo.CASES[name], numpy_armijo.stored()[name]
+    for key, array in numpy_armijo.trajectory(case).items():
+        np.testing.assert_allclose(array, stored[key], rtol=1e-9, atol=1e-12)
+    solver = LBFGS(history=case.history, max_step=case.max_step)
+    states, infos = solve(FUNCTIONS[name], case.start, case.steps, solver)
+    # Rounding grows along the way: to less than 1e-8 in these cases.
+    np.testing.assert_allclose(states.x[:-1], stored["x"][1:], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(infos.x, stored["lowest"], rtol=1e-6, atol=1e-7)
+    np.testing.assert_allclose(infos.value, stored["value"], rtol=1e-6, atol=1e-9)
+    np.testing.assert_array_equal(states.history.count, stored["pairs"])
+    np.testing.assert_array_equal(infos.stalled, stored["stalled"])

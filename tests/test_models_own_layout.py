@@ -211,7 +211,7 @@ def ending(end):
 def test_logits_are_the_last_layers(end):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        adapt_model(ending(end), SHAPE)
+        assert adapt_model(ending(end), SHAPE).head == ("last",)
 
 
 @pytest.mark.parametrize("end", [lambda x: 4 * x, lambda x: x / 2, jnp.tanh])

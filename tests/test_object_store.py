@@ -143,6 +143,8 @@ def test_the_lock_of_a_run_that_was_copied_there_is_none(out):
     (out / ".lock-0of2").write_bytes(b"")
     with create(out) as run:
         commit(run, [0])
+        assert locks._read(out / ".lock") is not None
+    assert Run.open(out).done() == {0}
 
 
 def test_two_writers_never_mix_their_parts(out):

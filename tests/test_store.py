@@ -279,8 +279,10 @@ def test_settings_that_differ_only_in_type_are_named(filled):
 
 
 def test_equal_settings_after_json_resume(tmp_path):
-    create(tmp_path, {"images": (1, 2), "options": {}, "none": None}).close()
-    create(tmp_path, {"none": None, "options": {}, "images": [1, 2]}).close()
+    with create(tmp_path, {"images": (1, 2), "options": {}, "none": None}) as run:
+        commit(run, [0, 1])
+    with create(tmp_path, {"none": None, "options": {}, "images": [1, 2]}) as run:
+        assert run.done() == {0, 1}
 
 
 def test_paths_that_cannot_be_a_run(tmp_path):

@@ -220,6 +220,15 @@ def test_summary_of_an_image():
     assert group["within_k"] == pytest.approx({"1": 0.4, "2": 0.7, "4": 1.0})
 
 
+def test_counts_to_the_threshold_are_those_of_the_successes():
+    """A wrong image may meet the objective, too; it is in every rate, and in no count."""
+    rows = [row(1), row(3), failed(7, "wrong-image", threshold_iterations=900, threshold_evaluations=9000)]
+    group = groups(rows)["dlg", 3]
+    assert (group["iterations_mean"], group["iterations_median"], group["iterations_n"]) == (12, 12, 2)
+    assert (group["evaluations_mean"], group["evaluations_median"]) == (102, 102)
+    assert (group["trials"], group["success_rate"]) == (3, 2 / 3)
+
+
 def test_summary_over_images():
     group = groups()["dlg", None]
     assert (group["trials"], group["successes"]) == (8, 3)

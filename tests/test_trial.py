@@ -298,6 +298,20 @@ def test_iterations_are_the_solvers(solver, evaluations):
     assert ran.outcome.objective < ran.outcome.objective_trace[0]
 
 
+def test_the_stop_is_looked_at_where_an_iteration_ends():
+    """An objective that is met inside an iteration ends the trial with that iteration, as published."""
+
+    def ran(inner_steps: int, iterations: int, stop: float) -> Outcome:
+        attack = small_attack(solver=LBFGS(inner_steps=inner_steps), iterations=iterations, stop_objective=stop)
+        return run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8))).outcome
+
+    after = ran(1, 30, 0.0).objective_trace  # each evaluation ends an iteration: the path is the same
+    inside = float(after[15] + after[14]) / 2
+    assert after[15] < inside < after[14] < after[10]
+    outcome = ran(10, 3, inside)
+    assert (ending(outcome), int(outcome.iterations), int(outcome.evaluations)) == ("objective", 2, 21)
+
+
 @pytest.mark.parametrize(("most", "iterations"), [(1, 0), (33, 2), (41, 2), (1000, 3)])
 def test_a_trial_ends_when_its_evaluations_are_spent(most, iterations):
     """41 evaluations end iteration 2; the 33rd lies inside it, so that iteration ends there."""

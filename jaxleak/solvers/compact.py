@@ -28,7 +28,7 @@ class History(NamedTuple):
     pairs: Float[Array, "2 m n"]  # s in [0], y in [1]
     triangle: Float[Array, "m m"]  # the kernel's: R, oldest first; else R^-1, by slot
     yy: Float[Array, "m m"]  # Y^T Y; the kernel's oldest first, else by slot
-    start: Int[Array, ""]  # slot of the oldest pair
+    start: Int[Array, ""]  # slot of the oldest pair: 0 until all slots are taken, on which the kernel relies
     count: Int[Array, ""]  # pairs held
 
 
@@ -36,6 +36,12 @@ def empty_history(m: int, n: int, dtype, pairs=None) -> History:
     """A history of at most `m` pairs of vectors of length `n`, kept in the type `pairs` if that is another."""
     zero = jnp.zeros((), jnp.int32)
     return History(jnp.zeros((2, m, n), pairs or dtype), jnp.zeros((m, m), dtype), jnp.zeros((m, m), dtype), zero, zero)
+
+
+def dropped(history: History, when) -> History:
+    """The history without its pairs if `when`."""
+    start, count = (jnp.where(when, 0, number) for number in (history.start, history.count))
+    return history._replace(start=start, count=count)
 
 
 def append(

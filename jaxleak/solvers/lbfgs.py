@@ -9,7 +9,7 @@ from jaxtyping import Array, Float, Int
 from jaxleak.errors import check_choice, check_positive
 from jaxleak.kernels import vectors
 from jaxleak.kernels.platform import accelerated
-from jaxleak.solvers.compact import History, advance, empty_history
+from jaxleak.solvers.compact import History, advance, dropped, empty_history
 from jaxleak.solvers.protocol import ALONE, Context, Info, Solver, ValueAndGradient
 
 DECREASE = 1e-4  # Armijo's c1, as in Nocedal & Wright
@@ -153,7 +153,7 @@ class LBFGS(Solver):
             slope=slope,
             lowest=lowest,
             lowest_value=lowest_value,
-            history=history._replace(count=jnp.where(misled, 0, history.count)),
+            history=dropped(history, misled),
             gamma=gamma,
             rejections=jnp.where(misled, 0, rejections),
             climbs=climbs,
