@@ -174,14 +174,19 @@ def test_settings_must_be_positive(name):
 
 # --- stored trajectories ---
 
-cliff = jax.value_and_grad(lambda x: jnp.sum(jnp.arange(1, x.size + 1) * jnp.square(x)) + 9.0 * (x[0] < 1))
+
+def cliff(lift):
+    return jax.value_and_grad(lambda x: jnp.sum(jnp.arange(1, x.size + 1) * jnp.square(x)) + lift * (x[0] < 1))
+
+
 FUNCTIONS: dict[str, Any] = {
     "rosenbrock": squares(rosenbrock),
     "short history": squares(rosenbrock),
     "valley": jax.value_and_grad(lambda x: jnp.sum(jnp.logspace(0, 2, x.size) * jnp.square(jnp.sin(x) + x / 5))),
     "stairs": stairs,
-    "cliff": cliff,
-    "full, then dropped": cliff,
+    "cliff": cliff(9.0),
+    "ledge": cliff(3.2),
+    "full, then dropped": cliff(9.0),
     "flat": lambda x: (jnp.ones(()), jnp.ones_like(x)),
 }
 

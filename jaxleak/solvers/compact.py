@@ -50,8 +50,8 @@ def append(
     """Add the pair (s, y) if `accept`, dropping the oldest when full.
 
     Returns:
-        The history, S^T gradient and Y^T gradient (by slot, zero where there is no pair): the history is read once for
-        these and for the new column of the Gram matrices.
+        The history, S^T gradient and Y^T gradient by slot: the history is read once for these and for the new column of
+        the Gram matrices. Slots without a pair may hold what was dropped; their rows and columns of R^-1 are zero.
     """
     pairs, inverse, yy, start, count = history
     _, m, n = pairs.shape
@@ -64,9 +64,7 @@ def append(
     count = jnp.where(accept & ~full, count + 1, count)
 
     products = pairs.reshape(2 * m, n).astype(s.dtype) @ jnp.stack([gradient, y], axis=1)
-    valid = _held(start, count, m)
-    products = jnp.where(valid[:, None], products.reshape(2, m, 2), 0)
-    (s_g, s_y), (y_g, y_y) = products[0].T, products[1].T
+    (s_g, y_g), (s_y, y_y) = products.reshape(2, m, 2).transpose(2, 0, 1)
     place = jnp.arange(m)
     newest = place == row
     # The new column of R^-1; its row is zero but for the diagonal, and all is where the history was dropped.
@@ -80,20 +78,15 @@ def append(
     return History(pairs, inverse, yy, start, count), s_g, y_g
 
 
-def _held(start, count, m: int):
-    """True for the slots that hold a pair."""
-    return (jnp.arange(m) - start) % m < count
-
-
 def direction(
     history: History, s_g: Float[Array, "m"], y_g: Float[Array, "m"], gradient: Float[Array, "n"], gamma
 ) -> Float[Array, "n"]:
     """The quasi-Newton direction -H g (theorem 2.2 above)."""
     pairs, inverse, yy, start, count = history
     _, m, n = pairs.shape
-    valid = _held(start, count, m)
+    held = (jnp.arange(m) - start) % m < count
     u = inverse @ s_g
-    diagonal = 1 / jnp.where(valid, jnp.diagonal(inverse), 1)
+    diagonal = 1 / jnp.where(held, jnp.diagonal(inverse), 1)
     v = (diagonal * u + gamma * (yy @ u) - gamma * y_g) @ inverse
     return -(gamma * gradient + jnp.concatenate([v, -gamma * u]) @ pairs.reshape(2 * m, n).astype(v.dtype))
 

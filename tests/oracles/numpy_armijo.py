@@ -4,6 +4,7 @@ python -m tests.oracles.numpy_armijo
 """
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,10 +35,10 @@ def stairs(x: Array) -> tuple[float, Array]:
     return float(np.sum(x**2) + np.sum(np.floor(3 * x) % 2)), 2 * x
 
 
-def cliff(x: Array) -> tuple[float, Array]:
-    """x_1^2 + 2 x_2^2 + 3 x_3^2 .., lifted by 9 where x_1 is below 1: too far up to be taken."""
+def cliff(x: Array, lift: float = 9.0) -> tuple[float, Array]:
+    """x_1^2 + 2 x_2^2 + 3 x_3^2 .., lifted where x_1 is below 1: by 9 it is too far up to be taken."""
     c = np.arange(1, x.size + 1)
-    return float(np.sum(c * x**2) + 9 * (x[0] < 1)), 2 * c * x
+    return float(np.sum(c * x**2) + lift * (x[0] < 1)), 2 * c * x
 
 
 def flat(x: Array) -> tuple[float, Array]:
@@ -59,6 +60,7 @@ CASES = {
     "valley": Case(valley, (2.0, -3.0, 1.1, 0.4, -1.7), 45, history=4, max_step=0.5),
     "stairs": Case(stairs, (2.03, -1.72, 1.41, 0.93), 120, max_step=0.05),
     "cliff": Case(cliff, (1.1, 0.8, -0.7, 0.5), 90, max_step=0.05),
+    "ledge": Case(partial(cliff, lift=3.2), (1.1, 0.8, -0.7, 0.5), 60, max_step=0.05),
     "full, then dropped": Case(cliff, (1.1, 0.8, -0.7, 0.5), 90, history=4, max_step=0.05),
     "flat": Case(flat, (1.0, 2.0), 320),
 }
