@@ -11,6 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -705,6 +706,19 @@ def check_tables(page: str, stored: Stored) -> Iterator[str]:
                     yield f"{title}: {row[0]}: {cell!r} is {want!r} by the rows"
 
 
+def check_commands(page: str, stored: Stored) -> Iterator[str]:
+    """Flags of the printed commands that made no row: numbers of images and of seeds."""
+    for command in re.findall(r"^`python -m experiments\.([^`]*)`", page, flags=re.MULTILINE):
+        experiment, *words = command.split()
+        for flag, number in pairwise(words):
+            column = {"--images": "image", "--restart-images": "image", "--seeds": "seed"}.get(flag)
+            files = stored.folder.glob(f"{experiment}/*.parquet")
+            if column and not any(
+                pd.read_parquet(file, columns=[column]).nunique().item() == int(number) for file in files
+            ):
+                yield f"{command}: no run has {flag} {number}"
+
+
 def row_of(stored: Stored, title: str, *begin: str) -> Row:
     """The row that begins so."""
     return next(row for row in TABLES[title](stored) if row[: len(begin)] == [*begin])
@@ -739,8 +753,8 @@ def check(page: str, readme: str, stored: Stored) -> list[str]:
     from tests.independent_prose import check_prose
 
     missing = [f"{title}: not on the page" for title in TABLES if f"### {title}\n" not in page]
-    found = [*missing, *check_tables(page, stored), *check_headline(readme, stored), *check_prose(page, readme, stored)]
-    return found
+    tables = (*check_tables(page, stored), *check_commands(page, stored), *check_headline(readme, stored))
+    return [*missing, *tables, *check_prose(page, readme, stored)]
 
 
 def main() -> None:

@@ -99,6 +99,13 @@ def test_rows_come_from_one_revision_without_changes(path):
         )
 
 
+def test_measurements_come_from_a_tree_without_changes():
+    """Those that are their own rows say so, too."""
+    files = [*FOLDER.rglob("*.json"), *FOLDER.rglob("*.jsonl")]
+    dirty = {name_of(path) for path in files if re.search(r'"git_dirty": true', path.read_text())}
+    assert dirty <= UNCLEAN
+
+
 def test_the_page_names_the_rows_that_are_not_clean():
     paragraph = next(text for text in PAGES[0].split("\n\n") if text.startswith("**Which code the rows come from.**"))
     assert not [name for name in UNCLEAN if f"`{name}`" not in paragraph]
