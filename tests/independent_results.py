@@ -187,7 +187,7 @@ DEFENCES = (
     *("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
     *("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
     *("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
-    *("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8"),
+    *("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8", "precode:64", "precode:256"),
     *("error-feedback:0.5:5", "error-feedback:0.9:5", "error-feedback:0.9:20"),
     *("fp16", "bf16", "int8", "clip:1", "clip:0.1"),
     *("dp-sgd:1:1e-4", "dp-sgd:1:1e-3", "dp-sgd:1:1e-2", "dp-sgd:1:0.1"),
@@ -202,10 +202,10 @@ def defences(stored: Stored) -> list[Row]:
         file = f"defences/{name.replace(':', '-')}"
         rows = stored.rows(file)
         if rows is None:
-            found.append([f"`{name}`", NOT_RUN, *[NONE] * 6])
+            found.append([f"`{name}`", NOT_RUN, *[NONE] * 8])
             continue
         cells = []
-        for attack in ("L2", "cosine", "L2, told"):
+        for attack in ("L2", "cosine", "L2, told", "cosine, told"):
             own = rows[rows.attack == attack]
             cells += share(own.relative_error < RECOVERED) if len(own) else [NONE, NONE]
         accuracy = stored.json(f"{file}-rates")["accuracy"]
