@@ -565,7 +565,6 @@ def clusters(stored: Stored) -> Phrases:
 
 def readme(stored: Stored) -> Phrases:
     """What the project's README says beside its table."""
-    yield f"comes to {stored.rows('relu/box-0.03').psnr.median():.0f} dB on LeNet"
     for name in ("dlg", "idlg"):  # of the example, which a test runs
         yield f"{name}: 1.00 {interval(4, 4)} of 4 starts"
 

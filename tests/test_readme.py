@@ -156,6 +156,7 @@ def named_options() -> list[str]:
         "analytic": " --model mlp",
         "april": " --model vit",
         "spear": " --model mlp --model-field activation=relu",
+        "rgap": "",
         "gradinversion": " --model resnet18",
         "sme": " --client-steps 2",
         "fedavg": " --client-epochs 2",
