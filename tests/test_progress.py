@@ -1,6 +1,7 @@
 """What a run says: right numbers, plain lines off a terminal, not too often."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -136,3 +137,43 @@ def test_where_lines_go_can_be_chosen(clock, lines, capsys):
     progress.update("dlg", stats(), force=True)
     assert len(lines) == 2
     assert capsys.readouterr().err == ""
+
+
+class Displays:
+    """IPython's display, and what it shows: one entry for each line on the screen."""
+
+    def __init__(self):
+        self.shown: list[str] = []
+
+    def display(self, bundle, *, raw, display_id):
+        assert raw
+        assert display_id
+        self.shown.append(bundle["text/plain"])
+        return self
+
+    def update(self, bundle, *, raw):
+        assert raw
+        self.shown[-1] = bundle["text/plain"]
+
+
+@pytest.mark.parametrize("kernel", [True, False])
+def test_in_a_notebook_one_line_is_written_over(clock, capsys, monkeypatch, kernel):
+    """IPython on a terminal has no kernel, and plain lines as elsewhere."""
+    displays = Displays()
+    shell = SimpleNamespace(kernel=object()) if kernel else SimpleNamespace()
+    monkeypatch.setitem(sys.modules, "IPython", SimpleNamespace(get_ipython=lambda: shell))
+    monkeypatch.setitem(sys.modules, "IPython.display", SimpleNamespace(display=displays.display))
+    progress = Progress(10)
+    progress.say("dlg: compiling", passing=True)
+    progress.say("run: continuing, 2 of 10 trials are there")
+    for _ in range(4):
+        clock.now += 0.6
+        progress.update("dlg", stats())
+    progress.update("dlg", stats(), force=True)
+    error = capsys.readouterr().err.splitlines()
+    if kernel:
+        assert error == ["run: continuing, 2 of 10 trials are there"]
+        assert [line[:9] for line in displays.shown] == ["dlg: 0/10"]
+    else:
+        assert error[:2] == ["dlg: compiling", "run: continuing, 2 of 10 trials are there"]
+        assert not displays.shown

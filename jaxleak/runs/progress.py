@@ -1,10 +1,10 @@
-"""Progress of a run: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run: a live line on a terminal or in a notebook, plain lines elsewhere."""
 
 import contextlib
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from jaxleak.engine import EngineStats
@@ -16,7 +16,7 @@ class Progress:
     Args:
         total: trials of the whole run; `done` and `successes` those already in the run directory.
         interval: seconds between plain lines.
-        write: takes each plain line; None writes to stderr, live when that is a terminal.
+        write: takes each plain line; None writes to stderr, live when that is a terminal, or below a notebook's cell.
     """
 
     def __init__(
@@ -33,11 +33,16 @@ class Progress:
         self._interval = interval
         self._began = self._last = time.monotonic()
         self._silent = True
-        self._terminal = write is None and sys.stderr.isatty()
+        self._notebook = _NotebookLine() if write is None and _in_notebook() else None
+        self._terminal = write is None and self._notebook is None and sys.stderr.isatty()
+        self._live = self._terminal or self._notebook is not None
         self._write = write or _print
 
-    def say(self, line: str) -> None:
-        """Write a line of its own."""
+    def say(self, line: str, *, passing: bool = False) -> None:
+        """Write a line of its own; a `passing` one is written over in a notebook."""
+        if self._notebook is not None and passing:
+            self._notebook.show(line)
+            return
         if self._terminal:
             _print("\r\x1b[K", end="")
         self._write(line)
@@ -53,11 +58,13 @@ class Progress:
         """Show where the run stands, if it is time to; the first time as soon as a chunk is done."""
         now = time.monotonic()
         early = self._silent and stats.steps_total > 0
-        if not (force or early or now - self._last >= (0.5 if self._terminal else self._interval)):
+        if not (force or early or now - self._last >= (0.5 if self._live else self._interval)):
             return
         self._last, self._silent = now, False
         line = self.line(name, stats, now)
-        if self._terminal:
+        if self._notebook is not None:
+            self._notebook.show(line)
+        elif self._terminal:
             _print(f"\r\x1b[K{line}", end="\n" if force else "")
         else:
             self._write(line)
@@ -74,6 +81,28 @@ class Progress:
             f"{self.successes} solved so far; {rate:,.0f} evaluations/s, utilisation {stats.utilisation:.0%}; "
             f"{left} left"
         )
+
+
+class _NotebookLine:
+    """One line below a notebook's cell, written over by the next."""
+
+    def __init__(self) -> None:
+        self._handle: Any = None
+
+    def show(self, line: str) -> None:
+        bundle = {"text/plain": line}
+        if self._handle is None:
+            from IPython.display import display
+
+            self._handle = display(bundle, raw=True, display_id=True)
+        else:
+            self._handle.update(bundle, raw=True)
+
+
+def _in_notebook() -> bool:
+    """True in a kernel, whose stderr is no terminal; IPython on a terminal has one."""
+    ipython = sys.modules.get("IPython")
+    return getattr(ipython and ipython.get_ipython(), "kernel", None) is not None
 
 
 def _print(text: str, end: str = "\n") -> None:

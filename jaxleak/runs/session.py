@@ -172,7 +172,7 @@ class Session:
     def _run_attack(self, current: "_Todo", following: "_Todo | None") -> None:
         """Run what is left of one attack; what follows is compiled meanwhile."""
         attack = current.attack
-        self.progress.say(f"{attack.name}: compiling for {len(current.jobs.trial)} trials")
+        self.progress.say(f"{attack.name}: compiling for {len(current.jobs.trial)} trials", passing=True)
         engine = current.take_engine()
         self.engines.append(engine)
 
