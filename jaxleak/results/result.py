@@ -32,11 +32,15 @@ class Result:
     summary: dict[str, Any]
     _keep: Any = None  # a temporary directory lives as long as the result
 
+    @property
+    def _where(self) -> str:
+        return "in a temporary directory" if self._keep else str(self.run.path)
+
     def __repr__(self) -> str:
         groups = [group for group in self.summary["groups"] if group["image"] is None]
         done, wanted = sum(group["trials"] for group in groups), self.summary["trials_expected"]
         return (
-            f"Result: {done} of {wanted} trials, {self.run.path}\n"
+            f"Result: {done} of {wanted} trials, {self._where}\n"
             f"solved: {', '.join(map(_rate_text, groups))}\n"
             "rows, frame(), success_rate(), reconstructions(), table(), plot(), report()"
         )
@@ -51,7 +55,7 @@ class Result:
             if group["image"] is None
         ]
         heads = "".join(f"<th>{name}</th>" for name in ("attack", "model", "data set", "solved", "rate", "95 %"))
-        return f"<table><caption>{escape(str(self.run.path))}</caption><tr>{heads}</tr>{''.join(lines)}</table>"
+        return f"<table><caption>{escape(self._where)}</caption><tr>{heads}</tr>{''.join(lines)}</table>"
 
     @property
     def rows(self) -> list[dict[str, Any]]:
