@@ -10,7 +10,14 @@ from typing import Any
 
 
 class InputError(ValueError):
-    """Something the user gave is wrong; the message says what, what is allowed, and how to mend it."""
+    """Something the user gave is wrong; the message says what, what is allowed, and how to mend it.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.build_model("lenet", 0)
+        Traceback (most recent call last):
+        jaxleak.errors.InputError: `num_classes` must be above 0; got 0.
+    """
 
 
 class StorageError(OSError):
@@ -20,6 +27,12 @@ class StorageError(OSError):
         full: True where space is lacking, so that less may fit.
         needed: bytes that could not be written; 0 where that is not known.
         rows: of trials that ended and are not stored, by the names of the columns.
+
+    Example:
+        >>> import jaxleak
+        >>> error = jaxleak.StorageError("the disk is full", full=True, needed=4096)
+        >>> error.full, error.needed, error.rows
+        (True, 4096, [])
     """
 
     def __init__(self, message: str, *, full: bool = False, needed: int = 0, rows: list[dict[str, Any]] | None = None):

@@ -1,4 +1,16 @@
-"""Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy."""
+"""Attacks are data: a preset is one frozen dataclass, and iDLG is DLG with another label strategy.
+
+Example:
+    >>> import jaxleak
+    >>> jaxleak.DLG.label, jaxleak.IDLG.label
+    ('joint', 'idlg')
+    >>> jaxleak.CPL == replace(jaxleak.IDLG, name="cpl", init="pattern-16")
+    True
+    >>> jaxleak.IG.objective, jaxleak.IG.iterations
+    ('cosine', 4800)
+    >>> sorted(jaxleak.ATTACKS)[:4]
+    ['analytic', 'april', 'cpl', 'dlg']
+"""
 
 import functools
 from dataclasses import asdict, dataclass, field, replace
@@ -55,6 +67,12 @@ class Attack:
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
             A step that costs several may end above it. (`TorchLBFGS.max_evaluations` is one iteration's.)
         stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
+
+    Example:
+        >>> import jaxleak
+        >>> smooth = jaxleak.Attack(name="smooth", label="idlg", tv=1e-4, iterations=100)
+        >>> smooth.solver
+        LBFGS(history=100, history_type='auto', max_step=0.05, inner_steps=20)
     """
 
     name: str

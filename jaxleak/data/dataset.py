@@ -30,6 +30,15 @@ class Dataset:
         index: The original index at each position of the source.
         reader: Reads the pictures at given positions.
         vectors: Targets [n, k] by position, where a picture has more than a class: a yes or no each, or numbers.
+
+    Example:
+        >>> import jaxleak
+        >>> photos = jaxleak.load_dataset("photos")
+        >>> photos
+        Dataset(photos/all: 60 images 32x32x3, 10 classes)
+        >>> pixels, labels = photos.images([6, 12])
+        >>> pixels.shape, labels.shape
+        ((2, 32, 32, 3), (2,))
     """
 
     name: str

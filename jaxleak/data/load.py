@@ -37,6 +37,13 @@ def load_dataset(
 
     Raises:
         InputError: no such data set, not prepared, no such split, or a file that is not a picture.
+
+    Example:
+        >>> import numpy as np
+        >>> import jaxleak
+        >>> np.savez("own.npz", images=np.zeros((5, 8, 8, 1), np.uint8), labels=[0, 1, 2, 0, 1])
+        >>> jaxleak.load_dataset("own.npz")
+        Dataset(own.npz/all: 5 images 8x8x1, 3 classes)
     """
     check_type("dataset", name, (str, Path), "a name or a path")
     if name == "":

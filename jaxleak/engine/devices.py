@@ -20,6 +20,13 @@ def use_all_cores(cores: int | None = None) -> None:
     XLA's devices share a pool of threads, by default one per core, and hand their work to it. One thread beside their
     own is enough, and faster than two. Where jax may find an accelerator the pool stays as it is, since it compiles for
     that too.
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> jaxleak.use_all_cores()
+        >>> jax.local_device_count() >= 1
+        True
     """
     if cores is None:
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

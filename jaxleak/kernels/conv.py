@@ -50,6 +50,14 @@ def fast_conv(
         rhs_dilation: distances between the window's pixels, two ints.
         dimension_numbers: None is NHWC here, as Flax has it.
         feature_group_count, precision, preferred_element_type, out_sharding: as there.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jaxleak
+        >>> layer = nn.Conv(12, (5, 5), strides=2, padding=2, conv_general_dilated=jaxleak.fast_conv)
+        >>> layer.init_with_output(jax.random.key(0), jax.numpy.ones((2, 32, 32, 3)))[0].shape
+        (2, 16, 16, 12)
     """
     if feature_group_count == 1 and not _dilated(rhs_dilation) and serves(inputs, kernel, dimension_numbers):
         pads = _pads(inputs, kernel, window_strides, padding, lhs_dilation, rhs_dilation)

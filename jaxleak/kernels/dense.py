@@ -20,6 +20,14 @@ def blocked_dot_general(lhs, rhs, dimension_numbers, precision=None, preferred_e
     The products are summed within blocks of inputs, and the blocks' sums after that. On a CPU the kernels of a
     convolution whose window is the whole image do it, in blocks of their own. Other contractions are handed to
     `lax.dot_general`.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> import jax
+        >>> import jaxleak
+        >>> layer = nn.Dense(10, dot_general=jaxleak.blocked_dot_general)
+        >>> layer.init_with_output(jax.random.key(0), jax.numpy.ones((2, 64)))[0].shape
+        (2, 10)
     """
     if dimension_numbers != (((lhs.ndim - 1,), (0,)), ((), ())) or rhs.ndim != 2:
         return lax.dot_general(

@@ -87,6 +87,11 @@ def build_model(name: str, num_classes: int, /, **fields) -> nn.Module:
 
     Raises:
         InputError: unknown name, fewer than one class, or a field that the model lacks or refuses.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.build_model("lenet", 100, activation="tanh").num_classes
+        100
     """
     build = MODELS[check_choice("model", name, MODELS)]
     check_positive("num_classes", num_classes, integer=True)
@@ -99,7 +104,13 @@ def build_model(name: str, num_classes: int, /, **fields) -> nn.Module:
 
 
 def parameter_count(model: Any, image_shape: tuple[int, int, int]) -> int:
-    """Numbers in the model's `params`, for images of this height, width and channels."""
+    """Numbers in the model's `params`, for images of this height, width and channels.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.parameter_count(jaxleak.build_model("lenet", 100), (32, 32, 3))
+        85036
+    """
     variables: Any = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *image_shape)))
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(variables["params"]))
 

@@ -37,6 +37,12 @@ class ConvNet(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed, or the image is smaller than 9x9.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import ConvNet
+        >>> jaxleak.parameter_count(ConvNet(num_classes=10, width=8), (32, 32, 3))
+        48634
     """
 
     num_classes: int

@@ -78,6 +78,12 @@ class DenseNet(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed, or the image is too small to be halved at each transition.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import DenseNet
+        >>> jaxleak.parameter_count(DenseNet(10, block_sizes=(2, 2), growth=4, width=8), (32, 32, 3))
+        3746
     """
 
     num_classes: int

@@ -205,6 +205,12 @@ class Inception3(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed, or the image is smaller than 75x75, or 299x299 with `aux`.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import Inception3
+        >>> jaxleak.parameter_count(Inception3(10, width=0.125, train=False), (75, 75, 3))
+        346830
     """
 
     num_classes: int

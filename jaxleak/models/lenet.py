@@ -29,6 +29,12 @@ class LeNet(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import LeNet
+        >>> jaxleak.parameter_count(LeNet(num_classes=10), (32, 32, 3))
+        15826
     """
 
     num_classes: int

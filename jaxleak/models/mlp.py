@@ -23,6 +23,12 @@ class MLP(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import MLP
+        >>> jaxleak.parameter_count(MLP(num_classes=10, hidden=(16,)), (8, 8, 1))
+        1210
     """
 
     num_classes: int

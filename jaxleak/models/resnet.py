@@ -90,6 +90,12 @@ class ResNet(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models.resnet import BasicBlock, ResNet
+        >>> jaxleak.parameter_count(ResNet(10, stage_sizes=(1, 1), block=BasicBlock, width=8, groups=8), (32, 32, 3))
+        5266
     """
 
     num_classes: int

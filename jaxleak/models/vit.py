@@ -78,6 +78,12 @@ class ViT(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed, or patches do not fit the image.
+
+    Example:
+        >>> import jaxleak
+        >>> from jaxleak.models import ViT
+        >>> jaxleak.parameter_count(ViT(10, dim=16, depth=1, heads=2), (32, 32, 3))
+        5322
     """
 
     num_classes: int

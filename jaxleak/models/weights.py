@@ -63,7 +63,18 @@ class Layout(NamedTuple):
 
 
 class WithVariables:
-    """A model with other variables than its parameters filled in, so that it is called with parameters alone."""
+    """A model with other variables than its parameters filled in, so that it is called with parameters alone.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxleak.models import ConvNet, WithVariables
+        >>> model = ConvNet(num_classes=10, width=8, train=False)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 9, 9, 1)))
+        >>> with_them = WithVariables(model, {"batch_stats": variables["batch_stats"]})
+        >>> jax.eval_shape(with_them.apply, {"params": variables["params"]}, jnp.zeros((2, 9, 9, 1))).shape
+        (2, 10)
+    """
 
     def __init__(self, model: Any, variables: Variables):
         """`variables`: their collections by name."""
@@ -339,6 +350,15 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
 
     Raises:
         InputError: as `load_variables`, or a model that has running statistics too (`load_variables` reads both).
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> model = jaxleak.build_model("mlp", 10, hidden=(16,))
+        >>> drawn = jaxleak.draw_params(model, jax.random.key(0), (8, 8, 1))
+        >>> jaxleak.save_weights("weights.safetensors", model, drawn, (8, 8, 1))
+        >>> jaxleak.load_weights("weights.safetensors", model, (8, 8, 1))["dense1"]["kernel"].shape
+        (64, 16)
     """
     return from_torch(model, _named_file(path, model, image_shape), image_shape)
 
@@ -371,6 +391,16 @@ def save_weights(
 
     Raises:
         InputError: as `check_layout`.
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> model = jaxleak.build_model("mlp", 10, hidden=(16,))
+        >>> params = jaxleak.draw_params(model, jax.random.key(0), (8, 8, 1))
+        >>> jaxleak.save_weights("weights.safetensors", model, params, (8, 8, 1))
+        >>> from safetensors.numpy import load_file
+        >>> load_file("weights.safetensors")["0.weight"].shape  # as a torch Sequential has it
+        (16, 64)
     """
     from safetensors.numpy import save_file
 

@@ -11,6 +11,12 @@ def wilson(successes: int, n: int, confidence: float = 0.95) -> tuple[float, flo
     """Wilson's score interval of a success probability; (0, 1) for no trials.
 
     Source: Wilson 1927, JASA 22:209; no continuity correction, as scipy's `proportion_ci(method="wilson")`.
+
+    Example:
+        >>> import jaxleak
+        >>> low, high = jaxleak.wilson(18, 24)
+        >>> f"{low:.2f} to {high:.2f}"
+        '0.55 to 0.88'
     """
     from scipy.stats import binomtest
 
@@ -37,7 +43,13 @@ def within_k(successes: int, n: int, k: int) -> float:
 
 
 def fisher(s1: int, n1: int, s2: int, n2: int) -> float:
-    """Two-sided p-value of Fisher's exact test that `s1` of `n1` and `s2` of `n2` have the same rate."""
+    """Two-sided p-value of Fisher's exact test that `s1` of `n1` and `s2` of `n2` have the same rate.
+
+    Example:
+        >>> import jaxleak
+        >>> round(jaxleak.fisher(18, 24, 24, 24), 3)
+        0.022
+    """
     from scipy.stats import fisher_exact
 
     _check_count("s1", s1, n1)

@@ -88,7 +88,14 @@ def mosaic(images: Float[np.ndarray, "... b h w c"]) -> Float[np.ndarray, "... H
 
 
 def unmosaic(picture: Float[np.ndarray, "... H W c"], count: int) -> Any:
-    """The `count` images that `mosaic` put together [..., b, h, w, c]."""
+    """The `count` images that `mosaic` put together [..., b, h, w, c].
+
+    Example:
+        >>> import numpy as np
+        >>> import jaxleak
+        >>> jaxleak.unmosaic(np.zeros((64, 64, 3)), 4).shape
+        (4, 32, 32, 3)
+    """
     columns, rows = _layout(count)
     *lead, height, width, channels = picture.shape
     whole = picture.reshape(*lead, rows, height // rows, columns, width // columns, channels)

@@ -26,6 +26,17 @@ class Result:
     Attributes:
         run: the run directory, open for reading.
         summary: as `summary.json`.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("photos"), images=[6])
+        >>> result = jaxleak.attack(victim, "analytic", seeds=1, quiet=True)
+        >>> result
+        Result: 1 of 1 trials, in a temporary directory
+        solved: analytic 1/1, 100% (21% to 100%)
+        rows, frame(), success_rate(), reconstructions(), table(), plot(), report()
+        >>> result.reconstructions()["candidate"].shape
+        (1, 32, 32, 3)
     """
 
     run: Run

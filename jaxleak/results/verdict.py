@@ -24,6 +24,12 @@ class Criteria:
 
     Raises:
         InputError: a threshold is not a finite number above 0.
+
+    Example:
+        >>> import jaxleak
+        >>> criteria = jaxleak.Criteria(relative_error=0.1)
+        >>> criteria.threshold("l2"), criteria.threshold("cosine")
+        (0.0001, 0.01)
     """
 
     objective: float = 1e-4

@@ -60,6 +60,13 @@ def attack(
     Raises:
         InputError: a setting is wrong, or `out` holds a run with other settings, or of other versions of the solvers.
         StorageError: results cannot be written; its `rows` are those of trials that ended and are not stored.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("photos"), images=[6])
+        >>> result = jaxleak.attack(victim, "analytic", seeds=1, quiet=True)
+        >>> result.success_rate()[0]
+        1.0
     """
     several: list[Any] = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
     sweep = Sweep(victim=victim, attacks=tuple(get_attack(preset) for preset in several), seeds=seeds, **settings)
@@ -94,6 +101,13 @@ def run_sweep(
         InputError: `out` holds a run with other settings or of other versions of the solvers, or cannot be written; a
             trial does not fit in the memory; or the cluster cannot be used.
         StorageError: results cannot be written; its `rows` are those of trials that ended and are not stored.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("photos"), images=[6])
+        >>> sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.ATTACKS["analytic"],), seeds=1)
+        >>> jaxleak.run_sweep(sweep, "my-run", quiet=True).summary["complete"]
+        True
     """
     if isinstance(jnp.zeros(()), Tracer):
         raise InputError("`attack` writes files and cannot be called inside jax.jit; call it outside.")

@@ -34,6 +34,13 @@ class Sweep:
         snapshots: iterations at which candidates are kept for pictures.
         snapshot_seeds: number of first seeds whose trials have snapshots; None: all. Those of the others are black.
         starts: given starts (see `Trial`), instead of drawn ones.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), images=[6, 12])
+        >>> sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.DLG, jaxleak.IDLG), seeds=8)
+        >>> sweep.total  # 2 attacks x 2 images x 8 seeds
+        32
     """
 
     victim: Victim

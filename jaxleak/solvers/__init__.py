@@ -33,5 +33,11 @@ __all__ = [
 
 
 def solver_name(solver: Solver) -> str:
-    """The name under which the command line knows a solver."""
+    """The name under which the command line knows a solver.
+
+    Example:
+        >>> from jaxleak.solvers import LBFGS, solver_name
+        >>> solver_name(LBFGS())
+        'lbfgs'
+    """
     return next(name for name, kind in SOLVERS.items() if isinstance(solver, kind))

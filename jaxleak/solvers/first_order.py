@@ -53,6 +53,15 @@ class Adam(Solver):
         warmup: steps until the learning rate is reached; 0 is none.
         weight_decay: decoupled, as AdamW's; 0 is none.
         langevin: size of the noise, in units of the gradient per unit of the learning rate; 0 is none.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import jaxleak
+        >>> jaxleak.IG.solver.sign
+        'hard'
+        >>> slower = replace(jaxleak.IG, name="slower", solver=jaxleak.Adam(lr=0.01, sign="soft", schedule="cosine"))
+        >>> slower.solver.lr
+        0.01
     """
 
     lr: float = 0.1

@@ -36,6 +36,12 @@ class JaxoptLBFGS(Solver):
         lr: step size for "fixed".
         history: pairs kept.
         inner_steps: updates per iteration.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import jaxleak
+        >>> replace(jaxleak.DLG, name="dlg:jaxopt", solver=jaxleak.JaxoptLBFGS(inner_steps=10)).solver
+        JaxoptLBFGS(line_search='zoom', lr=1.0, history=100, inner_steps=10)
     """
 
     line_search: str = "zoom"

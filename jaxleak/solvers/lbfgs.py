@@ -68,6 +68,19 @@ class LBFGS(Solver):
             half the time), or "auto" (bfloat16 where an accelerator computes in float32).
         max_step: largest root mean square change of the candidate in one step, in its units (pixels in [0, 1]).
         inner_steps: evaluations per iteration.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> import jaxleak
+        >>> fun = jax.value_and_grad(lambda x: jnp.sum((x - 1) ** 2))
+        >>> solver = jaxleak.LBFGS(history=5, max_step=1.0)
+        >>> step = jax.jit(lambda state: solver.step(fun, state))
+        >>> state = solver.init(fun, jnp.zeros(3))
+        >>> for _ in range(10):
+        ...     state, info = step(state)
+        >>> [round(float(entry), 3) for entry in info.x]
+        [1.0, 1.0, 1.0]
     """
 
     history: int = 100

@@ -15,7 +15,13 @@ class NoSolverState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class NoSolver(Solver):
-    """Evaluates the start once: for attacks that solve in closed form."""
+    """Evaluates the start once: for attacks that solve in closed form.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.ATTACKS["analytic"].solver == jaxleak.NoSolver()
+        True
+    """
 
     passes_value_on = True
     closed_form = True

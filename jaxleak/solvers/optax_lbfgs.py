@@ -33,6 +33,12 @@ class OptaxLBFGS(Solver):
     Attributes:
         history: pairs kept (optax's default: 10).
         inner_steps: updates per iteration.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import jaxleak
+        >>> replace(jaxleak.DLG, name="dlg:optax", solver=jaxleak.OptaxLBFGS(history=10)).solver
+        OptaxLBFGS(history=10, inner_steps=20)
     """
 
     history: int = 100

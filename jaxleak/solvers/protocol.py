@@ -30,6 +30,13 @@ class Context(NamedTuple):
             projected.
         key: a random key, the same in every step, of this trial and for nothing else; None where the solver draws
             nothing (`Solver.random`).
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> from jaxleak.solvers import Context
+        >>> context = Context(horizon=100, project=lambda x: jnp.clip(x, 0, 1))
+        >>> context.project(jnp.array([-1.0, 2.0])).tolist()
+        [0.0, 1.0]
     """
 
     horizon: int = 0

@@ -45,6 +45,13 @@ class TorchLBFGS(Solver):
         tolerance_gradient: an outer step ends when max |g| is no larger.
         tolerance_change: an outer step ends when the directional derivative is above minus this, or the largest
             component of the step is no larger, or the objective changed by less.
+
+    Example:
+        >>> from dataclasses import replace
+        >>> import jaxleak
+        >>> published = replace(jaxleak.DLG, name="dlg:torch-lbfgs", solver=jaxleak.TorchLBFGS())
+        >>> published.solver.inner_steps
+        20
     """
 
     lr: float = 1.0

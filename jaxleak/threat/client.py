@@ -46,6 +46,12 @@ class Client:
             for the difference.
 
     Source: McMahan et al. 2017 (FedAvg), algorithm 1.
+
+    Example:
+        >>> import jaxleak
+        >>> client = jaxleak.Client(epochs=2, lr=0.05, batch=4)
+        >>> client.total_steps(8)  # of 8 images
+        4
     """
 
     steps: int = 0

@@ -54,6 +54,11 @@ def parse_defence(text: str) -> Defence:
 
     Raises:
         InputError: unknown name, too few or too many strengths, one that is not a number or not allowed.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.parse_defence("dp-sgd:1.0:0.1")
+        DPSGD(clip=1.0, noise=0.1)
     """
     name, *strengths = text.split(":")
     if ".py" in text and name not in DEFENCES:

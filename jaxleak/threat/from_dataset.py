@@ -57,6 +57,15 @@ def make_victim(
 
     Raises:
         InputError: unknown model, index out of range, weights that do not fit, a threat model that makes no sense.
+
+    Example:
+        >>> import jaxleak
+        >>> photos = jaxleak.load_dataset("photos")
+        >>> victim = jaxleak.make_victim(
+        ...     "resnet18", photos, images=[6], network="shared", fields={"width": 16}, client=jaxleak.Client(steps=2)
+        ... )
+        >>> victim.model_name, victim.network, victim.client.trains
+        ('resnet18', 'shared', True)
     """
     check_type("data", data, Dataset, "a Dataset, as `load_dataset` gives it")
     if isinstance(images, str) or not isinstance(images, Iterable):

@@ -160,7 +160,15 @@ class Network:
 
 
 def draw_params(model: nn.Module, key, image_shape: tuple[int, ...]) -> PyTree:
-    """A network drawn with the model's own initialisation, in the precision jax is set to."""
+    """A network drawn with the model's own initialisation, in the precision jax is set to.
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> params = jaxleak.draw_params(jaxleak.build_model("mlp", 10, hidden=(16,)), jax.random.key(0), (8, 8, 1))
+        >>> params["dense1"]["kernel"].shape
+        (64, 16)
+    """
     params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape))).get("params")
     if not params:
         raise InputError(f"`model` must have parameters, whose gradient is shared; {type(model).__name__} has none.")

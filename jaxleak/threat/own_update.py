@@ -98,6 +98,18 @@ def load_update(
 
     Raises:
         InputError: a file that is not there or does not fit, or a model or truth that does not.
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> model = jaxleak.build_model("mlp", 10, hidden=(16,))
+        >>> params = jaxleak.draw_params(model, jax.random.key(0), (8, 8, 1))
+        >>> jaxleak.save_weights("weights.safetensors", model, params, (8, 8, 1))
+        >>> gradient = jax.tree.map(jax.numpy.ones_like, params)  # stands for a client's
+        >>> jaxleak.save_weights("update.safetensors", model, gradient, (8, 8, 1))
+        >>> victim = jaxleak.load_update("update.safetensors", "weights.safetensors", model, image_shape=(8, 8, 1))
+        >>> victim.knows_truth
+        False
     """
     check_positive("batch", batch, integer=True)
     _check_given(update, weights, before, after)

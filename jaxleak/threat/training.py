@@ -121,6 +121,17 @@ def train_network(
 
     Raises:
         InputError: too few images.
+
+    Example:
+        >>> import jax
+        >>> import numpy as np
+        >>> import jaxleak
+        >>> np.savez("own.npz", images=np.zeros((40, 4, 4, 1), np.uint8), labels=np.arange(40) % 2)
+        >>> data = jaxleak.load_dataset("own.npz")
+        >>> victim = jaxleak.make_victim("mlp", data, [0], fields={"hidden": (16,)})
+        >>> params = jaxleak.draw_params(victim.model, jax.random.key(0), (4, 4, 1))
+        >>> jaxleak.train_network(victim, params, data, steps=3, batch=8).losses.shape
+        (3,)
     """
     check_positive("trained_steps", steps, integer=True)
     rng = np.random.default_rng(seed)

@@ -49,6 +49,12 @@ class Victim(Private, Network, Sharing):
 
     Raises:
         InputError: a field is of another type or shape, or out of range, or fields do not go together.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), images=[6, 12, 18, 24], batch=2)
+        >>> victim.updates, victim.batch, victim.images.shape
+        (2, 2, (4, 32, 32, 3))
     """
 
     knows_statistics: bool = True

@@ -55,6 +55,16 @@ def adapt_model(model, image_shape: tuple[int, int, int], *, num_classes: int | 
 
     Raises:
         InputError: not such a model; it cannot be called, does not give class logits, or does not end in a dense layer.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> import jaxleak
+        >>> class Linear(nn.Module):
+        ...     @nn.compact
+        ...     def __call__(self, x):
+        ...         return nn.Dense(10, name="classifier")(x.reshape(x.shape[0], -1))
+        >>> jaxleak.adapt_model(Linear(), (8, 8, 1), num_classes=10).head
+        ('classifier',)
     """
     adapted = with_head(model, image_shape, num_classes=num_classes, **arguments)
     if not isinstance(adapted, AdaptedModel):
@@ -92,7 +102,14 @@ def with_head(model, image_shape: tuple[int, int, int], *, num_classes: int | No
 
 
 def module_name(model: Any) -> str:
-    """The model's name in rows and tables: its class, or the function that makes it."""
+    """The model's name in rows and tables: its class, or the function that makes it.
+
+    Example:
+        >>> import flax.linen as nn
+        >>> from jaxleak.models.own import module_name
+        >>> module_name(nn.Dense(10))
+        'dense'
+    """
     module = model.module if isinstance(model, AdaptedModel) else model
     function_name = getattr(module, "__name__", None)
     return (function_name if isinstance(function_name, str) else type(module).__name__).lower()

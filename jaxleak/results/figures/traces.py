@@ -34,7 +34,14 @@ RISES = 10.0  # times the highest start, up to which failed trials are shown who
 
 
 def hold_last(traces: Float[np.ndarray, "n t"]) -> Float[np.ndarray, "n t"]:
-    """Traces whose gaps and ends are filled with the last finite value before them."""
+    """Traces whose gaps and ends are filled with the last finite value before them.
+
+    Example:
+        >>> import numpy as np
+        >>> import jaxleak
+        >>> jaxleak.hold_last(np.array([[3.0, np.nan, 1.0, np.nan]]))
+        array([[3., 3., 1., 1.]])
+    """
     finite = np.isfinite(traces)
     last = np.maximum.accumulate(np.where(finite, np.arange(traces.shape[1]), -1), axis=1)
     held = np.take_along_axis(traces, np.maximum(last, 0), axis=1)

@@ -40,6 +40,13 @@ def write_page(
     Raises:
         InputError: a directory that is no run, or a file that cannot be written.
         StorageError: the disk is full.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("photos"), images=[6])
+        >>> _ = jaxleak.attack(victim, "analytic", seeds=1, quiet=True, out="my-run")
+        >>> jaxleak.write_page(["my-run"], "page.html", title="One photograph").name
+        'page.html'
     """
     check_not_negative("trials", trials, integer=True)
     target = _target(runs, out)

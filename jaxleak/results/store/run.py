@@ -54,6 +54,16 @@ class Run:
     Attributes:
         path: the directory.
         settings, settings_hash, environment, created: what `run.json` holds.
+
+    Example:
+        >>> import jaxleak
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("photos"), images=[6])
+        >>> _ = jaxleak.attack(victim, "analytic", seeds=1, quiet=True, out="my-run")
+        >>> run = jaxleak.Run.open("my-run")
+        >>> [(row["trial"], row["status"]) for row in run.rows()]
+        [(0, 'converged')]
+        >>> run.truth()["pixels"].shape
+        (1, 32, 32, 3)
     """
 
     def __init__(self, path: Path, description: dict[str, Any], locks: list[Lock], shard: Shard = ALL):

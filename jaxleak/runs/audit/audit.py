@@ -125,6 +125,22 @@ def audit(
 
     Raises:
         InputError: the victim has no given update, or the sweep cannot be run.
+
+    Example:
+        >>> import jax
+        >>> import jaxleak
+        >>> model = jaxleak.build_model("mlp", 2, hidden=(16,))
+        >>> params = jaxleak.draw_params(model, jax.random.key(0), (4, 4, 1))
+        >>> image = jax.random.uniform(jax.random.key(1), (1, 4, 4, 1))
+        >>> loss = lambda params: -jax.nn.log_softmax(model.apply({"params": params}, image))[0, 1]
+        >>> gradient = jax.grad(loss)(params)
+        >>> jaxleak.save_weights("weights.safetensors", model, params, (4, 4, 1))
+        >>> jaxleak.save_weights("update.safetensors", model, gradient, (4, 4, 1))
+        >>> victim = jaxleak.load_update("update.safetensors", "weights.safetensors", model, image_shape=(4, 4, 1))
+        >>> sweep = jaxleak.Sweep(victim=victim, attacks=(jaxleak.ATTACKS["analytic"],), seeds=1)
+        >>> report, _ = jaxleak.audit(sweep, "my-audit", quiet=True)
+        >>> report["verdict"]
+        'recovered'
     """
     victim = sweep.victim
     if victim.update is None:

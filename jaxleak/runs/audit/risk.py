@@ -108,6 +108,14 @@ def risk(
 
     Raises:
         InputError: the images are not known, or a defence is not.
+
+    Example:
+        >>> import numpy as np
+        >>> import jaxleak
+        >>> np.savez("own.npz", images=np.linspace(0, 1, 32).reshape(2, 4, 4, 1), labels=[0, 1])
+        >>> victim = jaxleak.make_victim("mlp", jaxleak.load_dataset("own.npz"), [0], fields={"hidden": (16,)})
+        >>> [line.defence for line in jaxleak.risk(victim, ["int8", "gaussian:0.1"]).lines]
+        ['none', 'int8', 'gaussian:0.1']
     """
     if not victim.knows_truth:
         raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")

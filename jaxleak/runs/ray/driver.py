@@ -37,6 +37,11 @@ class Ray:
             cluster has room for at the start.
         gpus_per_worker: None: one where the cluster has any.
         cpus_per_worker: None: on a cluster with GPUs one; else an equal share of this machine's or the smallest node's.
+
+    Example:
+        >>> import jaxleak
+        >>> jaxleak.Ray(workers=8)  # given to `run_sweep(..., on=)`
+        Ray(address=None, workers=8, gpus_per_worker=None, cpus_per_worker=None)
     """
 
     address: str | None = None
