@@ -65,6 +65,7 @@ _HOMES = {
     "threat.victim": ("Victim",),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+_RENAMED: dict[str, str] = {}  # old names, each with its new one: they work for one version, with a warning
 
 __all__ = [
     "ATTACKS",
@@ -116,6 +117,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name in _RENAMED:
+        from jaxleak.errors import current_name
+
+        name = current_name(name, _RENAMED)
     if name not in _HOME_OF:
         raise AttributeError(f"module 'jaxleak' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxleak.{_HOME_OF[name]}"), name)

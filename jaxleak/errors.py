@@ -3,7 +3,8 @@
 import contextlib
 import difflib
 import math
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,15 @@ class StorageError(OSError):
     def __init__(self, message: str, *, full: bool = False, needed: int = 0, rows: list[dict[str, Any]] | None = None):
         super().__init__(message)
         self.full, self.needed, self.rows = full, needed, rows or []
+
+
+def current_name(name: str, renamed: Mapping[str, str]) -> str:
+    """The name that takes the place of `name` in `renamed`, with a warning; any other name as it is."""
+    if name not in renamed:
+        return name
+    text = f"`{name}` is called `{renamed[name]}` now; the next version no longer knows the old name."
+    warnings.warn(text, FutureWarning, stacklevel=3)
+    return renamed[name]
 
 
 def check_choice(argument: str, value: str, allowed: Iterable[str]) -> str:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+import jaxleak
 from jaxleak import cli, engine
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ATTACKS
 from jaxleak.attacks.starts import CLOSED, INITS
 from jaxleak.cli.commands import RUN_GROUPS
-from jaxleak.cli.parse import GROUPS, flag_texts
+from jaxleak.cli.parse import GROUPS, RENAMED, flag_texts
 from jaxleak.results.store.run import Run
 from jaxleak.results.summary import ENGINE_KEYS
 from jaxleak.results.verdict import STATUSES
@@ -500,6 +501,29 @@ def test_warnings_are_one_line(monkeypatch, tmp_path):
 
     monkeypatch.setitem(cli.COMMANDS, "plot", (cli.PlotCommand, warn))
     assert call("plot", tmp_path) == Said(0, "", "jaxleak: warning: something is odd\n")
+
+
+def test_renamed_flags_work_for_one_version(monkeypatch, tmp_path):
+    monkeypatch.setitem(RENAMED, "--restarts", "--seeds")
+    monkeypatch.setitem(RENAMED, "--directory", "--out")
+    kinds = {name: kind for name, (kind, _) in cli.COMMANDS.items()}
+    with pytest.warns(FutureWarning, match="`--restarts` is called `--seeds` now; the next version"):
+        parsed = cli.parse(kinds, ["run", "--restarts", "3", f"--directory={tmp_path}"])
+    assert (parsed.seeds, parsed.out) == (3, tmp_path)
+
+
+def test_renamed_names_work_for_one_version(monkeypatch):
+    monkeypatch.setitem(jaxleak._RENAMED, "audit_update", "audit")
+    with pytest.warns(FutureWarning, match="`audit_update` is called `audit` now; the next version"):
+        assert jaxleak.audit_update is jaxleak.audit
+    with pytest.raises(AttributeError, match="has no attribute 'audit_updates'"):
+        _ = jaxleak.audit_updates
+
+
+def test_new_names_are_there():
+    """And no old name hides one."""
+    assert set(jaxleak._RENAMED.values()) <= set(jaxleak.__all__)
+    assert not set(jaxleak._RENAMED) & set(jaxleak.__all__)
 
 
 # --- a run ---

@@ -15,10 +15,11 @@ import tyro
 
 from jaxleak.cli import commands, groups
 from jaxleak.cli.commands import ATTACK_GROUPS, RISK_GROUPS, RUN_GROUPS, AttackCommand, RiskCommand, RunCommand
-from jaxleak.errors import InputError, check_choice
+from jaxleak.errors import InputError, check_choice, current_name
 
 GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS, RiskCommand: RISK_GROUPS}
 
+RENAMED: dict[str, str] = {}  # old flags, each with its new one: they work for one version, with a warning
 MOST_LETTERS = 600  # of what is told
 
 METAVARS: dict[Any, str] = {
@@ -46,7 +47,7 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
     Raises:
         InputError: an unknown command or flag, or one that lacks something or cannot have its value.
     """
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    words = [_current(word) for word in (sys.argv[1:] if arguments is None else arguments)]
     config: Any = (tyro.conf.FlagCreatePairsOff,)
     _check_names(kinds, words)
     if not words or words[0] not in kinds:  # help, or nothing: tyro says so and ends the program
@@ -61,6 +62,12 @@ def parse(kinds: Mapping[str, type], arguments: Sequence[str] | None = None) -> 
     if kind in GROUPS:
         values = {flag: value for group in values.values() for flag, value in vars(group).items()}
     return kind(**values)
+
+
+def _current(word: str) -> str:
+    """A flag, perhaps with its value behind "=", by the name that it has now."""
+    flag, equals, value = word.partition("=")
+    return current_name(flag, RENAMED) + equals + value
 
 
 @contextlib.contextmanager
