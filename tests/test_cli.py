@@ -507,8 +507,12 @@ def test_renamed_flags_work_for_one_version(monkeypatch, tmp_path):
     monkeypatch.setitem(RENAMED, "--restarts", "--seeds")
     monkeypatch.setitem(RENAMED, "--directory", "--out")
     kinds = {name: kind for name, (kind, _) in cli.COMMANDS.items()}
-    with pytest.warns(FutureWarning, match="`--restarts` is called `--seeds` now; the next version"):
+    with pytest.warns(FutureWarning) as told:
         parsed = cli.parse(kinds, ["run", "--restarts", "3", f"--directory={tmp_path}"])
+    assert [str(warning.message).partition(" now; the next version")[0] for warning in told] == [
+        "`--restarts` is called `--seeds`",
+        "`--directory` is called `--out`",
+    ]
     assert (parsed.seeds, parsed.out) == (3, tmp_path)
 
 
