@@ -7,7 +7,10 @@ import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
+
+import rich
 
 import jaxleak
 
@@ -18,18 +21,36 @@ RESULTS = HERE / "results"
 
 
 def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Namespace:
-    """The flags every experiment has (`--data-dir`, `--runs`, `--lanes`, `--only`), and its own."""
+    """The flags every experiment has (`--data-dir`, `--runs`, `--results`, `--lanes`, `--only`), and its own."""
+    global RESULTS
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    default = os.environ.get("JAXLEAK_DATA_DIR", "../shared/data/tfds")
-    parser.add_argument("--data-dir", default=default, help="prepared tensorflow-datasets")
+    default = os.environ.get("JAXLEAK_DATA_DIR")
+    parser.add_argument(
+        "--data-dir", default=default, help="prepared tensorflow-datasets (default: its own folder)"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go; resumable")
+    parser.add_argument(
+        "--results", type=Path, default=RESULTS, help="where rows and figures go (default: those of the project)"
+    )
     parser.add_argument("--lanes", type=int, default=None, help="trials at once (default: chosen)")
     parser.add_argument("--only", nargs="*", default=None, help="just these of the experiment's runs")
     for name, options in extra.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", **options)
+        parser.add_argument(f"--{name.replace('_', '-')}", **{"help": "default: %(default)s"} | options)
     parsed = parser.parse_args()
+    RESULTS = parsed.results
+    sys.excepthook = _in_a_line
     jaxleak.use_all_cores()
     return parsed
+
+
+def _in_a_line(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A mistake in what was given is one line and code 2, as on jaxleak's command line."""
+    if not isinstance(error, jaxleak.InputError):
+        sys.__excepthook__(kind, error, trace)
+        return
+    print(f"{Path(sys.argv[0]).stem}: {error}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(2)  # a hook cannot choose the code otherwise
 
 
 def chosen_runs(names: Iterable[str], options: argparse.Namespace) -> list[str]:
@@ -50,15 +71,27 @@ def run_all(
 
 
 def run_one(experiment: str, name: str, sweep: jaxleak.Sweep, options: argparse.Namespace) -> jaxleak.Result:
-    """`run_all` for one sweep."""
-    result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
+    """`run_all` for one sweep.
+
+    Raises:
+        InputError: more trials are stored there than the sweep has.
+    """
     folder = results_folder(experiment)
+    file = folder / f"{name}.json"
+    stored = json.loads(file.read_text())["trials_expected"] if file.exists() else 0
+    if stored > sweep.total:
+        raise jaxleak.InputError(
+            f"{file} has {stored} trials, which {sweep.total} would replace. Give `--results DIR` for a smaller try."
+        )
+    result = jaxleak.run_sweep(sweep, options.runs / experiment / name, lanes=options.lanes)
+    rich.print(result.table())
     result.run.write_rows(folder / f"{name}.parquet")
     made = dict(result.run.environment)
     if "command" in made:  # it names no path of the machine
-        made["command"] = made["command"].replace(str(options.runs), "RUNS").replace(str(options.data_dir), "DIR")
+        for word, path in {"RUNS": options.runs, "DIR": options.data_dir or "DIR"}.items():
+            made["command"] = made["command"].replace(str(path), word)
     summary = {**result.summary, "settings": result.run.settings, "environment": made}
-    write_json(folder / f"{name}.json", summary)
+    write_json(file, summary)
     return result
 
 

@@ -48,7 +48,8 @@ tests.independent_results` computes every figure of the tables and of the text a
 
 The commands read prepared CIFAR-100, MNIST and LFW from `--data-dir` (or `$JAXLEAK_DATA_DIR`), are run from the
 project's root, resume where they were stopped, and write run directories under `runs/` and small results here. Behind
-each command stands the device that its results are from.
+each command stands the device that its results are from. For a try of your own give `--results DIR`, and where it is
+listed `--images N --seeds N`; `--help` tells what a command does. The [notebook](tutorial.ipynb) is a place to begin.
 
 - Brackets are 95 % Wilson intervals. `n` counts trials.
 - Recovered: the image's relative error is below 0.2. Solved: the objective is below its threshold as well.

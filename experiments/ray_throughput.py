@@ -55,7 +55,8 @@ def run(name: str, seeds: int, options: Any) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         command = [
             *(sys.executable, "-m", "jaxleak", "run", "--attack", "dlg", "--dataset", "cifar100"),
-            *("--data-dir", str(options.data_dir), "--num-images", "4", "--seeds", str(seeds), "--no-figures"),
+            *(["--data-dir", options.data_dir] if options.data_dir else []),
+            *("--num-images", "4", "--seeds", str(seeds), "--no-figures"),
             *("--out", f"{folder}/run", *PLACES[name]),
         ]
         began = time.monotonic()

@@ -4,6 +4,8 @@ import ast
 import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -321,7 +323,7 @@ def test_the_tables_hold_the_flags_of_attack_and_threat_model():
 # --- what they share ---
 
 
-def test_run_all_keeps_rows_and_summary_of_the_runs_asked_for(tmp_path, monkeypatch):
+def test_run_all_keeps_rows_and_summary_of_the_runs_asked_for(tmp_path, monkeypatch, capsys):
     ran = []
 
     def run_sweep(sweep, out, *, lanes):
@@ -329,19 +331,35 @@ def test_run_all_keeps_rows_and_summary_of_the_runs_asked_for(tmp_path, monkeypa
         run = SimpleNamespace(
             settings={"seeds": 1}, environment={"device": "x"}, write_rows=lambda path: path.write_text("rows")
         )
-        return SimpleNamespace(run=run, summary={"groups": []})
+        return SimpleNamespace(run=run, summary={"groups": [], "trials_expected": sweep.total}, table=lambda: "rates")
 
     monkeypatch.setattr(jaxleak, "run_sweep", run_sweep)
     monkeypatch.setattr(harness, "RESULTS", tmp_path / "results")
-    options = SimpleNamespace(only=["b"], runs=tmp_path / "runs", lanes=3)
-    results = harness.run_all("item", {"a": "sweep a", "b": "sweep b"}, options)
+    options = SimpleNamespace(only=["b"], runs=tmp_path / "runs", lanes=3, data_dir=None)
+    small, large = SimpleNamespace(total=20), SimpleNamespace(total=1000)
+    results = harness.run_all("item", {"a": small, "b": large}, options)
     assert list(results) == ["b"]
-    assert ran == [("sweep b", tmp_path / "runs" / "item" / "b", 3)]
+    assert ran == [(large, tmp_path / "runs" / "item" / "b", 3)]
+    assert capsys.readouterr().out == "rates\n"
     folder = tmp_path / "results" / "item"
     assert (folder / "b.parquet").read_text() == "rows"
     stored = json.loads((folder / "b.json").read_text())
-    assert stored == {"groups": [], "settings": {"seeds": 1}, "environment": {"device": "x"}}
+    environment = {"device": "x"}
+    assert stored == {"groups": [], "trials_expected": 1000, "settings": {"seeds": 1}, "environment": environment}
     assert not (folder / "a.json").exists()
+    with pytest.raises(jaxleak.InputError, match="has 1000 trials, which 20 would replace"):
+        harness.run_all("item", {"b": small}, options)
+    assert len(ran) == 1
+
+
+def test_a_mistake_in_an_experiments_flags_is_one_line(tmp_path):
+    """And nothing of what is committed is touched."""
+    words = ["-m", "experiments.kan2022_table1", "--results", tmp_path / "results", "--data-dir", tmp_path / "nowhere"]
+    done = subprocess.run([sys.executable, *words], cwd=FOLDER.parent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("kan2022_table1: `data_dir`")
+    assert not done.stdout
 
 
 # --- pytorch_parity ---
