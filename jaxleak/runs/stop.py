@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from types import FrameType
 from typing import Any
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+AGAIN_SECONDS = 0.05
 SAME_SECONDS = 1.0  # within which a second Ctrl-C is the first one, sent twice
 
 Handler = Callable[[int, FrameType | None], Any]
@@ -47,10 +49,12 @@ class Stopping:
     def __init__(self) -> None:
         self._asked: float | None = None
         self._before: dict[int, Any] = {}
+        self._unraisable: Any = None
 
     def begin(self) -> None:
         """Take over; only the main thread of a process can."""
         if threading.current_thread() is threading.main_thread():
+            self._unraisable, sys.unraisablehook = sys.unraisablehook, self._again
             for number in SIGNALS:
                 if signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._heed)
@@ -61,8 +65,18 @@ class Stopping:
         if asked is None or (number == signal.SIGINT and now - asked > SAME_SECONDS):
             raise Stopped(number)
 
+    def _again(self, lost: "sys.UnraisableHookArgs") -> None:
+        """A signal that came in a callback, as of the garbage collector, where nothing can be raised, is sent again."""
+        if not isinstance(lost.exc_value, Stopped):
+            self._unraisable(lost)
+            return
+        self._asked = None
+        threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), lost.exc_value.number)).start()
+
     def end(self) -> None:
         """Give the signals back."""
+        if self._unraisable is not None:
+            self._unraisable, sys.unraisablehook = None, self._unraisable
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

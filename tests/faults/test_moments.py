@@ -2,6 +2,7 @@
 
 import builtins
 import errno
+import gc
 import os
 import random
 import signal
@@ -18,6 +19,7 @@ import jaxleak
 from jaxleak import StorageError
 from jaxleak.results.store.run import Run
 from jaxleak.runs import session
+from jaxleak.runs.stop import Stopped, Stopping
 from tests.commands import call, restored_globals
 from tests.faults.moments import (
     KINDS,
@@ -175,6 +177,25 @@ def test_killed_at_forty_moments(arguments, whole, tmp_path):
         assert compared(Run.open(tmp_path / str(i)), whole) == 6
     assert set(codes) <= {0, -signal.SIGKILL}
     assert codes.count(-signal.SIGKILL) >= 20
+
+
+def test_a_signal_in_a_callback_of_the_collector_is_not_lost():
+    """Python only prints what is raised there, and goes on."""
+
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(signal.SIGTERM)
+
+    stopping, before = Stopping(), sys.unraisablehook
+    stopping.begin()
+    try:
+        with pytest.raises(Stopped, match="SIGTERM"):  # noqa: PT012
+            gc.callbacks.append(callback)
+            gc.collect()
+            time.sleep(20)
+    finally:
+        stopping.end()
+    assert sys.unraisablehook is before
 
 
 def test_ctrl_c_while_the_command_line_is_imported(monkeypatch, capsys):
