@@ -25,9 +25,7 @@ def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Name
     global RESULTS
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     default = os.environ.get("JAXLEAK_DATA_DIR")
-    parser.add_argument(
-        "--data-dir", default=default, help="prepared tensorflow-datasets (default: its own folder)"
-    )
+    parser.add_argument("--data-dir", default=default, help="prepared tensorflow-datasets (default: its own folder)")
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="where the run directories go; resumable")
     parser.add_argument(
         "--results", type=Path, default=RESULTS, help="where rows and figures go (default: those of the project)"

@@ -112,7 +112,7 @@ def victim_of(params: Any, update: Any, labels: tuple[int, ...] = (LABEL,), **ch
 
 
 def said(victim: Victim, attack=IDLG, seeds: int = 4, **settings: Any) -> dict[str, Any]:
-    report, _ = audit(Sweep(victim=victim, attacks=(attack,), seeds=seeds, snapshots=()), quiet=True, **settings)
+    report, _ = audit(Sweep(victim=victim, attacks=(attack,), seeds=seeds, snapshots=()), **{"quiet": True, **settings})
     assert report["truth"] is not None
     if report["verdict"] == "recovered":
         assert report["truth"]["right"]
@@ -149,7 +149,14 @@ def test_a_right_update_is_recovered(params, plain, tmp_path):
 def test_the_page_of_an_audit_says_what_the_report_says(params, plain, tmp_path):
     report = said(victim_of(params, plain), seeds=3, out=tmp_path / "run")
     text = (tmp_path / "run/audit.html").read_text()
-    for words in ("Recovered", "Whoever sees this update can rebuild", "What it rests on", "Not run: dlg", "jaxleak 0"):
+    for words in (
+        "Recovered",
+        "Whoever sees this update can rebuild",
+        "What it rests on",
+        "Not run: dlg",
+        "jaxleak 0",
+        "report.json",
+    ):
         assert words in text
     assert report["reasons"][0][1:] in text
     prevented = {line["defence"]: line for line in report["prevented"]}
@@ -421,15 +428,20 @@ def test_more_restarts_are_run_where_those_near_do_not_do(params, plain, monkeyp
     assert len(result.rows) == 6
 
 
-def test_an_assumption_that_cannot_be_tried_loses_no_report(params, plain, monkeypatch):
+def test_an_assumption_that_cannot_be_tried_loses_no_report(params, plain, monkeypatch, capsys):
+    """And what is tried is said meanwhile."""
     from jaxleak.runs.audit import assumptions
 
     def refuse(*arguments, **settings):
         raise InputError("`train` needs more images.")
 
     monkeypatch.setattr(assumptions, "refit", refuse)
-    report = said(victim_of(params, jax.tree.map(np.negative, plain)), seeds=2)
+    report = said(victim_of(params, jax.tree.map(np.negative, plain)), seeds=2, quiet=False)
     assert report["tried"][0]["error"] == "`train` needs more images."
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("audit: ")]
+    assert told[0].startswith("audit: judging")
+    assert told[1].endswith("trying another assumption: any loss")
+    assert told[-1].startswith("audit: what defences")
     assert report["verdict"] == "unexplained"
 
 

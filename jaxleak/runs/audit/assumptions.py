@@ -81,7 +81,9 @@ class Search:
     as_stated: bool
 
 
-def search(victim: Victim, found: Found, floor: Floor, before: list[Hint]) -> Search:
+def search(
+    victim: Victim, found: Found, floor: Floor, before: list[Hint], tell: Callable[[str], None] = lambda line: None
+) -> Search:
     """Attack again under one assumption after the other, until one explains the update.
 
     Args:
@@ -89,12 +91,14 @@ def search(victim: Victim, found: Found, floor: Floor, before: list[Hint]) -> Se
         found: the best of the restarts.
         floor: what a right model leaves.
         before: of `hints_before`.
+        tell: takes a line before each assumption is tried.
     """
     hints, tried, began = [], [], time.monotonic()
     for assumption, act in _assumptions(victim, floor, before):
         if time.monotonic() - began > PATIENCE:
             tried.append({"assumption": assumption, "left": None})
             continue
+        tell(f"audit: no restart explains the update; trying another assumption: {assumption}")
         try:
             outcome = act(found)
         except Exception as error:  # it cannot be tried, as train mode on one value per channel; the report is written

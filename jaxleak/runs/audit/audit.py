@@ -26,6 +26,7 @@ from jaxleak.runs.audit.refit import names_of, stop_for, targets_of, update_at
 from jaxleak.runs.audit.report import write
 from jaxleak.runs.audit.risk import risk_at
 from jaxleak.runs.audit.verdict import VERDICTS, Verdict
+from jaxleak.runs.progress import Progress
 from jaxleak.runs.run import run_sweep
 from jaxleak.runs.session import Enough
 from jaxleak.runs.sweep import Sweep
@@ -148,9 +149,10 @@ def audit(
     silent = silent_tensors(victim)
     before = hints_before(victim, silent, moved_statistics)
     sweep, floor = fitted(sweep, silent, stops=stops)
-    known = Known()
+    known, progress = Known(), Progress(0, write=(lambda line: None) if quiet else None)
 
     def judged(result: Result) -> list[Group]:
+        progress.say("audit: judging the restarts, those that came near in float64", passing=True)
         return [group_of(result, victim, attack, floor, known, stopped=not stops) for attack in sweep.attacks]
 
     enough = Enough(ENOUGH, max(NEAR, floor.value))
@@ -167,7 +169,7 @@ def audit(
     hints, tried = list(before), []
     hopeless = any(hint.code == "weights-not-difference" for hint in before)
     if best.restarts.rows and verdict.at_floor == 0 and not (hopeless or _clearly_falling(best)):
-        more = search(victim, _found(best), floor, before)
+        more = search(victim, _found(best), floor, before, lambda line: progress.say(line, passing=True))
         codes, tried = {hint.code for hint in more.hints}, more.tried
         hints = [hint for hint in before if hint.code not in codes] + more.hints
         if more.as_stated:
@@ -181,6 +183,7 @@ def audit(
         hints += outside
     folder = result.run.path
     report = _report(sweep, groups, best, verdict, hints, tried, floor)
+    progress.say("audit: what defences would have left, and the page", passing=True)
     report["prevented"] = _prevented(victim, best)
     kept = write_best(folder, [(group.attack.name, group.restarts) for group in groups])
     write(folder, report)

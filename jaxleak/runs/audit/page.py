@@ -164,7 +164,8 @@ def audit_page(report: Mapping[str, Any], victim: Any, sweep: Any, environment: 
             prevented,
         ],
         environment["command"],
-        made_by(environment),
+        f"{made_by(environment)} The numbers above are in report.json beside this page; a start is a row: "
+        "jaxleak table RUN of this directory, or jaxleak.Run.open(RUN).frame() in Python.",
         {
             "Hints": [f"{hint['code']}: {hint['text']}" for hint in report["hints"]],
             "What was assumed, and what was not tried": _not_tried(report, sweep),
@@ -228,7 +229,7 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
             Table("Each update", ("update", "as it is", "noise that hides it"), others if len(updates) > 1 else []),
         ],
         environment["command"],
-        made_by(environment),
+        f"{made_by(environment)} The numbers above are in risk.json beside this page.",
         {
             "How to read it": [
                 "Computed from the Fisher information of the update at these pictures: the least error of an unbiased "
