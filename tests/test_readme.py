@@ -8,9 +8,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from jaxleak import cli
+from jaxleak import cli, load_update
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.objectives import OBJECTIVES, SCALES
 from jaxleak.attacks.presets import ATTACKS
@@ -237,6 +238,35 @@ def test_the_example_of_a_kernel_gives_what_its_reference_gives(tmp_path):
     )
     assert len(ours) == 3
     assert ours == pytest.approx(wanted, rel=1e-5)  # float32, other orders of sums
+
+
+@pytest.mark.torch
+def test_the_network_of_flowers_quickstart_fits_its_file(tmp_path):
+    """The README's file beside a state dict of the same layers in PyTorch: equal outputs."""
+    torch = pytest.importorskip("torch")
+    (example,) = [block for block in blocks("python", PAGES["jaxleak/threat/README.md"]) if "class Net(nn" in block]
+    (tmp_path / "net.py").write_text(example)
+    layers = {
+        "conv1": torch.nn.Conv2d(3, 6, 5),
+        "conv2": torch.nn.Conv2d(6, 16, 5),
+        "fc1": torch.nn.Linear(400, 120),
+        "fc2": torch.nn.Linear(120, 84),
+        "fc3": torch.nn.Linear(84, 10),
+    }
+    x = torch.rand(2, 3, 32, 32)
+    state = torch.nn.ModuleDict(layers).state_dict()
+    torch.save(state, tmp_path / "w.pt")
+    torch.save({name: torch.ones_like(tensor) for name, tensor in state.items()}, tmp_path / "g.pt")
+    y = x
+    for name in ("conv1", "conv2"):
+        y = torch.nn.functional.max_pool2d(torch.relu(layers[name](y)), 2)
+    y = y.flatten(1)
+    for name in ("fc1", "fc2"):
+        y = torch.relu(layers[name](y))
+    wanted = layers["fc3"](y).detach().numpy()
+    victim = load_update(tmp_path / "g.pt", tmp_path / "w.pt", str(tmp_path / "net.py"))
+    got = victim.model.apply({"params": victim.params}, x.permute(0, 2, 3, 1).numpy())
+    np.testing.assert_allclose(got, wanted, atol=1e-5)  # float32
 
 
 def run_python(example: str, tmp_path: Path, **more: str) -> str:
