@@ -14,14 +14,14 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxleak
-from jaxleak import DLG, IDLG, InputError, Sweep, parse_defence
+from jaxleak import ATTACKS, DLG, IDLG, IG, InputError, Sweep, parse_defence
 from jaxleak.models import LeNet
 from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import to_torch
 from jaxleak.runs.audit.assumptions import _loss_of_batch, with_steps
 from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
-from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, swapped
+from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, stuck_hint, swapped
 from jaxleak.runs.audit.information import information
 from jaxleak.runs.audit.page import Page, Table
 from jaxleak.runs.audit.polish import CURVED, polish
@@ -742,7 +742,15 @@ def test_risk_counts_only_what_the_update_shares(params, plain, tmp_path):
 
 def test_kinks_are_seen_in_the_program(params):
     assert not piecewise_linear(victim_of(params, None))
-    assert piecewise_linear(victim_of(params, None, model=LeNet(num_classes=CLASSES, activation=nn.relu)))
+    kinked = victim_of(params, None, model=LeNet(num_classes=CLASSES, activation=nn.relu))
+    assert piecewise_linear(kinked)
+    (advice,) = stuck_hint(kinked, IDLG)
+    assert "--attack rgap" in advice.text
+    (other,) = stuck_hint(kinked, ATTACKS["rgap"])  # what was advised is not advised again
+    assert "--attack" not in other.text
+    pair = replace(kinked, indices=[0, 1], images=photos(5, 6), labels=np.array([1, 2]), batch=2)
+    assert "--attack ig --tv 0.03" in stuck_hint(pair, IDLG)[0].text
+    assert "--attack" not in stuck_hint(pair, replace(IG, tv=0.03))[0].text
 
 
 def test_zeros_of_units_that_are_off_are_no_pruning():

@@ -93,7 +93,7 @@ def search(
         before: of `hints_before`.
         tell: takes a line before each assumption is tried.
     """
-    hints, tried, began = [], [], time.monotonic()
+    hints, tried, began, stated = [], [], time.monotonic(), found.attack
     for assumption, act in _assumptions(victim, floor, before):
         if time.monotonic() - began > PATIENCE:
             tried.append({"assumption": assumption, "left": None})
@@ -114,7 +114,7 @@ def search(
             found = outcome.best
         if assumption.startswith("any") and (noise := noise_hint(victim, found)):
             return Search(hints + noise, tried, False)  # nothing but noise is left: no other assumption will do
-    return Search(hints + (noise_hint(victim, found) or stuck_hint(victim)), tried, False)
+    return Search(hints + (noise_hint(victim, found) or stuck_hint(victim, stated)), tried, False)
 
 
 def _assumptions(victim: Victim, floor: Floor, before: list[Hint]) -> Iterator[tuple[str, Act]]:

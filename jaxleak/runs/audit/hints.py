@@ -217,8 +217,8 @@ def scattered_zeros(update: PyTree) -> float:
     return zeros / max(total, 1)
 
 
-def stuck_hint(victim: Victim) -> list[Hint]:
-    """A hint where the network has kinks, at which quasi-Newton steps end."""
+def stuck_hint(victim: Victim, attack: Attack) -> list[Hint]:
+    """A hint where the network has kinks, at which quasi-Newton steps end; it advises what `attack` is not."""
     if not piecewise_linear(victim):
         return []
     text = "the network is piecewise linear (ReLU or max-pooling): restarts get stuck there whatever the image; "
@@ -226,6 +226,8 @@ def stuck_hint(victim: Victim) -> list[Hint]:
     with contextlib.suppress(InputError):
         CLOSED_FORMS["rgap"].check(victim)
         advice = "--attack rgap does not search, but solves one layer after the other"
+    if attack.init == "rgap" or (attack.objective == "cosine" and attack.tv and "rgap" not in advice):
+        advice = "best.png is what this attack comes to; more --seeds or --iterations may come nearer"
     return [Hint("stuck", text + advice)]
 
 
