@@ -63,18 +63,7 @@ class Layout(NamedTuple):
 
 
 class WithVariables:
-    """A model with other variables than its parameters filled in, so that it is called with parameters alone.
-
-    Example:
-        >>> import jax
-        >>> import jax.numpy as jnp
-        >>> from jaxleak.models import ConvNet, WithVariables
-        >>> model = ConvNet(num_classes=10, width=8, train=False)
-        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 9, 9, 1)))
-        >>> with_them = WithVariables(model, {"batch_stats": variables["batch_stats"]})
-        >>> jax.eval_shape(with_them.apply, {"params": variables["params"]}, jnp.zeros((2, 9, 9, 1))).shape
-        (2, 10)
-    """
+    """A model with other variables than its parameters filled in, so that it is called with parameters alone."""
 
     def __init__(self, model: Any, variables: Variables):
         """`variables`: their collections by name."""
@@ -93,7 +82,18 @@ class WithVariables:
 
 
 class WithStatistics(WithVariables):
-    """A model with its running statistics filled in."""
+    """A model with its running statistics filled in.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxleak.models import ConvNet, WithStatistics
+        >>> model = ConvNet(num_classes=10, width=8, train=False)
+        >>> variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 9, 9, 1)))
+        >>> with_them = WithStatistics(model, variables["batch_stats"])
+        >>> jax.eval_shape(with_them.apply, {"params": variables["params"]}, jnp.zeros((2, 9, 9, 1))).shape
+        (2, 10)
+    """
 
     def __init__(self, model: Any, batch_stats: Params):
         """`batch_stats`: the collection of that name."""
