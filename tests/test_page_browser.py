@@ -230,12 +230,15 @@ def test_a_click_on_a_count_shows_an_example(page):
 
 
 def test_the_csv_equals_the_rows(page, run, tmp_path):
+    """And what is said of its columns is of columns that are there."""
     with page.expect_download() as download:
         page.locator("#csv").click()
     download.value.save_as(tmp_path / "rows.csv")
     with open(tmp_path / "rows.csv", newline="") as text:
         read = list(csv.DictReader(text))
     rows = sorted(Run.open(run).rows(), key=lambda row: row["trial"])
+    named = page.eval_on_selector_all("#repeat .note code", "all => all.map(one => one.textContent)")
+    assert {"success", "psnr"} < {*named} < read[0].keys()
     assert len(read) == len(rows) == 16
     for got, row in zip(read, rows, strict=True):
         assert got.keys() == {"run", *row}
