@@ -608,10 +608,10 @@ def test_in_an_array_without_labels_each_picture_is_a_class(tmp_path):
 
 def test_unknown_data_set():
     message = fails("cifar10")
-    assert message.startswith("`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'.")
+    assert message.startswith("`dataset` must be one of cifar100, lfw, mnist, photos, text; got 'cifar10'.")
     assert "Did you mean 'cifar100'?" in message
     assert message.endswith("A folder of pictures or an .npz file works too.")
-    assert sorted(DATASETS) == ["cifar100", "lfw", "mnist", "photos"]
+    assert sorted(DATASETS) == ["cifar100", "lfw", "mnist", "photos", "text"]
 
 
 @pytest.mark.parametrize("name", ["pictures/mine", "mine.npz", Path("mine")])

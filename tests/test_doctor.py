@@ -68,7 +68,7 @@ def test_narrow_products_are_seen(monkeypatch):
 def test_data_sets_and_where_they_are(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXLEAK_DATA_DIR", str(tmp_path))
     embedded, missing = findings(seconds=0)["data"]
-    assert embedded.found == "photos: embedded"
+    assert embedded.found == "photos and text: embedded"
     assert missing.found == "cifar100, mnist, lfw: not prepared"
     assert str(tmp_path) in missing.mend
     monkeypatch.setenv("JAXLEAK_DATA_DIR", str(tmp_path / "nowhere"))

@@ -41,8 +41,10 @@ NARROW = {
     "convnet-gn": {"width": 1, "groups": 1},
     "inception3": {"width": 1 / 32},
     "vit": {"patch_size": 3, "dim": 4, "heads": 2, "depth": 1},
+    "transformer": {"dim": 4, "heads": 2, "depth": 1},
 }
 SMALL = {"convnet": (9, 20, 2), "convnet-gn": (9, 20, 2), "densenet121": (9, 16, 2), "inception3": (75, 107, 2)}
+SMALL["transformer"] = (9,)  # tokens
 
 
 def shapes(height, width, channels, num_classes, name="lenet"):
@@ -124,8 +126,8 @@ def test_weights_are_uniform_between_minus_and_plus_a_half():
 
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_model_has_a_head(name):
-    height, width, _ = SMALL.get(name, (16, 16, 1))
-    params = shapes(height, width, 1, 7, name)
+    x = jnp.zeros((1, *SMALL.get(name, (16, 16, 1))))
+    params = jax.eval_shape(build_model(name, 7).init, jax.random.key(0), x)["params"]
     assert params["head"]["kernel"].shape[1] == params["head"]["bias"].shape[0] == 7
 
 

@@ -23,7 +23,7 @@ from jaxleak.results.store.environment import VERSIONS, processor, version_of
 PROBED = ("lenet", "resnet18")
 SIDE = 512  # of the matrices whose product is checked
 ROUNDING = 1e-5  # relative error of a float32 product: measured 2e-7; TF32 and bfloat16 leave 3e-4 and more
-EMBEDDED = "photos"
+EMBEDDED = ("photos", "text")
 PARTS = {"torch": "PyTorch's baselines in `bench`", "ray": "runs on a Ray cluster", "s3fs": "runs in an object store"}
 EXTRAS = {"torch": "torch", "ray": "jaxleak[ray]", "s3fs": "jaxleak[s3]"}
 
@@ -100,7 +100,7 @@ def _precision() -> Finding:
 
 
 def _data_sets() -> Iterator[Finding]:
-    yield Finding("data", f"{EMBEDDED}: embedded")
+    yield Finding("data", f"{' and '.join(EMBEDDED)}: embedded")
     try:
         folder = data_directory(None)
     except InputError as error:
@@ -108,7 +108,7 @@ def _data_sets() -> Iterator[Finding]:
         return
     missing = {}
     for name in DATASETS:
-        if name != EMBEDDED:
+        if name not in EMBEDDED:
             try:
                 yield Finding("data", f"{name}: {', '.join(prepared_splits(name, folder))} in {folder}")
             except InputError as error:

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from jaxleak.errors import InputError, check_choice, check_positive
 
 # The data sets known by name, and the size in pixels at which they are read unless another is asked for.
-# LFW is 250 px; iDLG resizes it to 32.
-DATASETS: dict[str, int] = {"photos": 32, "cifar100": 32, "mnist": 28, "lfw": 32}
+# LFW is 250 px; iDLG resizes it to 32. Text has none.
+DATASETS: dict[str, int] = {"photos": 32, "cifar100": 32, "mnist": 28, "lfw": 32, "text": 0}
 BATCH_LABELS = ("any", "distinct", "same")
 LABEL_BLOCK = 256  # images whose labels are read at once
 # Positions in the data source -> pixels [n, h, w, c], uint8 or float in [0, 1], and labels [n].
@@ -25,11 +25,12 @@ class Dataset:
     Attributes:
         name: One of `DATASETS`, or the path of the user's own pictures as given.
         split: `train` or `test`; `all` where the data are not split.
-        image_shape: Height, width and channels of every picture.
+        image_shape: Height, width and channels of every picture; of text the number of tokens.
         class_names: One name per class, in the order of the labels.
         index: The original index at each position of the source.
         reader: Reads the pictures at given positions.
         vectors: Targets [n, k] by position, where a picture has more than a class: a yes or no each, or numbers.
+        modality: Kind of data: "image", or "text", whose `images` are numbers of tokens and whose classes are tokens.
 
     Example:
         >>> import jaxleak
@@ -48,6 +49,7 @@ class Dataset:
     index: Int[np.ndarray, " n"]
     reader: Reader
     vectors: np.ndarray | None = None
+    modality: str = "image"
 
     @property
     def num_classes(self) -> int:
@@ -62,7 +64,8 @@ class Dataset:
 
     def __repr__(self) -> str:
         shape = "x".join(map(str, self.image_shape))
-        return f"Dataset({self.name}/{self.split}: {len(self)} images {shape}, {self.num_classes} classes)"
+        kinds = (f"texts of {shape} tokens", "tokens") if self.modality == "text" else (f"images {shape}", "classes")
+        return f"Dataset({self.name}/{self.split}: {len(self)} {kinds[0]}, {self.num_classes} {kinds[1]})"
 
     def images(self, indices: Sequence[int]) -> tuple[Float[np.ndarray, "n h w c"], Int[np.ndarray, " n"]]:
         """The pictures at `indices`, in that order, and their labels.

@@ -26,6 +26,7 @@ from jaxleak.models.resnet import (
     ResNet101,
     ResNet152,
 )
+from jaxleak.models.transformer import Transformer
 from jaxleak.models.vit import ViT
 from jaxleak.models.weights import WithStatistics, load_variables, load_weights, save_weights
 
@@ -46,6 +47,7 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "densenet121": DenseNet121,
     "inception3": Inception3,
     "vit": ViT,
+    "transformer": Transformer,
 }
 
 __all__ = [
@@ -66,6 +68,7 @@ __all__ = [
     "ResNet50",
     "ResNet101",
     "ResNet152",
+    "Transformer",
     "ViT",
     "WithStatistics",
     "build_model",
@@ -103,8 +106,8 @@ def build_model(name: str, num_classes: int, /, **fields) -> nn.Module:
     return model.clone(**checked)
 
 
-def parameter_count(model: Any, image_shape: tuple[int, int, int]) -> int:
-    """Numbers in the model's `params`, for images of this height, width and channels.
+def parameter_count(model: Any, image_shape: tuple[int, ...]) -> int:
+    """Numbers in the model's `params`, for images of this height, width and channels, or texts of so many tokens.
 
     Example:
         >>> import jaxleak

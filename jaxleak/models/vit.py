@@ -29,6 +29,7 @@ class Block(nn.Module):
     encoder: str
     epsilon: float
     weight_init: str
+    causal: bool = False  # a token attends to itself and those before it
 
     @nn.compact
     def __call__(self, z: Float[Array, "b n d"]) -> Float[Array, "b n d"]:
@@ -42,7 +43,10 @@ class Block(nn.Module):
         size = z.shape[-1] // self.heads
         projected = self._dense(z, 3 * z.shape[-1], "attn.qkv").reshape(*z.shape[:2], 3, self.heads, size)
         q, k, v = jnp.moveaxis(projected, 2, 0)
-        weights = nn.softmax(jnp.einsum("bihs,bjhs->bhij", q, k) * size**-0.5)
+        scores = jnp.einsum("bihs,bjhs->bhij", q, k) * size**-0.5
+        if self.causal:
+            scores = jnp.where(jnp.tri(z.shape[1], dtype=bool), scores, jnp.finfo(scores.dtype).min)
+        weights = nn.softmax(scores)
         return self._dense(jnp.einsum("bhij,bjhs->bihs", weights, v).reshape(z.shape), z.shape[-1], "attn.proj")
 
     def _dense_layers(self, z: Float[Array, "b n d"]) -> Float[Array, "b n d"]:

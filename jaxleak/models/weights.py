@@ -24,6 +24,7 @@ Readers = dict[tuple[str, ...], tuple[int, int, int]]
 TENSOR_NAMES = {
     "kernel": "weight",
     "scale": "weight",
+    "embedding": "weight",
     "negative_slope": "weight",
     "bias": "bias",
     "mean": "running_mean",
