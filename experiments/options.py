@@ -27,6 +27,7 @@ PUBLISHED = {
     "dlg": "Zhu, Liu & Han 2019: labels are optimised beside the images",
     "idlg": "Zhao, Mopuri & Bilen 2020: DLG, the label read from the update",
     "cpl": "Wei et al. 2020: iDLG, begun from a repeated tile",
+    "tag": "Deng et al. 2021 (TAG): DLG with an L1 distance too, for text (`--dataset text --model transformer`)",
     "ig": "Geiping et al. 2020 (Inverting Gradients)",
     "modern": "the preset of that name in breaching",
     "sme": "Zhu, Yao & Blaschko 2023 (SME): `ig`, local steps stood for by one gradient between",
@@ -36,13 +37,16 @@ PUBLISHED = {
     "april": "Lu et al. 2022 (APRIL): closed form, where positions are learnt (`--model vit`)",
     "rgap": "Zhu & Blaschko 2021 (R-GAP): layer by layer, of chains of convolutions and dense layers, ReLUs too",
     "spear": "Dimitrov et al. 2024 (SPEAR): batches, where a ReLU follows a first dense layer (`--model mlp`)",
+    "dager": "Petrov et al. 2024 (DAGER): batches of text, where tokens are fewer than their numbers",
 }
 NOT_READ = {
     "joint": "Label logits are optimised beside the images.",
     "known": "The attacker has the true labels.",
+    "text": "Of text: the tokens that the attack itself finds.",
 }
 THREAT = (
-    "model_field", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise", "mean", "std",
+    "model_field", "length", "batch", "batch_labels", "network", "weights", "hide_statistics", "normalise", "mean",
+    "std",
     "loss", "label_smoothing", "class_weights", "reduction",
     "client_steps", "client_epochs", "client_optimizer", "client_lr", "client_batch", "client_drop_last",
     "client_order", "client_shuffle", "hide_order", "client_momentum", "client_nesterov", "client_dampening",

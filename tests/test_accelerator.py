@@ -43,6 +43,7 @@ SETTINGS: dict[str, Any] = {
     "analytic": {"model": ("mlp", {})},
     "april": {"model": ("vit", {})},
     "spear": {"model": ("mlp", {}), "batch": 2},
+    **{name: {"model": ("transformer", {"dim": 32, "weight_init": "uniform"})} for name in ("tag", "dager")},
 }
 CASES = {
     **{f"dlg:{name}": (replace(DLG, solver=solver), {}) for name, solver in SOLVERS.items()},
@@ -56,9 +57,14 @@ def trial_of(attack: Any, settings: dict[str, Any]) -> Trial:
     settings = dict(settings)
     name, model_fields = settings.pop("model", ("lenet", {}))
     knows_order = settings.pop("knows_order", True)
-    data, batch = load_dataset("photos"), settings.get("batch", 1)
+    text, batch = name == "transformer", settings.get("batch", 1)
+    data = load_dataset("text") if text else load_dataset("photos")
     made: Any = {"network": "shared", **settings}
-    victim = make_victim(build_model(name, 10, **model_fields), data, data.random_indices(2 * batch, 0), **made)
+    victim = make_victim(
+        build_model(name, data.num_classes, **model_fields), data, data.random_indices(2 * batch, 0), **made
+    )
+    if text:
+        return Trial(attack=attack, victim=victim, threshold=1e-4, snapshots=(0, 1))
     small = np.asarray(victim.images)[:, ::2, ::2]
     if victim.params is not None and name != "lenet":
         victim = replace(victim, images=np.asarray(victim.images), labels=np.asarray(victim.labels) % 10)

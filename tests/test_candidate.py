@@ -38,7 +38,7 @@ class Vector(Candidate):
     def to_input(self, parts):
         return parts["measurements"]
 
-    def to_truth(self, parts):
+    def to_truth(self, parts, book):
         return parts["measurements"] / 10
 
     def project(self, parts):

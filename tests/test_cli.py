@@ -62,13 +62,16 @@ def pictures(tmp_path_factory) -> Path:
         # unknown names
         (
             "--attack dgl",
-            "gradinversion, idlg, ig, modern, sme, spear; got 'dgl'. Did you mean 'dlg'?",
+            "gradinversion, idlg, ig, modern, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
         ("--attack", "`attack` must name at least one"),
-        ("--model lenett", "resnet34, resnet50, vit; got 'lenett'. Did you mean 'lenet'?"),
-        ("--dataset cifar10", "`dataset` must be one of cifar100, lfw, mnist, photos; got 'cifar10'. Did you mean"),
+        ("--model lenett", "resnet34, resnet50, transformer, vit; got 'lenett'. Did you mean 'lenet'?"),
+        (
+            "--dataset cifar10",
+            "`dataset` must be one of cifar100, lfw, mnist, photos, text; got 'cifar10'. Did you mean",
+        ),
         ("--dataset nowhere/pictures.npz", "`dataset` 'nowhere/pictures.npz' does not exist"),
         (
             "--attack dlg:torch-lbgfs",
@@ -76,7 +79,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack dgl:lbfgs",
-            "gradinversion, idlg, ig, modern, sme, spear; got 'dgl'. Did you mean 'dlg'?",
+            "gradinversion, idlg, ig, modern, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
@@ -182,7 +185,7 @@ def pictures(tmp_path_factory) -> Path:
             "with no noise after it; or finds the noise of precode.",
         ),
         # the attacks' own fields
-        ("--start patern-16", "`start` must be one of analytic, april, black, blue, green, normal, pattern-16, "),
+        ("--start patern-16", "`start` must be one of analytic, april, black, blue, dager, green, normal, "),
         ("--start pattern-0", "got 'pattern-0'."),
         ("--start red --images 0", "`start` red needs pictures with three channels; these have 1. Use black or white."),
         (

@@ -67,7 +67,7 @@ def test_strategies_equal_their_definitions(name, kind, count):
 
 def test_the_registry_is_what_the_oracles_cover():
     assert set(READERS) == set(STRATEGIES)
-    assert set(LABEL_STRATEGIES) - set(READERS) == {"joint", "known"}
+    assert set(LABEL_STRATEGIES) - set(READERS) == {"joint", "known", "text"}
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))

@@ -12,9 +12,9 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxleak.attacks.bounds import VARIABLES
 from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.closed_forms import Leak
-from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, probe_images, read_bits
+from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, read_bits
 from jaxleak.attacks.lane_cond import update_if
-from jaxleak.attacks.objectives import OBJECTIVES, label_distance, scaled, statistics_distance
+from jaxleak.attacks.objectives import OBJECTIVES, l1_distance, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
 from jaxleak.kernels.outer import Outer
 from jaxleak.solvers import Context, Info
@@ -69,6 +69,7 @@ class Problem(NamedTuple):
     loss: Float[Array, ""]  # the client's, before it shared
     truth: Float[Array, "b h w c"]  # pixels, for the metrics only: the attack never reads it
     label: Array  # [d] or [d, k], what the attacker works with, unless "joint"
+    book: PyTree  # what candidates are decoded with, or ()
 
 
 class Values(NamedTuple):
@@ -95,7 +96,8 @@ class Attacker:
         """The kind of data that is optimised in place of the private data."""
         count = self.attack.dummies or self.victim.batch
         variables = VARIABLES.get(self.attack.bounds)
-        return CANDIDATES[self.victim.modality](self.victim, count, variables, self.copies)
+        kind = CANDIDATES[self.victim.modality].kind(self.attack)
+        return kind(self.victim, count, variables, self.copies)
 
     @property
     def copies(self) -> int:
@@ -105,8 +107,8 @@ class Attacker:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the parts of one member of the group; label logits are a part if they are optimised."""
-        count = self.copies * self.candidate.count
-        labels = {"label": (count, self.victim.num_classes)} if self.attack.label == "joint" else {}
+        label = self.candidate.label_shape(self.attack)
+        labels = {} if label is None else {"label": label}
         place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
         size = noise_size(self.victim.attacker_model)
         noise = {"noise": (count, size)} if size and self.attack.knows_defence and not self.reads_noise else {}
@@ -147,8 +149,8 @@ class Attacker:
         def draw(key):
             surrogate: Any = shared.surrogates[job.slot] if self.attack.init == "surrogate" else ()
             start = self.candidate.start(self.attack, jax.random.fold_in(key, 0), surrogate, leak)
-            if self.attack.label == "joint":
-                start["label"] = jax.random.normal(jax.random.fold_in(key, 1), self.shapes["label"], float)
+            if "label" in self.shapes:
+                start["label"] = self.candidate.label_start(self.attack, jax.random.fold_in(key, 1), leak)
             if self.attack.surrogate_model:
                 start["place"] = jnp.zeros(())
             if "noise" in self.shapes:
@@ -169,13 +171,15 @@ class Attacker:
     def labels(self, params: PyTree, update: PyTree, label: Array) -> Array:
         """The labels [d] or targets [d, k] the attacker works with, one per dummy; zeros where they are optimised.
 
+        Of text these are the tokens that are predicted, in no order.
+
         Args:
             params: the network's.
             update: what the client shared.
             label: the true ones, [b] or [b, k].
         """
         attack, victim, count = self.attack, self.victim, self.candidate.count
-        if attack.label == "joint":
+        if attack.label in ("joint", "text"):
             return jnp.zeros((count, *label.shape[1:]), label.dtype)
         if attack.label == "known":
             return label[jnp.arange(count) % victim.batch]
@@ -186,20 +190,19 @@ class Attacker:
             update = jax.tree.map(lambda leaf: leaf / unit, update)
         logits = jnp.zeros((0, victim.num_classes))
         if strategy.needs_network:
-            h, w, c = victim.shape
-            probes = victim.to_input(probe_images(jax.random.key(0), (h, w, c)))
-            logits: Any = victim.attacker_model.apply({"params": params}, probes)
+            outputs: Any = victim.attacker_model.apply({"params": params}, self.candidate.probes())
+            logits = outputs.reshape(-1, victim.num_classes)
         loss, outputs = victim.client.loss, victim.num_classes
         if "bits" in loss.shows(outputs, victim.batch) and strategy.reads_bits:
             return read_bits(strategy, update).astype(label.dtype)[jnp.zeros(count, int)]
         update, logits = class_gradient(update, logits, loss, self._images_of_a_step)
-        found = strategy.read(update, count, logits)
+        found = strategy.read(update, self.candidate.labels_read, logits)
         return (victim.target(found) if label.ndim == 2 else found).astype(label.dtype)
 
     @property
     def _images_of_a_step(self) -> int:
         client, images = self.victim.client, self.victim.batch // self.victim.client.clients
-        return client.batch or images
+        return client.batch or images * self.candidate.labels_read // self.candidate.count
 
     # --- in every step ---
 
@@ -250,6 +253,9 @@ class Attacker:
         # How far is what a client with this candidate would share from what the client shared?
         matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
+        if attack.l1:
+            layers = getattr(self.victim.model, "layers", ())
+            total += attack.l1 * l1_distance(scaled(gradient, problem.factors), problem.update, layers)
         if attack.label_term:
             total += attack.label_term * label_distance(logits, target)
         for prior in self.candidate.priors(attack, parts):
@@ -283,8 +289,10 @@ class Attacker:
         return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], self.parts(x, self.attack.group)))[0], value[best]
 
     def _target(self, problem: Problem, parts: Parts) -> Float[Array, "d k"]:
-        if self.attack.label == "joint":
+        if "label" in parts:
             return self.victim.client.loss.decode(parts["label"])
+        if self.attack.label == "text":
+            return self.candidate.target(parts)
         labels = jnp.concatenate([problem.label] * self.copies)
         return self.victim.target(labels, self.candidate.to_input(parts).dtype)
 
@@ -312,7 +320,7 @@ class Attacker:
                 problem.mask,
                 is_leaf=lambda leaf: isinstance(leaf, Outer),
             )
-        return gradient, logits, statistics
+        return self.candidate.compared(gradient), logits, statistics
 
     def _unscaled(self, problem: Problem, matched, gradient: PyTree) -> Float[Array, ""]:
         """The objective without scale or other terms, from the scaled one or anew."""

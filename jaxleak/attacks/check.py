@@ -10,6 +10,10 @@ from jaxleak.threat.defences import DEFENCES, shows_zeros
 from jaxleak.threat.precode import noise_size
 from jaxleak.threat.victim import Victim
 
+TEXT_LABELS = ("joint", "counts", "counts-published")  # which tokens follow is optimised, or their number is read
+TEXT_STARTS = ("normal", "uniform")  # of the tokens' vectors
+PICTURES = ("label_term", "tv", "norm", "statistics", "box", "surrogate_model", "epoch_consistency")
+
 
 def check_attack(attack: Attack, victim: Victim) -> None:
     """Raise where the attack makes no sense against the victim.
@@ -18,6 +22,8 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         InputError: with the reason.
     """
     dummies = attack.dummies or victim.batch
+    if victim.modality == "text":
+        _check_text(attack)
     if attack.init in CLOSED_FORMS:
         if dummies != victim.batch:
             raise InputError(f"`dummies` must be the update's images, {victim.batch}, with the start {attack.init}.")
@@ -33,7 +39,8 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         )
     if attack.bounds in VARIABLES and not CANDIDATES[victim.modality].has_bounds:
         raise InputError(f"`box` by {attack.bounds} is for images; use --box-by projection, or leave it out.")
-    check_label(attack, victim)
+    if victim.modality != "text":
+        check_label(attack, victim)
     if attack.surrogate_model and not victim.client.trains:
         raise InputError("`surrogate_model` stands for local steps; give --client-steps or --client-epochs too.")
     if attack.surrogate_model and attack.objective != "cosine":
@@ -67,6 +74,21 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             f"`dummies` must make as many local steps as the client's {victim.batch} images in `client_epochs`; "
             f"got {dummies}. Use as many, or --client-steps."
         )
+
+
+def _check_text(attack: Attack) -> None:
+    """Raise unless every part of the attack is one that texts have."""
+    closed = attack.init in CLOSED_FORMS
+    if attack.label not in (("text",) if closed else TEXT_LABELS):
+        raise InputError(
+            f"`label` {attack.label} is not for this attack on text; use {' or '.join(TEXT_LABELS)} with dlg or tag, "
+            "or the attack dager."
+        )
+    if (closed and attack.init != "dager") or (not closed and attack.init not in TEXT_STARTS):
+        raise InputError(f"`start` {attack.init} is for pictures; of text use {', '.join(TEXT_STARTS)}.")
+    for name in (*PICTURES, *(("group",) if attack.group > 1 else ())):
+        if getattr(attack, name):
+            raise InputError(f"`{name}` is for pictures; leave it out with the data set text.")
 
 
 def check_label(attack: Attack, victim: Victim) -> None:

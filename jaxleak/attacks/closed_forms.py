@@ -12,11 +12,12 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from jaxleak.attacks.analytic import first_dense, recover_image
 from jaxleak.attacks.april import find_embedding, recover_from_positions
+from jaxleak.attacks.dager import recover_tokens
 from jaxleak.attacks.rgap import recover_by_layers
 from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
 from jaxleak.errors import InputError
 from jaxleak.models.chain import Link, find_chain
-from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.loss import CrossEntropy, loss_gradient
 from jaxleak.threat.network import draw_params
 from jaxleak.threat.victim import Victim
 
@@ -77,6 +78,13 @@ def _chain(victim: Victim) -> list[Link]:
 def _check_chain(victim: Victim) -> None:
     _one_gradient("rgap", victim)
     _chain(victim)
+
+
+def read_spans(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d t"]:
+    """The tokens of a batch of texts, from the gradient of a transformer with more numbers in a token than tokens."""
+    del key
+    length, reduction = victim.shape[0], victim.client.loss.reduction
+    return recover_tokens(victim.model, leak.params, leak.update, length, victim.batch, reduction)
 
 
 def _one_gradient(name: str, victim: Victim) -> None:
@@ -155,9 +163,30 @@ class ClosedForm:
     check: Callable[[Victim], None]
 
 
+def _check_spans(victim: Victim) -> None:
+    model: Any = victim.model
+    if victim.modality != "text":
+        raise InputError("dager reads tokens; use --model transformer --dataset text, or another attack.")
+    if victim.client.loss not in (CrossEntropy(), CrossEntropy(reduction="sum")):
+        raise InputError("dager needs plain cross-entropy; leave out label smoothing, class weights and other losses.")
+    if victim.batch > 1 and (model.task != "causal" or model.depth < 2):
+        raise InputError("dager reads batches of texts from causal networks of at least 2 blocks; use --batch 1.")
+    tokens = victim.batch * (victim.shape[0] - (model.task == "causal"))
+    if tokens >= model.dim:
+        raise InputError(
+            f"dager needs more numbers in a token than the batch has tokens; got {model.dim} numbers and {tokens} "
+            f"tokens. Use a smaller --batch or --length, or --model-field dim={_multiple(tokens + 1, model.heads)}."
+        )
+
+
+def _multiple(least: int, of: int) -> int:
+    return -(-least // of) * of
+
+
 CLOSED_FORMS = {
     "analytic": ClosedForm(read_dense, _check_dense),
     "april": ClosedForm(read_positions, _check_positions),
     "spear": ClosedForm(read_relu_layer, _check_relu),
     "rgap": ClosedForm(read_chain, _check_chain),
+    "dager": ClosedForm(read_spans, _check_spans),
 }

@@ -228,6 +228,7 @@ class LabelStrategy:
 LABEL_STRATEGIES = {
     "joint": LabelStrategy(needs=""),  # optimised beside the images
     "known": LabelStrategy(needs=""),  # the true ones
+    "text": LabelStrategy(needs="text"),  # the candidate's own tokens
     "idlg": LabelStrategy(idlg_labels),
     "bias": LabelStrategy(bias_labels),
     "unique": LabelStrategy(unique_labels, needs="signs"),

@@ -13,6 +13,31 @@ from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.kernels.outer import is_outer, times
 from jaxleak.threat.observe import Moments
 
+
+def l1_distance(gradient: PyTree, update: PyTree, layers: tuple[str, ...] = ()) -> Float[Array, ""]:
+    """TAG's term: sum over tensors of w_t |g_t - u_t|_1, beside the squared L2 distance.
+
+    Args:
+        gradient: g, of the candidate; leaves may be `Outer`.
+        update: u, what the client shared.
+        layers: names of the network's L layers from the input on: w is 1 for the first, then falls by 1 / L with each.
+            () and layers without a name here: 1.
+
+    Source: Deng et al. 2021 (TAG), the term weighted by alpha; that its weights fall linearly is a guess of breaching's
+        preset, which we follow.
+    """
+    weights = {name: 1 - place / len(layers) for place, name in enumerate(layers)}
+
+    def distance(leaf, shared):
+        return jnp.sum(jnp.abs((leaf.build() if is_outer(leaf) else leaf) - shared))
+
+    def of_layer(name: str) -> Float[Array, ""]:
+        apart = jax.tree.map(distance, gradient[name], update[name], is_leaf=is_outer)
+        return weights.get(name, 1.0) * sum(jax.tree.leaves(apart), start=jnp.zeros(()))
+
+    return sum(map(of_layer, gradient), start=jnp.zeros(()))
+
+
 OBJECTIVES = {"l2": squared_l2, "cosine": cosine_distance}
 SCALES = ("none", "relative", "per-tensor")
 

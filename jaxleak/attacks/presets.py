@@ -24,8 +24,8 @@ from jaxleak.attacks.starts import CLOSED, check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_type
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
-WEIGHTS = ("label_term", "tv", "norm", "statistics", "consistency", "epoch_consistency")
-LATER = ("surrogate_model", "epoch_consistency", "box_by")  # fields that older runs do not name
+WEIGHTS = ("label_term", "l1", "tv", "norm", "statistics", "consistency", "epoch_consistency")
+LATER = ("surrogate_model", "epoch_consistency", "box_by", "l1")  # fields that older runs do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +43,7 @@ class Attack:
             the scale.
         layers: the layers that are compared, "conv1" or with a weight "conv1:4"; () compares all.
         label_term: CPL's alpha, the weight of (prediction - label)^2 on softmax outputs (`objectives.label_distance`).
+        l1: TAG's alpha, the weight of the L1 distance of the gradients (`objectives.l1_distance`).
         tv: weight of the total variation (`priors.total_variation`).
         norm: weight of the candidate's norm (`priors.norm_prior`).
         statistics: weight of the distance of BatchNorm's statistics (`objectives.statistics_distance`). Threat model:
@@ -82,6 +83,7 @@ class Attack:
     scale: str = "none"
     layers: tuple[str, ...] = ()
     label_term: float = 0.0
+    l1: float = 0.0
     tv: float = 0.0
     norm: float = 0.0
     statistics: float = 0.0
@@ -207,6 +209,8 @@ DLG = Attack(name="dlg")
 IDLG = replace(DLG, name="idlg", label="idlg")
 # Source: Wei et al. 2020 and its code: iDLG's label, a tile of 16 repeated, alpha 0.
 CPL = replace(IDLG, name="cpl", init="pattern-16")
+# Source: Deng et al. 2021 (TAG). Differs: alpha, solver and budget as in breaching's preset of that name.
+TAG = replace(DLG, name="tag", l1=0.1, solver=Adam(lr=0.05), iterations=1000, stop_objective=0)
 # Source: Geiping et al. 2020, section 6 and `inversefed`: 4,800 steps, total variation 1e-4 for CIFAR-10.
 IG = Attack(
     name="ig",
@@ -256,9 +260,11 @@ APRIL = replace(ANALYTIC, name="april", init="april")
 SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
 # Source: Zhu & Blaschko 2021 (R-GAP). Differs: see `rgap.recover_by_layers`.
 RGAP = replace(ANALYTIC, name="rgap", init="rgap")
+# Source: Petrov et al. 2024 (DAGER).
+DAGER = replace(ANALYTIC, name="dager", label="text", init="dager")
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
-    for attack in (DLG, IDLG, CPL, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR, RGAP)
+    for attack in (DLG, IDLG, CPL, TAG, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR, RGAP, DAGER)
 }
 
 

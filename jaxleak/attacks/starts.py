@@ -11,7 +11,7 @@ from jaxleak.errors import InputError, check_choice
 Start = Float[Array, "h w c"]
 COLOURS = {"red": 0, "green": 1, "blue": 2}
 PRIMARY = ("red", "green", "blue")
-CLOSED = ("analytic", "april", "spear", "rgap")
+CLOSED = ("analytic", "april", "spear", "rgap", "dager")
 
 
 def normal(key, shape: tuple[int, ...], surrogate: Start) -> Float[Array, "..."]:
@@ -91,7 +91,7 @@ INITS: dict[str, Callable[..., Float[Array, "..."]] | None] = {
     "surrogate": surrogate,
     **dict.fromkeys(CLOSED),
 }
-SAME_EVERY_TIME = ("black", "white", *PRIMARY, "analytic", "april", "rgap")  # one start whatever the seed
+SAME_EVERY_TIME = ("black", "white", *PRIMARY, "analytic", "april", "rgap", "dager")  # one start whatever the seed
 
 
 def check_init(value: str) -> None:

@@ -158,12 +158,13 @@ class Trial:
         attack, victim = self.attack, self.victim
         truth, label = shared.images[job.slot], shared.labels[job.slot]
         params, own = self.network(shared, job)
-        x, target = victim.to_input(truth), victim.target(label, truth.dtype)
+        x, target = victim.to_input(truth), victim.target_of(truth, label)
         if victim.trained_steps and victim.trained_on == "own":
             params, own = victim.train(params, x, target), True
         update = shared.update
         if victim.update is None:
             update = victim.share(params, x, target, self._defence_key(shared, job))
+        update = self.attacker.candidate.compared(update)
         factors = scale_factors(update, attack.scale, attack.layers)
         layers = scale_factors(update, "none", attack.layers)
         mask = sparse_mask(victim.defences, update) if attack.knows_defence else ()
@@ -191,6 +192,7 @@ class Trial:
             loss=victim.loss(params, x, target),
             truth=truth,
             label=self.attacker.labels(params, update, label),
+            book=self.attacker.candidate.book(params),
         )
 
     def _defence_key(self, shared: Shared, job: Job) -> Array:
@@ -215,7 +217,7 @@ class Trial:
         x, _ = ravel_pytree(self.attacker.start(shared, job, problem))
         none = jnp.full((), -1, jnp.int32)
         zero = jnp.zeros((), jnp.int32)
-        data = jax.eval_shape(lambda x: self._data(x), x[: x.size // self.attack.group])
+        data = jax.eval_shape(self._data, x[: x.size // self.attack.group], problem.book)
         blank = jnp.full((self.attack.iterations + 1,), jnp.nan, x.dtype)
         return TrialState(
             solver=self.attack.minimiser.init(self.attacker.objective(shared, problem), x),
@@ -265,17 +267,17 @@ class Trial:
             iterations=jnp.where(running, iterations, state.iterations).astype(jnp.int32),
             threshold_iterations=jnp.where(first, iterations, state.threshold_iterations).astype(jnp.int32),
             threshold_evaluations=jnp.where(first, evaluations, state.threshold_evaluations).astype(jnp.int32),
-            record=update_if(noted, self._note, state.record, (problem.truth, x, value, row)),
+            record=update_if(noted, self._note, state.record, (problem.truth, problem.book, x, value, row)),
         )
 
-    def _data(self, flat: Float[Array, "n"]) -> Float[Array, "d ..."]:
+    def _data(self, flat: Float[Array, "n"], book: PyTree) -> Float[Array, "d ..."]:
         """A flat candidate in the units of the private data."""
-        return self.attacker.candidate.to_truth(self.attacker.parts(flat))
+        return self.attacker.candidate.to_truth(self.attacker.parts(flat), book)
 
     def _note(self, record: Record, noted) -> Record:
         """The record with the candidate at the end of an iteration; dropped where `row` is out of range."""
-        truth, x, value, row = noted
-        data = self._data(x)
+        truth, book, x, value, row = noted
+        data = self._data(x, book)
         inside = row <= self.attack.iterations
         snapshots = record.snapshots
         if self.snapshots:
@@ -297,15 +299,10 @@ class Trial:
     def outcome(self, problem: Problem, state: TrialState) -> Outcome:
         """The results of the trial."""
         record = state.record
-        parts, data = self.attacker.parts(record.candidate), self._data(record.candidate)
+        parts, data = self.attacker.parts(record.candidate), self._data(record.candidate, problem.book)
         # The last candidate stands for the iterations that the trial did not come to.
         missed = jnp.asarray(self.snapshots, jnp.int32) > state.iterations
-        label_found = problem.label
-        if self.attack.label == "joint":
-            free = self.attacker.candidate.merged(parts, parts["label"])
-            label_found = self.victim.client.loss.decode(free)
-            if not self.victim.has_vectors:
-                label_found = self.victim.client.loss.label(label_found)
+        label_found = self.attacker.candidate.label(parts, data, problem.label)
         return Outcome(
             ending=state.ending,
             evaluations=state.evaluations,

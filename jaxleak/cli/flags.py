@@ -14,7 +14,7 @@ ATTACK_FIELDS = {
     **{
         name: name
         for name in (
-            "label", "objective", "scale", "layers", "label_term", "tv", "norm", "statistics", "group",
+            "label", "objective", "scale", "layers", "label_term", "l1", "tv", "norm", "statistics", "group",
             "consistency", "box", "box_by", "surrogate_model", "epoch_consistency", "dummies", "knows_defence",
         )
     },
@@ -237,6 +237,7 @@ def pictures(command: RunCommand | RiskCommand):
         data_dir=command.data_dir,
         image_size=_sides(command.image_size),
         pixel_max=command.pixel_max,
+        length=command.length,
     )
 
 

@@ -54,16 +54,17 @@ class StartHere:
     """Run directory: settings, one row per trial, reconstructions, summary.json, figures/ and report.html; or in an
     object store, as in s3://BUCKET/PATH."""
     attack: tuple[str, ...] = ("dlg", "idlg")
-    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs), gradinversion;
-    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains,
-    ReLUs too); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
+    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
+    (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
+    gradinversion; closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and
+    other chains, ReLUs too), dager (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
-    resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit; `jaxleak models` lists
-    them."""
+    resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit, transformer (text);
+    `jaxleak models` lists them."""
     dataset: str = "photos"
-    """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz."""
+    """photos and text (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, an
+    .npz, or a .txt."""
     images: Counts = None
     """Which images are attacked: their index in the data set."""
     num_images: Count = None
@@ -90,10 +91,10 @@ class UpdateHere:
     model: str = "lenet"
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
-    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), ig
-    (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs), gradinversion;
-    closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains,
-    ReLUs too); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
+    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
+    (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
+    gradinversion; closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and
+    other chains, ReLUs too), dager (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -155,6 +156,8 @@ class DataFlags:
     image_size: Size = None
     """Height and width in pixels that pictures are resized to, as 32 or 24x32 (default: the data set's own, 32, MNIST
     28)."""
+    length: Count = None
+    """Tokens of a text, of text and .txt files (default: 16)."""
     pixel_max: Number = None
     """The value of white in your own pictures of more than 8 bits, and arrays of other than uint8: 4095 for 12 bits,
     65535 for 16."""
@@ -172,7 +175,8 @@ class AttackFlags:
     """Where the images start: normal, uniform, black, white, red, green, blue, pattern-16, pattern-8, pattern-4 (or a
     tile of any other side), surrogate (default: the attack's own, as for all flags of this group)."""
     label: Name = None
-    """Where labels come from: joint (optimised), known, idlg, bias, unique, row-minima, counts, counts-published."""
+    """Where labels come from: joint (optimised), known, text (of dager), idlg, bias, unique, row-minima,
+    counts, counts-published."""
     objective: Name = None
     """Distance between the candidate's gradient and the shared one: l2 or cosine."""
     scale: Name = None
@@ -181,6 +185,8 @@ class AttackFlags:
     """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
     label_term: Number = None
     """CPL's alpha: weight of (prediction - label)^2."""
+    l1: Number = None
+    """TAG's alpha: weight of the gradients' L1 distance."""
     tv: Number = None
     """Weight of the total variation."""
     norm: Number = None

@@ -1,6 +1,7 @@
 """Matching dummies to private images, and drawing a batch as one picture."""
 
 import math
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,8 +15,19 @@ if TYPE_CHECKING:
 ABSENT = 1e6
 
 
-def match(dummies: Float[np.ndarray, "d ..."], truths: Float[np.ndarray, "b ..."]) -> Int[np.ndarray, "b"]:
-    """For each true image the dummy that stands for it, so that the sum of mean squared errors is smallest; -1: none.
+def squares_apart(dummies: Float[np.ndarray, "d ..."], truths: Float[np.ndarray, "b ..."]) -> Float[np.ndarray, "b d"]:
+    """Mean squared errors."""
+    flat, true = (np.asarray(images, float).reshape(len(images), -1) for images in (dummies, truths))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.mean((true[:, None] - flat[None]) ** 2, axis=2)
+
+
+def match(
+    dummies: Float[np.ndarray, "d ..."],
+    truths: Float[np.ndarray, "b ..."],
+    apart: Callable[[Any, Any], Any] = squares_apart,
+) -> Int[np.ndarray, "b"]:
+    """For each true image the dummy that stands for it, so that the sum of distances is smallest; -1: none.
 
     Source: Hungarian algorithm, scipy's `linear_sum_assignment`.
     """
@@ -23,9 +35,7 @@ def match(dummies: Float[np.ndarray, "d ..."], truths: Float[np.ndarray, "b ..."
 
     if len(dummies) == len(truths) == 1:
         return np.zeros(1, np.int64)
-    flat, true = (np.asarray(images, float).reshape(len(images), -1) for images in (dummies, truths))
-    with np.errstate(over="ignore", invalid="ignore"):
-        costs = np.mean((true[:, None] - flat[None]) ** 2, axis=2)
+    costs = apart(dummies, truths)
     rows, columns = linear_sum_assignment(np.where(costs < ABSENT, costs, ABSENT))
     slots = np.full(len(truths), -1)
     slots[rows] = columns
@@ -54,7 +64,7 @@ def batch_metrics(
     measures: "Measures", candidates: Float[np.ndarray, "n d ..."], truths: Float[np.ndarray, "n b ..."]
 ) -> BatchMetrics:
     """Slots and measures of whole trials."""
-    slots, matched, places = _matched(candidates, truths)
+    slots, matched, places = _matched(measures, candidates, truths)
     each = {name: values.reshape(len(slots), -1) for name, values in measures.all(matched, places).items()}
     trials = {
         name: np.max(values, axis=1) if name in measures.worst else np.mean(values, axis=1)
@@ -67,13 +77,13 @@ def worst_errors(
     measures: "Measures", candidates: Float[np.ndarray, "n d ..."], truths: Float[np.ndarray, "n b ..."]
 ) -> Float[np.ndarray, "n"]:
     """The largest relative error among the matched images of each trial."""
-    slots, matched, places = _matched(candidates, truths)
+    slots, matched, places = _matched(measures, candidates, truths)
     return np.max(measures.error(matched, places).reshape(len(slots), -1), axis=1)
 
 
-def _matched(candidates, truths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _matched(measures: "Measures", candidates, truths) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Slots, and the matched images of all trials with their true images."""
-    slots = np.stack([match(*pair) for pair in zip(candidates, truths, strict=True)])
+    slots = np.stack([match(*pair, measures.apart) for pair in zip(candidates, truths, strict=True)])
     trials, places = np.nonzero(slots >= 0)
     return slots, candidates[trials, slots[trials, places]], truths[trials, places]
 

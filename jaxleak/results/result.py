@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxleak.data.texts import readable
 from jaxleak.errors import InputError
 from jaxleak.results.matching import unmosaic
 from jaxleak.results.store.run import Run
@@ -94,11 +95,23 @@ class Result:
     def reconstructions(self, trials: Sequence[int] | None = None) -> dict[str, np.ndarray]:
         """`{"trial": [n], "candidate": [n, h, w, c]}` of the given trials, or of all.
 
-        Of batches, `candidate` is [n, b, h, w, c], in the order of the truth.
+        Of batches, `candidate` is [n, b, h, w, c], in the order of the truth. Of text it is [n, b, t].
         """
         arrays = self.run.arrays(keys=["trial", "candidate"], trials=trials)
         batch = self.run.settings["victim"]["batch"]
-        return arrays if batch == 1 else {**arrays, "candidate": unmosaic(arrays["candidate"], batch)}
+        return (
+            arrays
+            if batch == 1 or self.run.modality != "image"
+            else {**arrays, "candidate": unmosaic(arrays["candidate"], batch)}
+        )
+
+    def texts(self, trials: Sequence[int] | None = None) -> dict[int, list[str]]:
+        """The texts that the given trials found, or all, by trial; of batches in the order of the truth."""
+        found, vocabulary = self.reconstructions(trials), self.run.truth()["class_names"]
+        return {
+            int(trial): [readable(text, vocabulary) for text in texts]
+            for trial, texts in zip(found["trial"], found["candidate"], strict=True)
+        }
 
     def table(self):
         """A rich table of the rates; `rich.print` shows it."""

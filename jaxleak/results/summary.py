@@ -174,7 +174,8 @@ def _lowest(rows: list[Row], column: str) -> dict[str, Any] | None:
     if not finite:
         return None
     best = min(finite, key=lambda row: (row[column], row["trial"]))
-    return {key: best[key] for key in ("trial", "objective", "mse", "psnr", "success")}
+    text = () if best.get("tokens_right") is None else ("tokens_right",)
+    return {key: best[key] for key in ("trial", "objective", "mse", "psnr", "success", *text)}
 
 
 def _over_images(of_images: list[dict[str, Any]]) -> dict[str, Any]:

@@ -261,7 +261,7 @@ class Session:
                 outcome.ending,
                 outcome.objective,
                 errors,
-                np.abs(outcome.candidate).reshape(len(errors), -1).max(axis=1),
+                self.measures.size(outcome.candidate),
                 strict=True,
             )
         ]

@@ -109,6 +109,7 @@ def make_victim(
         targets=data.targets(images),
         normalisation=normalisation_of(normalise),
         class_names=data.class_names,
+        modality=data.modality,
         **threat_model,
     )
     check_not_negative("trained_steps", steps, integer=True)

@@ -16,8 +16,8 @@ class Private:
     Attributes:
         dataset, split: names in rows and tables.
         indices: index of each image in its data set [i].
-        images: [i, h, w, c], in [0, 1]; NaN where they are not known.
-        labels: [i], in 0..k-1; -1 where they are not known. With one output they are 0 or 1.
+        images: [i, h, w, c], in [0, 1]; NaN where they are not known. Of text the numbers of its tokens [i, t].
+        labels: [i], in 0..k-1; -1 where they are not known. With one output they are 0 or 1. Of text its last token.
         num_classes: k, the outputs of the head.
         targets: [i, k], what the loss is given where that is no class: a yes or no for each output, numbers or
             distributions; None: labels say it. `labels` are then the classes that rows and pages name.

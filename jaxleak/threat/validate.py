@@ -40,6 +40,10 @@ def check_private(victim: Any) -> None:
     count, classes = len(victim.indices), victim.num_classes
     if victim.modality == "image":
         _check_images(images)
+    if (victim.modality == "text") != hasattr(victim.model, "places"):
+        raise InputError("`model` transformer and the data set text go together; give both, or neither.")
+    if victim.modality == "text":
+        _check_texts(victim, images)
     if images.ndim == 0 or len(images) != count:
         raise InputError(f"`images` must be one for each of the {count} `indices`; got shape {images.shape}.")
     if victim.surrogates is not None and np.shape(victim.surrogates)[1:] != images.shape[1:]:
@@ -116,6 +120,24 @@ def _check_images(images: np.ndarray) -> None:
             f"`images` must be in [0, 1]; got {known.min():g} to {known.max():g}. Divide pixels from 0 to 255 by 255; "
             "give them before `normalisation`, not after."
         )
+
+
+def _check_texts(victim: Any, texts: np.ndarray) -> None:
+    if texts.ndim != 2:
+        raise InputError(f"`images` of text must be numbers of tokens [n, t]; got shape {texts.shape}.")
+    victim.model.places(texts.shape[1])
+    if not (np.all(texts == np.round(texts)) and texts.min() >= 0 and texts.max() < victim.num_classes):
+        raise InputError(f"`images` of text must be whole numbers from 0 to {victim.num_classes - 1}, its tokens.")
+    if victim.client.loss.targets != "classes":
+        raise InputError(f"`loss` of text must be cross-entropy; got {victim.client.loss.name}.")
+    for name, given in (
+        ("normalise", victim.normalisation is not None),
+        ("trained_steps", victim.trained_steps),
+        ("client_steps", victim.client.trains),
+        ("clients", victim.client.clients > 1),
+    ):
+        if given:
+            raise InputError(f"`{name}` is for pictures; leave it out with the data set text.")
 
 
 def check_tensors(victim: Any) -> None:

@@ -149,6 +149,13 @@ class Victim(Private, Network, Sharing):
         labels = jnp.asarray(labels)
         return labels.astype(dtype) if labels.ndim == 2 else self.client.loss.target(labels, self.num_classes, dtype)
 
+    def target_of(self, truth: Array, label: Array) -> Float[Array, "b ..."]:
+        """Targets of the loss for private data with these labels; of text the tokens that are predicted [b, p, k]."""
+        if self.modality != "text":
+            return self.target(label, truth.dtype)
+        _, predicted = self.model.places(truth.shape[1])  # pyright: ignore[reportAttributeAccessIssue]
+        return self.client.loss.target(truth[:, predicted].astype(int), self.num_classes, truth.dtype)
+
     def loss(self, params: PyTree, x: Float[Array, "b h w c"], target: Float[Array, "b k"]) -> Float[Array, ""]:
         """The client's loss at inputs `x`, in the network's units."""
         return self.client.loss.value(self.logits(params, x), target)
@@ -197,6 +204,8 @@ class Victim(Private, Network, Sharing):
             extra["targets"] = f"sha256:{_digest(np.asarray(self.targets))}"
         if not self.knows_order:
             extra["knows_order"] = False
+        if self.modality != "image":
+            extra["modality"] = self.modality
         if self.batch_stats is not None:
             extra["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
             extra["knows_statistics"] = self.knows_statistics

@@ -69,6 +69,7 @@ def convergence(
     path: str | Path | None = None,
     *,
     threshold: float = 1e-4,
+    error: str = "MSE",
 ) -> "Figure":
     """Objective and MSE against iterations: the spread over the solved trials, and the failed ones singly.
 
@@ -81,6 +82,7 @@ def convergence(
         arrays: `trial` [n], `objective_trace` and `mse_trace` [n, t], NaN after a trial's end.
         path: of the PNG.
         threshold: the objective's, marked by a line.
+        error: what `mse_trace` is called.
 
     Raises:
         InputError: no rows, or the PNG cannot be written.
@@ -112,7 +114,7 @@ def convergence(
             axes[-1, column].set_visible(False)
             axes[-3, column].tick_params(labelbottom=True)
         for row, panels in enumerate(axes):
-            panels[0].set_ylabel("MSE" if row % 2 else "objective")
+            panels[0].set_ylabel(error if row % 2 else "objective")
         figure.supxlabel("iteration (trials that ended keep their last value)", size=7)
         most = max(sum(not row["success"] for row in members) for members in groups.values())
         failed = "failed, one line each" if most <= FAILED_LINES else f"failed, {FAILED_LINES} of them at most"

@@ -8,6 +8,7 @@ from jaxleak.data.paths import is_local, reachable, writing
 from jaxleak.errors import InputError
 from jaxleak.results.figures.grid import choose_trials, recovery_grid
 from jaxleak.results.figures.rates import mse_shares, success_by_image
+from jaxleak.results.figures.texts import text_grid
 from jaxleak.results.figures.traces import convergence
 from jaxleak.results.store.readable import check_readable
 from jaxleak.results.summary import expected_trials, summarise
@@ -26,7 +27,7 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
         images: those of the grid; see `choose_trials`.
 
     Returns:
-        The files: recovery.png, convergence.png, success_by_image.png and mse_shares.png.
+        The files: recovery.png, convergence.png, success_by_image.png and, but for text, mse_shares.png.
 
     Raises:
         InputError: no trial has finished, an image that the run does not have, or a directory that cannot be
@@ -44,11 +45,15 @@ def draw_all(run: "Run", path: str | Path | None = None, *, images: Sequence[int
     shown = [row["trial"] for block in choose_trials(rows, truth, images) for _, row in block.lines]
     keys = ["trial", "candidate", *(["snapshots"] if snapshots else [])]
     arrays, kept = run.arrays(keys, trials=shown), run.settings.get("snapshot_seeds")
-    recovery_grid(rows, arrays, truth, snapshots, files[0], images=images, snapshot_seeds=kept)
+    draw = text_grid if run.modality == "text" else recovery_grid
+    draw(rows, arrays, truth, snapshots, files[0], images=images, snapshot_seeds=kept)
     traces = run.arrays(["trial", "objective_trace", "mse_trace"])
-    convergence(rows, traces, files[1], threshold=criteria.objective)
+    text = run.modality == "text"
+    convergence(rows, traces, files[1], threshold=criteria.objective, error="tokens wrong" if text else "MSE")
     summary = summarise(rows, criteria, expected=_expected(run, len(rows)))
     success_by_image(summary, files[2])
+    if text:
+        return files[:3]
     mse_shares(summary, files[3])
     return files
 

@@ -2,7 +2,8 @@
 const GRID = 60;
 const PLOTS = ["left", "right"];
 const LOGARITHMIC = { objective: true, relative: true, mse: true };
-const NAMES = { objective: "objective", relative: "objective / |update|²", mse: "MSE", psnr: "PSNR [dB]", ssim: "SSIM" };
+const LIKENESS = Object.fromEntries(data.series.flatMap((one) => one.likeness).map(([column, name, unit]) => [column, unit ? `${name} [${unit.trim()}]` : name]));
+const NAMES = { objective: "objective", relative: "objective / |update|²", mse: data.wrong, ...LIKENESS };
 const marks = {};
 
 // Plotly reads a little markup in texts.
@@ -16,7 +17,7 @@ function unit(id) {
 
 function points(id, quantity) {
   const each = unit(id);
-  if (quantity === "ssim" || quantity === "psnr") {
+  if (quantity in LIKENESS) {
     const { at = [], [quantity]: values = [] } = data.pictures[id] ?? {};
     return { x: at.slice(0, values.length).map((t) => t * each), y: values.map(Number) };
   }

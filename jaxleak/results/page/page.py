@@ -15,6 +15,7 @@ from jaxleak.results.page import sections
 from jaxleak.results.page.choose import choose
 from jaxleak.results.page.collect import Series, Source, find_series, read_runs
 from jaxleak.results.page.payload import payload
+from jaxleak.results.page.pictures import likenesses, wrong
 from jaxleak.results.page.words import plural, threat_model
 from jaxleak.results.store.environment import version_of
 
@@ -94,6 +95,9 @@ def page(sources: Sequence[Source], trials: int, title: str | None = None) -> st
     return environment.get_template("page.html").render(
         title=title or _title(sources, series),
         rates=sections.rates(sources, series, facets),
+        text=all(source.run.modality == "text" for source in sources),
+        wrong=wrong(sources),
+        likenesses=likenesses(sources),
         tables=[table for table in tables if table.rows],
         models=_models(sources),
         sources=[_described(source) for source in sources],

@@ -36,6 +36,7 @@ def payload(sources: Sequence[Source], series: Sequence[Series], facets: Sequenc
         pictured |= _pictures(source, rows, number, wanted, similar)
     return {
         "colours": COLOURS,
+        "wrong": pictures.wrong(sources),
         "series": [_series(sources[one_series.source], one_series, facets) for one_series in series],
         "facets": [
             {"name": name, "values": list(dict.fromkeys(one_series.values[name] for one_series in series))}
@@ -69,6 +70,7 @@ def _series(source: Source, one_series: Series, facets: Sequence[str]) -> dict[s
         "values": [one_series.values[name] for name in facets],
         "threshold": criteria.threshold(one_series.values["objective"]),
         "objective": one_series.values["objective"],
+        "likeness": pictures.LIKENESS[source.run.modality],
     }
 
 
@@ -91,8 +93,9 @@ def _cell(value: Any) -> Any:
 
 def _truths(sources: Sequence[Source], shown: Shown) -> list[dict[str, Any]]:
     several = len({image.dataset for image in shown.images}) > 1
+    noun = "text" if all(source.run.modality == "text" for source in sources) else "image"
     truths: list[dict[str, Any]] = [
-        {"label": f"{image.dataset.rstrip('/').split('/')[-1]} {image.index}" if several else f"image {image.index}"}
+        {"label": f"{image.dataset.rstrip('/').split('/')[-1]} {image.index}" if several else f"{noun} {image.index}"}
         for image in shown.images
     ]
     for source, places in zip(sources, shown.image_of, strict=True):
@@ -102,6 +105,9 @@ def _truths(sources: Sequence[Source], shown: Shown) -> list[dict[str, Any]]:
         for place, index in enumerate(source.truth["image"]):
             entry = truths[places[int(index)]]
             pixels, label = source.truth["pixels"][place], int(source.truth["label"][place])
+            if source.run.modality == "text":
+                entry["texts"] = pictures.written(pixels[None], source.truth["class_names"])[0]
+                continue
             if "truth" not in entry and np.isfinite(pixels).all():
                 entry["truth"] = pictures.sprite(pixels[None])
             if label >= 0 and source.batch == 1:
@@ -143,9 +149,7 @@ def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
             continue
         spent += source.batch * (1 + len(frames_before(source, row)))
         if spent > MOST_SIMILAR:
-            shown.left_out.append(
-                f"PSNR and SSIM over the iterations are those of {len(chosen):,} trials, as are their spreads."
-            )
+            shown.left_out.append(f"Likeness over the iterations is that of {len(chosen):,} trials, as is its spread.")
             break
         chosen.add((number, trial))
     return chosen
@@ -154,7 +158,11 @@ def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
 def _pictures(
     source: Source, rows: dict[int, Row], number: int, wanted: Sequence[int], similar: set[Trial]
 ) -> dict[Trial, dict[str, Any]]:
-    """`at`: the iterations of the frames, the last that of the trial's end; `psnr` and `ssim`; `src`: the sprite."""
+    """Of each trial its frames.
+
+    `at`: their iterations, the last that of the trial's end; what `pictures.LIKENESS` names; `src`: the sprite, or
+    `texts`.
+    """
     read = sorted({*wanted, *(trial for at, trial in similar if at == number)})
     if not read:
         return {}
@@ -162,22 +170,26 @@ def _pictures(
     arrays = source.run.arrays(keys, read)
     places = {int(trial): place for place, trial in enumerate(arrays["trial"])}
     entries: dict[Trial, dict[str, Any]] = {}
+    text = source.run.modality == "text"
     stack, truths = [], []
     for trial in read:
         row, place = rows[trial], places[trial]
         before = frames_before(source, row)
         frames = arrays["candidate"][place][None].astype(np.float64)
         if before:
-            frames = np.concatenate([arrays["snapshots"][place, before] / 255.0, frames])
+            frames = np.concatenate([arrays["snapshots"][place, before] / (1 if text else 255.0), frames])
         entry: dict[str, Any] = {"at": [*(source.snapshots[i] for i in before), row["iterations"]]}
-        if trial in wanted:
+        if trial in wanted and text:
+            entry["texts"] = pictures.written(frames, [*class_names(source).values()])
+        elif trial in wanted:
             entry["src"] = pictures.sprite(frames)
         if (number, trial) in similar:
             stack.append(frames)
             truths.append(np.broadcast_to(_truth(source, row), frames.shape))
         entries[number, trial] = entry
     if stack:
-        like = pictures.likeness(np.concatenate(stack), np.concatenate(truths), source.batch)
+        pair = np.concatenate(stack), np.concatenate(truths)
+        like = pictures.likeness_of_texts(*pair) if text else pictures.likeness(*pair, source.batch)
         first = 0
         for trial in read:
             if (number, trial) in similar:

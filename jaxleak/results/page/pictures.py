@@ -4,13 +4,16 @@ import base64
 import hashlib
 import io
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
+from jaxleak.data.texts import SPACE
 from jaxleak.results.matching import unmosaic
 from jaxleak.results.metrics import psnr, ssim
+from jaxleak.results.text_metrics import rouge_l, tokens_wrong
 
 if TYPE_CHECKING:
     from jaxleak.results.page.collect import Source
@@ -31,6 +34,8 @@ def shrunk(height: int, width: int) -> tuple[int, int]:
 
 def frame_bytes(source: "Source") -> int:
     """Bytes of one candidate on the page, before compression."""
+    if source.run.modality == "text":
+        return 8 * source.batch * source.run.settings["victim"]["image_shape"][0]
     height, width, channels = source.run.settings["victim"]["image_shape"]
     columns = math.ceil(math.sqrt(source.batch))
     height, width = shrunk(height * -(-source.batch // columns), width * columns)
@@ -54,6 +59,37 @@ def sprite(frames: Float[np.ndarray, "s h w c"]) -> str:
     buffer = io.BytesIO()
     whole.save(buffer, "png", compress_level=9)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+# Of each kind of data what is measured at the snapshots too: column of a row, name and unit.
+LIKENESS = {
+    "image": (("psnr", "PSNR", " dB"), ("ssim", "SSIM", "")),
+    "text": (("tokens_right", "tokens right", ""), ("rougel", "ROUGE-L", "")),
+}
+
+
+def likenesses(sources: Sequence["Source"]) -> list[tuple[str, str, str]]:
+    """`LIKENESS` of the kinds of data that the runs have."""
+    return [one for kind in dict.fromkeys(source.run.modality for source in sources) for one in LIKENESS[kind]]
+
+
+def wrong(sources: Sequence["Source"]) -> str:
+    """The name of what rows call `mse`."""
+    names = {"text": "share of tokens wrong", "image": "MSE"}
+    return " or ".join(dict.fromkeys(names[source.run.modality] for source in sources))
+
+
+def written(frames: Int[np.ndarray, "s b t"], vocabulary: Any) -> list[list[list[str]]]:
+    """The tokens of each text of each frame, as they are read."""
+    words = [str(word).replace(SPACE, " ") for word in vocabulary]
+    return [[[words[token] for token in text] for text in frame] for frame in frames.astype(int).tolist()]
+
+
+def likeness_of_texts(frames: Int[np.ndarray, "s b t"], truths: Int[np.ndarray, "s b t"]) -> dict[str, Any]:
+    """Share of tokens right in their places and ROUGE-L of each frame, the mean over its texts."""
+    flat = [texts.reshape(-1, texts.shape[-1]) for texts in (frames, truths)]
+    each = {"tokens_right": 1 - tokens_wrong(*flat) / frames.shape[-1], "rougel": rouge_l(*flat)}
+    return {name: np.mean(values.reshape(frames.shape[:2]), axis=1) for name, values in each.items()}
 
 
 def likeness(

@@ -11,6 +11,7 @@ from jaxleak.results.intervals import wilson
 from jaxleak.results.page.choose import Shown
 from jaxleak.results.page.collect import Series, Source
 from jaxleak.results.page.payload import class_names
+from jaxleak.results.page.pictures import likenesses
 from jaxleak.results.store.columns import Row
 from jaxleak.results.tables import MEANINGS, NOTHING, rate_text
 from jaxleak.results.verdict import STATUSES
@@ -91,6 +92,7 @@ def _median(rows: Sequence[Row], column: str) -> float | None:
 
 def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[str]) -> Table:
     """Success, iterations, evaluations, seconds and labels of each series."""
+    column, name = _likeness(sources)
     names = [facet for facet in facets if facet != "attack"]
     rows = []
     for entry in _groups(sources, series, image=False):
@@ -106,7 +108,7 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
                 *rate(group["successes"], group["trials"], group["truth_known"]),
                 number(group["iterations_median"]),
                 number(group["evaluations_median"]),
-                number(_median(solved, "psnr")),
+                number(_median(solved, column)),
                 share(labels),
                 *(share(value) for value in restarts),
                 number(_median(entry.rows, "seconds"), 3),
@@ -114,12 +116,12 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
                 *(Cell(entry.series.values[name], entry.series.values[name]) for name in names),
             ]
         )
-    headings = ["median iterations", "median evaluations", "median PSNR [dB]", "label right"]
+    headings = ["median iterations", "median evaluations", f"median {name}", "label right"]
     headings += ["selected", "oracle", "seconds per trial", "evaluations / s (run)"]
     note = (
         "Rates are over all trials, with 95 % Wilson intervals; failed trials stay in the denominator. Iterations and "
-        "evaluations are those to the objective's threshold; they and the PSNR are medians over solved trials. "
-        "Selected: share of images whose restart with the lowest objective solved; oracle: with the lowest MSE. "
+        "evaluations are those to the objective's threshold; they and the likeness are medians over solved trials. "
+        "Selected: share of images whose restart with the lowest objective solved; oracle: with the lowest error. "
         "Seconds are wall-clock from a trial's start to its end, with other trials running beside it."
     )
     return Table(
@@ -136,13 +138,14 @@ def rates(sources: Sequence[Source], series: Sequence[Series], facets: Sequence[
 
 
 def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) -> Table:
-    """Success, iterations, evaluations and PSNR of each series and image."""
+    """Success, iterations, evaluations and likeness of each series and image."""
     rows = []
+    column, name = _likeness(sources)
     for entry in _groups(sources, series, image=True):
         group = entry.summary
         judged, selected, oracle = group["truth_known"], group["selected"], group["oracle"]
         place = _image(shown, entry)
-        best = oracle and oracle["psnr"]
+        best = oracle and oracle.get(column)
         rows.append(
             [
                 Cell(str(group["image"]), group["image"], show=f"{entry.place},{place},"),
@@ -150,16 +153,16 @@ def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) 
                 *rate(group["successes"], group["trials"], judged),
                 number(group["iterations_median"]),
                 number(group["evaluations_median"]),
-                number(_median(entry.rows, "psnr")),
+                number(_median(entry.rows, column)),
                 number(best),
                 _yes(selected, judged),
             ]
         )
-    headings = ["median iterations", "median evaluations", "median PSNR [dB]", "best PSNR [dB]", "selected solved"]
+    headings = ["median iterations", "median evaluations", f"median {name}", f"best {name}", "selected solved"]
     return Table(
         "by-image",
         "Success by image",
-        "Median PSNR is over all trials of the image. Selected: the restart with the lowest objective. "
+        "Medians of likeness are over all trials of the image. Selected: the restart with the lowest objective. "
         "A click on an image shows it above.",
         [
             ("image", True),
@@ -170,6 +173,12 @@ def by_image(sources: Sequence[Source], series: Sequence[Series], shown: Shown) 
         ],
         rows,
     )
+
+
+def _likeness(sources: Sequence[Source]) -> tuple[str, str]:
+    """Column and heading of the first measure of likeness."""
+    column, name, unit = likenesses(sources)[0]
+    return column, f"{name} [{unit.strip()}]" if unit else name
 
 
 def _image(shown: Shown, entry: Group) -> int:

@@ -75,6 +75,14 @@ function frame(size, source, count, alt) {
   return box;
 }
 
+// The texts of a frame; tokens that are not the true ones stand out.
+function write(box, texts, told) {
+  box.replaceChildren(...texts.map((text, item) => make("p", {}, ...text.map((token, place) => {
+    const word = place ? token : token.trimStart();
+    return told && told[item][place] !== token ? make("mark", {}, word) : word;
+  }))));
+}
+
 function setFrame(box, place, count, alt) {
   const image = box.querySelector("img");
   if (!image) return;
@@ -90,10 +98,12 @@ function card(series, id) {
   figure.style.borderTopColor = colour(series);
   const pictures = data.pictures[id];
   const why = id === undefined ? "no such trial" : "no pictures of this trial on this page";
-  const box = frame(sizeOf(view.image), pictures?.src, pictures?.at.length, why);
+  const told = data.images[view.image].texts;
+  const box = told ? make("div", { class: "texts" }, pictures?.texts ? "" : why)
+    : frame(sizeOf(view.image), pictures?.src, pictures?.at.length, why);
   const facts = make("dl");
   figure.append(box, facts);
-  return { series, id, pictures: pictures?.src ? pictures : undefined, box, facts, figure };
+  return { series, id, pictures: pictures?.src || pictures?.texts ? pictures : undefined, box, facts, figure };
 }
 
 function refresh() {
@@ -107,7 +117,11 @@ function refresh() {
   view.shown = used.map((one) => card(one, chosenTrial(one)));
   const truth = make("figure", { class: "card truth" }, make("h3", {}, "truth"));
   const told = data.images[view.image];
-  truth.append(frame(sizeOf(view.image), told?.truth, 1, told?.truth ? `True ${told.label}` : "the truth is not known"));
+  if (told?.texts) {
+    const box = make("div", { class: "texts" });
+    write(box, told.texts, told.texts);
+    truth.append(box);
+  } else truth.append(frame(sizeOf(view.image), told?.truth, 1, told?.truth ? `True ${told.label}` : "the truth is not known"));
   if (told?.name) truth.append(make("dl", {}, make("dt", {}, "class"), make("dd", {}, told.name)));
   byId("cards").replaceChildren(truth, ...view.shown.map((one) => one.figure));
   const many = fitting.length > used.length ? `${used.length} of ${fitting.length} are shown; narrow the choice.` : "";
@@ -146,15 +160,16 @@ function tell(one, t) {
   if (one.pictures) {
     const at = one.pictures.at, place = placeAt(at, t);
     const alt = `${label}, ${data.images[view.image].label}, start ${cell(trial, "seed")}: candidate at iteration ${at[place]}`;
-    setFrame(one.box, place, at.length, alt);
+    if (one.pictures.texts) write(one.box, one.pictures.texts[place], data.images[view.image].texts);
+    else setFrame(one.box, place, at.length, alt);
   }
   const { at, objective } = curve(one.id), place = placeAt(at, Math.min(t, end));
   const ended = t >= end;
   const like = (name) => Number(data.pictures[one.id]?.[name]?.[placeAt(data.pictures[one.id].at, t)]);
   const facts = [
     ["objective", short(ended ? number(trial, "objective") : objective?.[place])],
-    ["PSNR", `${short(ended ? number(trial, "psnr") : like("psnr"))} dB`],
-    ["SSIM", short(ended ? number(trial, "ssim") : like("ssim"))],
+    ...data.series[one.series].likeness.map(([column, name, unit]) =>
+      [name, `${short(ended ? number(trial, column) : like(column))}${unit}`]),
     ["start", cell(trial, "seed")],
     ["ends", `iteration ${end}`],
     ["status", ended ? status : "running"],

@@ -1,5 +1,6 @@
 """A run's settings in words: what was attacked, and what the attacker knows."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ NETWORKS = {
     "per-image": "a network for each update",
     "per-trial": "a fresh network for every trial",
 }
-LABELS = {"joint": "optimised beside the images", "known": "given"}
+LABELS = {"joint": "optimised beside the images", "known": "given", "text": "those of the text that is found"}
 
 
 def plural(count: int, noun: str) -> str:
@@ -20,20 +21,27 @@ def plural(count: int, noun: str) -> str:
 def attacked(settings: dict[str, Any]) -> str:
     """Model, network and images."""
     victim = settings["victim"]
-    height, width, channels = victim["image_shape"]
+    text = victim.get("modality") == "text"
     images = victim["images"]
     listed = ", ".join(map(str, images[:12])) + (", …" if len(images) > 12 else "")
     dataset = Path(victim["dataset"]).name or victim["dataset"]
     trained = victim.get("trained_steps") or 0
     on = "the data set" if victim.get("trained_on") == "data" else "the update's own images"
     training = f"trained for {plural(trained, 'step')} on {on}"
+    outputs = f"{victim['num_classes']:,} {'tokens' if text else 'classes'}"
     return (
-        f"{victim['model']} ({victim['num_classes']:,} classes; {NETWORKS.get(victim['network'], victim['network'])}, "
+        f"{victim['model']} ({outputs}; {NETWORKS.get(victim['network'], victim['network'])}, "
         f"{training if trained else _weights(victim)}) on "
-        f"{plural(len(images), 'image')} of {dataset}, {width}x{height} pixels, {plural(channels, 'channel')}: "
-        f"{listed}. "
+        f"{plural(len(images), 'text' if text else 'image')} of {dataset}, {_size(victim['image_shape'])}: {listed}. "
         f"{plural(settings['seeds'], 'start')} for each update and attack"
     )
+
+
+def _size(shape: list[int]) -> str:
+    if len(shape) == 1:
+        return f"{plural(shape[0], 'token')} each"
+    height, width, channels = shape
+    return f"{width}x{height} pixels, {plural(channels, 'channel')}"
 
 
 def _weights(victim: dict[str, Any]) -> str:
@@ -45,7 +53,8 @@ def shared(settings: dict[str, Any]) -> str:
     victim = settings["victim"]
     client, batch = victim.get("client") or {}, int(victim.get("batch", 1))
     steps, epochs = client.get("steps") or 0, client.get("epochs") or 0
-    images = "one image" if batch == 1 else f"a batch of {batch} images"
+    noun = "text" if victim.get("modality") == "text" else "image"
+    images = f"one {noun}" if batch == 1 else f"a batch of {batch} {noun}s"
     if steps or epochs:
         work = plural(steps, "local step") if steps else plural(epochs, "local epoch")
         text = f"how far the weights moved in {work} of {_optimizer(client)} on {images}"
@@ -81,7 +90,8 @@ def _optimizer(client: dict[str, Any]) -> str:
 def known(settings: dict[str, Any]) -> str:
     """The attacker's knowledge beside the update, in words."""
     victim = settings["victim"]
-    parts = ["the model and its weights before the update", "how many images it holds"]
+    noun = "texts" if victim.get("modality") == "text" else "images"
+    parts = ["the model and its weights before the update", f"how many {noun} it holds"]
     if victim.get("normalisation"):
         parts.append("how inputs are normalised")
     if "knows_statistics" in victim:
@@ -102,6 +112,10 @@ def success(settings: dict[str, Any]) -> str:
     kinds = {attack["objective"] for attack in settings["attacks"]}
     limits = [f"an objective below {criteria.threshold(kind):g}" + (" (1 - cosine)" if kind == "cosine" else "")
               for kind in sorted(kinds, reverse=True)]  # fmt: skip
+    if settings["victim"].get("modality") == "text":
+        wrong = math.ceil(criteria.relative_error) - 1
+        right = f"at most {plural(wrong, 'token')} wrong in every text" if wrong else "every token of every text right"
+        return f"{' or '.join(limits)}, and {right}"
     return f"{' or '.join(limits)}, and a relative image error below {criteria.relative_error:g} of every image"
 
 

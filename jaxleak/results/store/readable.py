@@ -39,9 +39,9 @@ def _holds(value: Any) -> bool:
 
 VICTIM: Spec = {
     **dict.fromkeys(("model", "dataset", "split", "network", "defences"), _text),
-    **dict.fromkeys(("weights", "model_fields", "trained_on"), _may_lack(_text)),
+    **dict.fromkeys(("weights", "model_fields", "trained_on", "modality"), _may_lack(_text)),
     "images": _listed(_whole(0), 1),
-    "image_shape": _listed(_whole(1), 3, 3),
+    "image_shape": _listed(_whole(1), 1, 3),
     "num_classes": _whole(1),
     "batch": _whole(1),
     "trained_steps": _may_lack(_whole(0)),
@@ -82,6 +82,10 @@ def check_readable(run: "Run", *, whole: bool = True) -> None:
     try:
         _check(settings, SETTINGS, "", NEEDED if whole else ())
         _check(settings.get("victim", {}), VICTIM, "victim.", TOLD["victim"] if whole else ())
+        axes = {"image": 3, "text": 1}.get(settings.get("victim", {}).get("modality") or "image")
+        shape = settings.get("victim", {}).get("image_shape")
+        if axes and shape is not None and len(shape) != axes:
+            raise _UnfitError(f"victim.image_shape is {str(shape)[:40]!r}")
         _check(settings.get("victim", {}).get("client") or {}, CLIENT, "victim.client.")
         for number, attack in enumerate(settings.get("attacks") or ()):
             _check(attack, ATTACK, f"attacks.{number}.", (*TOLD["attack"], "objective") if whole else ())

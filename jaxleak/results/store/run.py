@@ -315,7 +315,7 @@ class Run:
         Args:
             image: [I] indices, of a batch that of its first image.
             label: [I], likewise.
-            pixels: [I, h, w, c] in [0, 1].
+            pixels: [I, h, w, c] in [0, 1]; of text the tokens of each batch [I, b, t].
             labels: [I, b], all labels of each batch.
             class_names: one for each class [k]; they decide nothing.
         """
@@ -357,7 +357,9 @@ class Run:
             np.issubdtype(truth[name].dtype, np.integer) for name in ("image", "label", *({"labels"} & {*truth}))
         )
         fits = truth["image"].shape == truth["label"].shape == (count,) and truth["pixels"].shape[:1] == (count,)
-        pixels = truth["pixels"].ndim == 4 and truth["pixels"].dtype == np.float32 and 0 not in truth["pixels"].shape
+        pixels = (
+            truth["pixels"].ndim in (3, 4) and truth["pixels"].dtype == np.float32 and 0 not in truth["pixels"].shape
+        )
         labels = "labels" not in truth or (truth["labels"].ndim == 2 and len(truth["labels"]) == count)
         if not (whole and fits and pixels and labels and count == len(set(truth["image"].tolist()))):
             raise ValueError("the arrays do not belong to each other")
@@ -375,6 +377,11 @@ class Run:
         check_inside(self.path, name)
         with self._storing(len(payload)):
             write_atomically(self.path / name, payload)
+
+    @property
+    def modality(self) -> str:
+        """The kind of private data: "image" or "text"."""
+        return self.settings["victim"].get("modality", "image")
 
     @property
     def figures(self) -> Path:

@@ -117,6 +117,8 @@ def risk(
         >>> [line.defence for line in jaxleak.risk(victim, ["int8", "gaussian:0.1"]).lines]
         ['none', 'int8', 'gaussian:0.1']
     """
+    if victim.modality != "image":
+        raise InputError("`risk` is for pictures; attack text by `jaxleak run --attack dager`.")
     if not victim.knows_truth:
         raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")
     params, pixels, target = _one(victim, update, seed)
