@@ -21,7 +21,7 @@ EXPERIMENTS = (
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "relu", "deakin_models"),
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
-    *("spear", "april"),
+    *("spear", "april", "text"),
     *("verdicts", "risk", "stacks"),
     *("reliability",),
     *("throughput", "gpu_account", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
