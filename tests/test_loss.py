@@ -300,7 +300,7 @@ def test_rules_that_hold_read_the_labels_of_batches(name):
         (as_loss("cross-entropy+0.1*mse"), 4, 1, "joint, known"),
         (CrossEntropy(weights=WEIGHTS), 4, 2, "joint, known, unique"),
         (CrossEntropy(weights=WEIGHTS, smoothing=0.1), 4, 1, "joint, known, idlg, bias, row-minima"),
-        (CROSS_ENTROPY, 4, 2, ", ".join(LABEL_STRATEGIES)),
+        (CROSS_ENTROPY, 4, 2, ", ".join(name for name in LABEL_STRATEGIES if name != "text")),
     ],
     ids=case_id,
 )

@@ -28,7 +28,7 @@ def train(text: str) -> Tokenizer:
 def main() -> None:
     text = (HERE / "text.txt").read_text()
     tokenizer = train(text)
-    tokenizer.save(str(HERE / "tokenizer.json"))
+    tokenizer.save(str(HERE / "tokenizer.json"), pretty=False)
     tokens, starts = [], []
     for line in text.splitlines():
         begins = {0, *(found.end() for found in BREAKS.finditer(line))} - {len(line)}

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
 Fits = Callable[[Any], bool]
 Spec = dict[str, Fits]
+AXES = {"image": 3, "text": 1}  # of `image_shape`, by kind of data
 NEEDED = ("victim", "attacks", "seeds", "criteria")
 
 
@@ -82,9 +83,10 @@ def check_readable(run: "Run", *, whole: bool = True) -> None:
     try:
         _check(settings, SETTINGS, "", NEEDED if whole else ())
         _check(settings.get("victim", {}), VICTIM, "victim.", TOLD["victim"] if whole else ())
-        axes = {"image": 3, "text": 1}.get(settings.get("victim", {}).get("modality") or "image")
+        if whole and run.modality not in AXES:
+            raise _UnfitError(f"victim.modality is {run.modality[:40]!r}")
         shape = settings.get("victim", {}).get("image_shape")
-        if axes and shape is not None and len(shape) != axes:
+        if shape is not None and len(shape) != AXES.get(run.modality, len(shape)):
             raise _UnfitError(f"victim.image_shape is {str(shape)[:40]!r}")
         _check(settings.get("victim", {}).get("client") or {}, CLIENT, "victim.client.")
         for number, attack in enumerate(settings.get("attacks") or ()):

@@ -381,7 +381,7 @@ class Run:
     @property
     def modality(self) -> str:
         """The kind of private data: "image" or "text"."""
-        return self.settings["victim"].get("modality", "image")
+        return self.settings.get("victim", {}).get("modality") or "image"
 
     @property
     def figures(self) -> Path:
