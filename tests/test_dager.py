@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import jaxleak
-from jaxleak.attacks.dager import outside, recover_tokens, seen_by, span
+from jaxleak.attacks.dager import outside, recover_tokens, second_inputs, seen_by, span
 from jaxleak.attacks.presets import DAGER
 from jaxleak.models import Transformer
 from jaxleak.threat.loss import CrossEntropy, loss_gradient
@@ -61,18 +61,42 @@ def test_spans_are_those_of_the_inputs():
         np.testing.assert_allclose(outside(others, basis), wanted, atol=1e-7)
 
 
+def test_the_second_blocks_inputs_are_the_networks():
+    model = Transformer(SIZE, **FIELDS)
+    texts, choices, place = np.array([[3, 5, 1, 0, 0], [2, 7, 4, 0, 0]]), np.array([6, 1, 9]), 3
+    params = drawn(model, 6)
+    longer = np.repeat(np.pad(texts, [(0, 0), (0, 1)])[:, None], 3, axis=1)
+    longer[:, :, place] = choices
+
+    @quick_jit
+    def both(params, longer):
+        whole = seen_by(model, params, longer, ("blocks.1", "norm1"))[:, place]
+        return whole, second_inputs(model, params, texts, place, choices)
+
+    wanted, found = both(params, longer.reshape(6, 6).astype(float))
+    np.testing.assert_allclose(np.reshape(found, (6, -1)), wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_a_batch_is_what_an_exhaustive_search_finds():
     """Every text over the tokens that the first span allows, tested by the second, as the paper defines it."""
     model = Transformer(SIZE, **FIELDS)
     texts = np.array([[3, 5, 5, 2], [3, 7, 5, 9]])
     params, update, found = recovered(model, texts)
-    every = jnp.broadcast_to(jnp.arange(SIZE, dtype=float)[:, None], (SIZE, 4))
-    bases = [span(update[block]["attn.qkv"]["kernel"], 6) for block in ("blocks.0", "blocks.1")]
-    first = np.asarray(outside(seen_by(model, params, every, ("blocks.0", "norm1")), bases[0]))
+
+    @quick_jit
+    def apart(params, update, texts):
+        """How far each token lies outside the spans of both blocks."""
+        return [
+            outside(seen_by(model, params, texts, (block, "norm1")), span(update[block]["attn.qkv"]["kernel"], 6))
+            for block in ("blocks.0", "blocks.1")
+        ]
+
+    every = np.broadcast_to(np.arange(SIZE, dtype=float)[:, None], (SIZE, 4))
+    first = np.asarray(apart(params, update, every)[0])
     allowed = [np.flatnonzero(first[:, place] < 1e-10) for place in range(3)]
     assert {5, 7} <= set(allowed[1].tolist())
     texts_tried = np.array([(*text, 0) for text in itertools.product(*allowed)], float)
-    second = outside(seen_by(model, params, texts_tried, ("blocks.1", "norm1")), bases[1])
+    second = apart(params, update, texts_tried)[1]
     kept = texts_tried[np.asarray(second).max(axis=1) < 1e-10][:, :3]
     assert sorted(map(tuple, kept)) == sorted(map(tuple, texts[:, :3]))
     assert sorted(map(tuple, found)) == sorted(map(tuple, texts))

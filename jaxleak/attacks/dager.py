@@ -8,10 +8,11 @@ whether a text begins with given tokens by the second block's z_i.
 
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Float, Int, PyTree
 
 ATTENTION = "attn.qkv"  # of the blocks of `models.Transformer`
 ROUNDING = 1  # singular values below so many units in the last place of the largest are rounding
@@ -69,11 +70,8 @@ def recover_tokens(
         best are kept, instead of those within a threshold. Masked networks have batches of one.
     """
     near = _nearness(model, params, update, length, count)
-    if count == 1:
-        tokens = jnp.argmin(near, axis=0)[None].astype(float)
-    else:
-        tokens = _grown(model, params, update, near, count)
-    tokens = jnp.pad(tokens, [(0, 0), (0, length - tokens.shape[1])])
+    tokens = jnp.argmin(near, axis=0)[None] if count == 1 else _grown(model, params, update, near, count)
+    tokens = jnp.pad(tokens, [(0, 0), (0, length - tokens.shape[1])]).astype(near.dtype)
     return _completed(model, params, update, tokens, reduction)
 
 
@@ -84,7 +82,7 @@ def _nearness(model: Any, params: PyTree, update: PyTree, length: int, count: in
     return outside(vectors, span(update["blocks.0"][ATTENTION]["kernel"], count * vectors.shape[1]))
 
 
-def _grown(model: Any, params: PyTree, update: PyTree, near: Float[Array, "k n"], count: int) -> Float[Array, "d n"]:
+def _grown(model: Any, params: PyTree, update: PyTree, near: Float[Array, "k n"], count: int) -> Int[Array, "d n"]:
     """Texts of a causal network without their last tokens; see `recover_tokens`.
 
     A token of the batch at a wrong place often lies within the first span: E_a + P_j = (E_a + P_i) - (E_b + P_i) +
@@ -97,16 +95,47 @@ def _grown(model: Any, params: PyTree, update: PyTree, near: Float[Array, "k n"]
     def grow(found, place):
         texts, outsides = found  # a text is as far outside as its token that is furthest
         choices = jax.lax.top_k(-near[:, place], width)[1]
-        longer = jnp.tile(texts[:, None], (1, width, 1)).at[:, :, place].set(choices.astype(texts.dtype))
-        longer = longer.reshape(count * width, places + 1)
-        vectors = seen_by(model, params, longer, ("blocks.1", "norm1"))[:, place]
-        furthest = jnp.maximum(jnp.repeat(outsides, width), outside(vectors, second))
-        least, best = jax.lax.top_k(-furthest, count)
-        return (longer[best], -least), None
+        vectors = second_inputs(model, params, texts, place, choices)
+        furthest = jnp.maximum(outsides[:, None], outside(vectors, second))
+        least, best = jax.lax.top_k(-furthest.reshape(-1), count)
+        return (texts[best // width].at[:, place].set(choices[best % width]), -least), None
 
-    empty = jnp.zeros((count, places + 1)), jnp.full(count, jnp.inf).at[0].set(0)
+    empty = jnp.zeros((count, places), int), jnp.full(count, jnp.inf, near.dtype).at[0].set(0)
     (texts, _), _ = jax.lax.scan(grow, empty, jnp.arange(places))
-    return texts[:, :places]
+    return texts
+
+
+def second_inputs(
+    model: Any, params: PyTree, texts: Int[Array, "d n"], place: Int[Array, ""], choices: Int[Array, "w"]
+) -> Float[Array, "d w e"]:
+    """The second block's inputs at a place of a causal network, where texts go on with each of some tokens.
+
+    It is what `seen_by` gives for all d w longer texts, with keys and values of their beginnings computed once.
+    """
+    block, heads = params["blocks.0"], model.heads
+    embedded, places = params[model.embedding]["embedding"], params["pos_embed"][0]
+    norm = nn.LayerNorm(epsilon=model.epsilon, use_fast_variance=False)
+
+    def dense(layer, x):
+        return x @ block[layer]["kernel"] + block[layer]["bias"]
+
+    def projected(x):  # queries, keys and values
+        return jnp.split(dense(ATTENTION, norm.apply({"params": block["norm1"]}, x)), 3, axis=-1)
+
+    def apart(x):
+        return x.reshape(*x.shape[:-1], heads, -1)
+
+    last = embedded[choices] + places[place]
+    query, own_key, own_value = map(apart, projected(last))
+    _, key, value = map(apart, projected(embedded[texts] + places))
+    scores = jnp.einsum("whs,dnhs->dwhn", query, key)
+    before = jnp.where(jnp.arange(texts.shape[1]) < place, scores, -jnp.inf)
+    own = jnp.broadcast_to(jnp.sum(query * own_key, axis=-1), before.shape[:-1])[..., None]
+    weights = jax.nn.softmax(jnp.concatenate([before, own], axis=-1) * query.shape[-1] ** -0.5)
+    mixed = jnp.einsum("dwhn,dnhs->dwhs", weights[..., :-1], value) + weights[..., -1:] * own_value
+    middle = last + dense("attn.proj", mixed.reshape(*mixed.shape[:2], -1))
+    hidden = model.activation(dense("mlp.fc1", norm.apply({"params": block["norm2"]}, middle)))
+    return norm.apply({"params": params["blocks.1"]["norm1"]}, middle + dense("mlp.fc2", hidden))
 
 
 def _completed(model: Any, params: PyTree, update: PyTree, texts: Float[Array, "d t"], reduction: str):
