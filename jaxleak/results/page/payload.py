@@ -149,7 +149,10 @@ def _similar(sources: Sequence[Source], shown: Shown) -> set[Trial]:
             continue
         spent += source.batch * (1 + len(frames_before(source, row)))
         if spent > MOST_SIMILAR:
-            shown.left_out.append(f"Likeness over the iterations is that of {len(chosen):,} trials, as is its spread.")
+            names = " and ".join(name for _, name, _ in pictures.likenesses(sources))
+            shown.left_out.append(
+                f"{names} over the iterations are those of {len(chosen):,} trials, as are their spreads."
+            )
             break
         chosen.add((number, trial))
     return chosen
