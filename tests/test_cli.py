@@ -62,7 +62,7 @@ def pictures(tmp_path_factory) -> Path:
         # unknown names
         (
             "--attack dgl",
-            "gradinversion, idlg, ig, modern, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
+            "gradinversion, idlg, ig, modern, rgap, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg idgl", "got 'idgl'. Did you mean 'idlg'?"),
         ("--attack dlg dlg", "`attack` names must be distinct; got dlg, dlg."),
@@ -79,7 +79,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack dgl:lbfgs",
-            "gradinversion, idlg, ig, modern, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
+            "gradinversion, idlg, ig, modern, rgap, sme, spear, tag; got 'dgl'. Did you mean 'dlg'?",
         ),
         ("--attack dlg:", "got ''"),
         ("--solver torch-lbgfs", "Did you mean 'torch-lbfgs'?"),
