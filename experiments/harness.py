@@ -33,7 +33,8 @@ def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Name
     parser.add_argument("--lanes", type=int, default=None, help="trials at once (default: chosen)")
     parser.add_argument("--only", nargs="*", default=None, help="just these of the experiment's runs")
     for name, options in extra.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", **{"help": "default: %(default)s"} | options)
+        told: dict[str, Any] = {"help": "default: %(default)s", **options}
+        parser.add_argument(f"--{name.replace('_', '-')}", **told)
     parsed = parser.parse_args()
     RESULTS = parsed.results
     sys.excepthook = _in_a_line

@@ -111,7 +111,8 @@ class Attacker:
         labels = {} if label is None else {"label": label}
         place: dict[str, tuple[int, ...]] = {"place": ()} if self.attack.surrogate_model else {}
         size = noise_size(self.victim.attacker_model)
-        noise = {"noise": (count, size)} if size and self.attack.knows_defence and not self.reads_noise else {}
+        joint = size and self.attack.knows_defence and not self.reads_noise
+        noise = {"noise": (self.copies * self.candidate.count, size)} if joint else {}
         return {**self.candidate.shapes, **labels, **place, **noise}
 
     @property

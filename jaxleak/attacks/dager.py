@@ -135,7 +135,8 @@ def second_inputs(
     mixed = jnp.einsum("dwhn,dnhs->dwhs", weights[..., :-1], value) + weights[..., -1:] * own_value
     middle = last + dense("attn.proj", mixed.reshape(*mixed.shape[:2], -1))
     hidden = model.activation(dense("mlp.fc1", norm.apply({"params": block["norm2"]}, middle)))
-    return norm.apply({"params": params["blocks.1"]["norm1"]}, middle + dense("mlp.fc2", hidden))
+    found: Any = norm.apply({"params": params["blocks.1"]["norm1"]}, middle + dense("mlp.fc2", hidden))
+    return found
 
 
 def _completed(model: Any, params: PyTree, update: PyTree, texts: Float[Array, "d t"], reduction: str):
