@@ -79,8 +79,8 @@ def line(run: str, summary: dict) -> list:
 
 def results() -> list[tables.Results]:
     """A line for each attack and setting."""
-    told = {run: tables.stored(f"text/{run}.json") for run in RUNS}
-    lines = [line(run, one) if one else [*RUNS[run], tables.NOT_RUN] for run, one in told.items()]
+    told = {run: one for run in RUNS if (one := tables.stored(f"text/{run}.json"))}
+    lines = [line(run, one) for run, one in told.items()]
     return [
         tables.Results(
             "Texts from the gradient of a transformer",
@@ -92,8 +92,9 @@ def results() -> list[tables.Results]:
                 "Whole: all tokens of all texts of the batch are right. Of texts: share whose best start is.",
                 "Best: with the lowest objective. Tokens (right in place) and ROUGE (of tokens): medians over trials.",
                 "`-counts`: how often each next token occurs is read from the head's gradient; ours, in no paper.",
+                f"Run: {len(told)} of {len(RUNS)} settings; the others are {tables.NOT_RUN}. `--only` names them.",
             ),
-            {run: f"text/{run}.png" for run in RUNS if run.startswith("dlg-counts") and told[run]},
+            {run: f"text/{run}.png" for run in told if run.startswith("dlg-counts")},
         )
     ]
 

@@ -11,7 +11,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -517,6 +517,20 @@ def april(stored: Stored) -> list[Row]:
             psnr = f"{psnr.median():.0f} ({psnr.min():.0f} to {psnr.max():.0f})"
             cells = [*percent(rows.psnr > 40), psnr, str(rows.label_correct.sum())]
             found.append([f"`{encoder}-{dtype}`", encoder, rows.dtype.unique().item(), *cells])
+    return found
+
+
+@table("Texts from the gradient of a transformer")
+def texts(stored: Stored) -> list[Row]:
+    found = []
+    for attack in ("dager", "dlg", "tag", "dlg-counts", "tag-counts"):
+        for weights, length, batch in product(("torch", "uniform"), (4, 8, 16, 32, 64), (1, 4, 8)):
+            rows = stored.rows(f"text/{attack}-{weights}-{length}-{batch}")
+            if rows is not None:
+                best = rows.sort_values(["objective", "trial"]).groupby("image").success.first().mean()
+                medians = [f"{rows[name].median():.2f}" for name in ("tokens_right", "rouge1", "rouge2")]
+                setting = [attack, weights, str(length), str(batch)]
+                found.append([*setting, *map(str, rate(rows.success)), f"{best:.2f}", *medians])
     return found
 
 
