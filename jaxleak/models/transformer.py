@@ -44,6 +44,15 @@ class Transformer(nn.Module):
 
     Raises:
         InputError: a field has a value that is not allowed, or a text is too short.
+
+    Example:
+        >>> import jax
+        >>> import jax.numpy as jnp
+        >>> from jaxleak.models import Transformer
+        >>> model = Transformer(num_classes=50, dim=16, depth=1, heads=2)
+        >>> texts = jnp.zeros((2, 8), int)  # two texts of eight tokens: seven predictions each
+        >>> jax.eval_shape(model.init_with_output, jax.random.key(0), texts)[0].shape
+        (2, 7, 50)
     """
 
     num_classes: int
