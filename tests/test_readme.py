@@ -144,7 +144,7 @@ def test_commands_parse(command):
     parsed = parse(command)
     assert any(isinstance(parsed, kind) for kind, _ in cli.COMMANDS.values())
     if isinstance(parsed, cli.RunCommand):
-        if parsed.dataset != "photos":
+        if parsed.dataset not in ("photos", "text"):
             parsed = replace(parsed, dataset="photos", images=None, num_images=None, data_dir=None, split=None)
         defences = tuple(text for text in parsed.defence if ".py" not in text)  # a file of the reader's own
         sweep = cli.build_sweep(replace(parsed, weights=None, defence=defences))

@@ -10,7 +10,7 @@ import jaxleak
 from jaxleak.attacks import rgap
 from jaxleak.attacks.presets import RGAP
 from jaxleak.models import build_model
-from jaxleak.models.chain import INVERSES, activate, find_chain, slopes
+from jaxleak.threat.chain import INVERSES, activate, find_chain, slopes
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.network import draw_params
 

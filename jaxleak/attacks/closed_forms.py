@@ -16,7 +16,7 @@ from jaxleak.attacks.dager import recover_tokens
 from jaxleak.attacks.rgap import recover_by_layers
 from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
 from jaxleak.errors import InputError
-from jaxleak.models.chain import Link, find_chain
+from jaxleak.threat.chain import Link, find_chain
 from jaxleak.threat.loss import CrossEntropy, loss_gradient
 from jaxleak.threat.network import draw_params
 from jaxleak.threat.victim import Victim

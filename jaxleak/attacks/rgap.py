@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
-from jaxleak.models.chain import INVERSES, RANGES, Link, activate, part_of, slopes
 from jaxleak.solvers import LBFGS
+from jaxleak.threat.chain import INVERSES, RANGES, Link, activate, part_of, slopes
 
 ITERATIONS, PRECONDITIONED = 3000, 30  # of conjugate gradients, in each of ...
 ROUNDS = 3  # ... which begin anew at what is left, as rounding asks for

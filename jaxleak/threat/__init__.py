@@ -10,6 +10,7 @@ client.py         local steps, and the mean over clients
 optimizers.py     ... their optimisers, as torch's
 loss.py           losses, their targets and what shows of these
 observe.py        gradient, logits and BatchNorm statistics of one pass
+chain.py          networks whose layers stand one after the other
 defences.py       defences by name, one after the other
 defence_kinds.py  ... noise, clipping, pruning of what is shared
 precode.py        ... noise within the network

@@ -19,7 +19,7 @@ from jaxleak.models import build_model, load_variables
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
-from jaxleak.threat.defences import as_defences
+from jaxleak.threat.defences import as_defences, check_defences
 from jaxleak.threat.loss import BinaryCrossEntropy
 from jaxleak.threat.network import Normalise, draw_params, normalisation_of
 from jaxleak.threat.training import train_network
@@ -78,7 +78,9 @@ def make_victim(
         raise InputError("`fields` are of a model that is given by its name; build yours with them.")
     elif not isinstance(model, AdaptedModel):
         module = adapt_model(model, data.image_shape, num_classes=outputs)
-    for defence in as_defences(threat_model.get("defences", ())):
+    defences = as_defences(threat_model.get("defences", ()))
+    check_defences(defences)
+    for defence in defences:
         module = defence.network(module)
     params = None
     if weights is not None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxleak.errors import InputError, check_not_negative
-from jaxleak.models import MODELS
+from jaxleak.models import MODELS, Transformer
 from jaxleak.models.bottleneck import NOISE, Bottleneck
 from jaxleak.models.own import AdaptedModel
 from jaxleak.models.weights import WithVariables
@@ -46,9 +46,11 @@ class Precode(Defence):
     def network(self, model: Any) -> Any:
         if self.size == 0 or isinstance(model, Bottleneck):
             return model
-        if not type(model).__module__.startswith("jaxleak.models.") or isinstance(model, AdaptedModel):
-            raise InputError(f"`defence` precode is for models of the package: {', '.join(MODELS)}.")
-        return Bottleneck(model, self.size, self.beta)
+        ours = type(model).__module__.startswith("jaxleak.models.") and not isinstance(model, AdaptedModel)
+        if not ours or isinstance(model, Transformer):
+            names = ", ".join(name for name, kind in MODELS.items() if kind is not Transformer)
+            raise InputError(f"`defence` precode is for models of the package that read images: {names}.")
+        return Bottleneck(model, self.size, self.beta)  # pyright: ignore[reportArgumentType]
 
     def client_model(self, model: Any, key: Key[Array, ""], images: int) -> Any:
         return with_noise(model, jax.random.normal(key, (images, self.size), float)) if self.size else model

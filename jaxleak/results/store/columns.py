@@ -52,7 +52,7 @@ COLUMNS = (
     Column("threshold_evaluations", "int64", "evaluations until then; null: never", True),
     Column("label_found", "int64", "the label the attack gave to the first image"),
     Column("label_correct", "bool", "true if all labels were right"),
-    Column("mse", "double", "mean squared error over pixels in 0 to 1; of text the share of wrong tokens"),
+    Column("mse", "double", "mean squared error over pixels in 0 to 1; of text: wrong tokens"),
     Column("mse_clipped", "double", "the same of the candidate clipped to 0 to 1; null: no image", True),
     Column("psnr", "double", "peak signal-to-noise ratio in dB, of the clipped candidate; null: no image", True),
     Column("ssim", "double", "structural similarity of the clipped candidate; null: no image", True),
