@@ -131,6 +131,7 @@ def test_weights_are_read_and_written(tmp_path):
     [
         ("precode", {"client": jaxleak.Client(steps=2)}, "`defence` precode draws noise for one pass"),
         ("dp-sgd:1:0.1 precode", {}, "`defence` dp-sgd and precode exclude each other"),
+        ("precode:8 precode:16", {}, "`defence` precode is one layer of the network; name it once"),
         ("precode:-1", {}, "`defence` 'precode:-1': `size` must"),
         ("precode:8:-1", {}, "`defence` 'precode:8:-1': `beta` must"),
     ],
@@ -148,5 +149,5 @@ def test_it_is_for_models_of_the_package_made_with_it(photos):
     precode = (jaxleak.parse_defence("precode"),)
     with pytest.raises(jaxleak.InputError, match=r"^`defence` precode is for models of the package"):
         jaxleak.make_victim(Tiny(num_classes=photos.num_classes), photos, [0], defences=precode)
-    with pytest.raises(jaxleak.InputError, match="change the network; make the victim with `make_victim`"):
+    with pytest.raises(jaxleak.InputError, match="changes the network, whose noise only the client knows"):
         replace(jaxleak.make_victim("lenet", photos, [0]), defences=precode)

@@ -292,10 +292,7 @@ class Attacker:
     def _target(self, problem: Problem, parts: Parts) -> Float[Array, "d k"]:
         if "label" in parts:
             return self.victim.client.loss.decode(parts["label"])
-        if self.attack.label == "text":
-            return self.candidate.target(parts)
-        labels = jnp.concatenate([problem.label] * self.copies)
-        return self.victim.target(labels, self.candidate.to_input(parts).dtype)
+        return self.candidate.target(parts, jnp.concatenate([problem.label] * self.copies))
 
     def _observe(self, shared: Shared, problem: Problem, parts: Parts, target):
         """The gradient or update that a client with this input would share; its outputs and statistics if asked for."""

@@ -113,9 +113,9 @@ class Candidate(ABC):
         target = self.victim.client.loss.decode(self.merged(parts, parts["label"]))
         return target if self.victim.has_vectors else self.victim.client.loss.label(target)
 
-    def target(self, parts: Parts) -> Float[Array, "d ..."]:
-        """Targets that follow from the data (label "text")."""
-        raise NotImplementedError
+    def target(self, parts: Parts, labels: Array) -> Float[Array, "d ..."]:
+        """Targets of the loss where they are not optimised: of these labels, one for each of `to_input`."""
+        return self.victim.target(labels, self.to_input(parts).dtype)
 
     def compared(self, gradient: PyTree) -> PyTree:
         """A gradient without what a candidate has no part in."""
@@ -245,7 +245,9 @@ class Tokens(Candidate):
         del parts
         return found[:, -1].astype(used.dtype)
 
-    def target(self, parts: Parts) -> Float[Array, "d p k"]:
+    def target(self, parts: Parts, labels: Array) -> Float[Array, "d p k"]:
+        """Those that follow from the tokens."""
+        del labels
         return self.victim.target_of(parts["tokens"], jnp.zeros(()))
 
     def error(self, found: Float[Array, "d t"], truth: Float[Array, "b t"]) -> Float[Array, ""]:

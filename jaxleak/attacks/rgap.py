@@ -168,8 +168,10 @@ def _least_squares(link: Link, equations: Equations, key: Array) -> tuple[Array,
         gram = jax.lax.map(product, units, batch_size=256).reshape(size, -1)
         ridge = RIDGE * jnp.finfo(dtype).eps * jnp.mean(jnp.diag(gram))
         factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(size, dtype=dtype))
-        near = lambda v: jax.scipy.linalg.cho_solve(factor, v.ravel()).reshape(v.shape)  # noqa: E731
-        options = {"maxiter": PRECONDITIONED, "M": near}
+        options = {
+            "maxiter": PRECONDITIONED,
+            "M": lambda v: jax.scipy.linalg.cho_solve(factor, v.ravel()).reshape(v.shape),
+        }
 
     def solved(right):
         u = jnp.zeros(link.shape, dtype)

@@ -25,6 +25,7 @@ class Precode(Defence):
 
     Source: Scheliga, Maeder & Seeland 2022 (PRECODE), section 4. Scheliga, Maeder & Seeland 2022 (PPP, arXiv
         2208.04767) attack it without the noise, by leaving out the gradients of the bottleneck and the head.
+    Differs: in training before the attack the head reads the mean.
 
     Attributes:
         size: numbers of a sample; 0 is off.
@@ -44,7 +45,11 @@ class Precode(Defence):
         return update
 
     def network(self, model: Any) -> Any:
-        if self.size == 0 or isinstance(model, Bottleneck):
+        if self.size == 0:
+            return model
+        if isinstance(model, Bottleneck):
+            if (model.size, model.beta) != (self.size, self.beta):
+                raise InputError("`defence` precode is one layer of the network; name it once, or make a new victim.")
             return model
         ours = type(model).__module__.startswith("jaxleak.models.") and not isinstance(model, AdaptedModel)
         if not ours or isinstance(model, Transformer):

@@ -74,7 +74,10 @@ class Victim(Private, Network, Sharing):
             raise InputError("`update` is one update of one network: give its `params`, and the images of one batch.")
         self._check_training(channels=self.images.shape[-1])
         if any(defence.network(self.model) != self.model for defence in self.defences):
-            raise InputError(f"`defences` {self.defence_name} change the network; make the victim with `make_victim`.")
+            raise InputError(
+                f"`defence` {self.defence_name} changes the network, whose noise only the client knows: it is for "
+                "`jaxleak run` (in Python `make_victim`), and not for an update of your own. Leave it out."
+            )
 
     @functools.cached_property
     def key(self) -> Hashable | None:
