@@ -54,6 +54,9 @@ def value_and_derivatives(conv, axes, inputs, kernel, along):
 @example(((1, 8, 8, 3), (5, 5, 3, 4), (2, 2), ((2, 2), (2, 2)), "both"))  # LeNet's
 @example(((2, 5, 4, 1), (5, 4, 1, 2), (3, 2), "VALID", "kernels"))  # one window
 @example(((1, 7, 6, 2), (2, 3, 2, 1), (2, 3), "SAME", "inputs"))
+@example(((2, 9, 7, 24), (3, 2, 24, 5), (2, 1), ((1, 2), (0, 1)), "both"))  # many channels
+@example(((1, 5, 5, 2), (5, 5, 2, 30), (3, 3), ((0, 1), (2, 0)), "inputs"))  # many outputs
+@example(((2, 8, 8, 25), (1, 2, 25, 3), (3, 3), "VALID", "kernels"))  # pixels that no window reaches
 @settings(max_examples=12, deadline=None, derandomize=True, database=None)
 def test_both_equal_lax(convolution):
     input_shape, kernel_shape, strides, padding, vmapped = convolution
@@ -151,7 +154,17 @@ def test_derivatives_of_grouped_convolutions_stay_products():
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(
     ("size", "channels", "window", "outputs", "stride"),
-    [(32, 3, 5, 12, 2), (16, 12, 5, 12, 2), (8, 12, 5, 12, 1), (6, 40, 3, 70, 1), (5, 17, 1, 33, 2), (11, 1, 3, 1, 1)],
+    [
+        (32, 3, 5, 12, 2),
+        (16, 12, 5, 12, 2),
+        (8, 12, 5, 12, 1),
+        (11, 1, 3, 1, 1),
+        (6, 40, 3, 70, 1),
+        (5, 17, 1, 33, 2),
+        (12, 70, 3, 25, 2),  # more positions, and more products in a sum, than a block holds
+        (2, 130, 3, 200, 1),
+        (40, 60, 3, 3, 1),  # an image of more bytes than a thread's stack
+    ],
 )
 def test_kernels_of_several_images_and_networks(dtype, size, channels, window, outputs, stride):
     """The three products and what they are made of: more vectors than registers, blocks and their rests."""
@@ -188,8 +201,8 @@ def test_what_the_kernels_do_not_take_goes_to_patches(monkeypatch):
 
     assert "conv_forward" in program(x, kernel)
     assert "conv_forward" not in program(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
-    assert not Geometry(299, 299, 64, (3, 3), 64, (1, 1), ((0, 0), (0, 0))).fits("float32")
-    assert "conv_forward" not in program(jnp.ones((1, 299, 299, 2)), kernel)
+    assert not Geometry(9, 9, 2, (3, 3), 2, (1, 1), ((-1, 0), (0, 0))).fits("float32")
+    assert not Geometry(20, 20, 400, (20, 20), 2, (1, 1), ((0, 0), (0, 0))).fits("float32")
     monkeypatch.setenv("JAXLEAK_NATIVE", "0")
     assert "conv_forward" not in program(x, kernel)
 

@@ -16,7 +16,7 @@ from jax.core import ShapedArray
 from jax.extend.core import Primitive
 from jax.interpreters import ad, batching, mlir
 
-from jaxleak.kernels.llvm import convolution
+from jaxleak.kernels.llvm import convolution, wide
 from jaxleak.kernels.llvm.available import available
 from jaxleak.kernels.llvm.convolution import Call, Geometry
 from jaxleak.kernels.patches import extract_patches, folded_patches, gathered_patches
@@ -26,11 +26,13 @@ FLAT_BELOW = 8  # channels
 NHWC = ("NHWC", "HWIO", "NHWC")
 
 
-def _primitive(build, result, reference, off_cpu, shared) -> Primitive:
+def _primitive(build, build_wide, padding, result, reference, off_cpu, shared) -> Primitive:
     """A product of two arrays whose leading axes are groups.
 
     Args:
         build: the kernel.
+        build_wide: the kernel for many channels, of `wide`, whose left argument comes padded,
+        padding: by so much.
         result: the product's shape.
         reference: the product of one group by XLA on a CPU.
         off_cpu: the same elsewhere.
@@ -60,9 +62,16 @@ def _primitive(build, result, reference, off_cpu, shared) -> Primitive:
         from jaxleak.kernels.llvm.emit import target
 
         x, _ = ctx.avals_in
-        images = x.shape[1]
-        call = Call(geometry, x.shape[0], images, str(x.dtype))
-        return jax.ffi.ffi_lowering(target(build, call))(ctx, left, right)
+        call = Call(geometry, *x.shape[:2], str(x.dtype))
+        if not geometry.wide:
+            return jax.ffi.ffi_lowering(target(build, call))(ctx, left, right)
+
+        def with_padding(left, right):
+            shape = (geometry.height, geometry.width, -1) if left.ndim == 3 else left.shape[2:]
+            left = jnp.pad(left.reshape(*left.shape[:2], *shape), ((0, 0), (0, 0), *padding(geometry), (0, 0)))
+            return jax.ffi.ffi_call(target(build_wide, call), ctx.avals_out[0])(left, right)
+
+        return mlir.lower_fun(with_padding, multiple_results=False)(ctx, left, right)
 
     def batch(arguments, axes, *, geometry):
         left, right = arguments
@@ -144,6 +153,8 @@ def _convolved_input(d, w, geometry: Geometry):
 _forward_gathered, _weight_gathered = (functools.partial(made, patches=_gathered) for made in (_forward, _weight))
 conv_forward = _primitive(
     convolution.forward,
+    wide.wide_forward,
+    lambda g: g.padding,
     lambda x, w, g: (*x.shape[:2], *g.out, g.outputs),
     _forward,
     _forward_gathered,
@@ -151,13 +162,21 @@ conv_forward = _primitive(
 )
 conv_weight = _primitive(
     convolution.weight,
+    wide.wide_weight,
+    lambda g: g.padding,
     lambda x, d, g: (x.shape[0], *g.window, g.channels, g.outputs),
     _weight,
     _weight_gathered,
     _weight_gathered,
 )
 conv_input = _primitive(
-    convolution.input, lambda d, w, g: (*d.shape[:2], *_image_shape(g)), _input, _folded, _convolved_input
+    convolution.input,
+    wide.wide_input,
+    wide.margins,
+    lambda d, w, g: (*d.shape[:2], *_image_shape(g)),
+    _input,
+    _folded,
+    _convolved_input,
 )
 
 # Of each product, the cotangents of its left and of its right argument, given the cotangent c of its result.

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxleak.kernels.llvm.emit import Kernel
 
 BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
+WIDE = 24  # channels or outputs from which blocks of registers and caches pay (experiments/NOTES.md)
 COLUMNS = 4  # neighbours that `input` does together, for each of which the kernel need not be read again
 
 
@@ -73,12 +74,18 @@ class Geometry(NamedTuple):
         """True if the window is the whole image, as in a dense layer."""
         return self.window == (self.height, self.width) == self.padded
 
+    @property
+    def wide(self) -> bool:
+        """True where the kernels of `wide.py` serve: many channels, or more than scratch memory on the stack holds."""
+        scratch = math.prod(self.padded) * self.channels + self.kernel_size
+        many = max(self.channels, self.outputs) >= WIDE
+        return not self.covers and (many or scratch * max(ITEMSIZE.values()) > STACK_LIMIT)
+
     def fits(self, dtype: str) -> bool:
         """True if there is an output, nothing is cropped, and the kernels' scratch memory fits a thread's stack."""
         plausible = min(self.out) > 0 and all(p >= 0 for pair in self.padding for p in pair)
-        return (
-            plausible and (math.prod(self.padded) * self.channels + self.kernel_size) * ITEMSIZE[dtype] <= STACK_LIMIT
-        )
+        scratch = 0 if self.wide else math.prod(self.padded) * self.channels + self.kernel_size
+        return plausible and scratch * ITEMSIZE[dtype] <= STACK_LIMIT
 
 
 class Call(NamedTuple):
@@ -124,7 +131,7 @@ class _Planes:
             act(inside, k.multiply(r, g.width * g.channels))
 
 
-def _blocks(k: "Kernel", count: int, size: int, act) -> None:
+def blocks(k: "Kernel", count: int, size: int, act) -> None:
     """`act(first, n)` over 0 .. count - 1 in blocks of `size`, and the rest."""
     if count >= size:
         with k.loop(count // size) as block:
@@ -167,14 +174,14 @@ def forward(name: str, call: Call) -> str:
                             for variable, of_part in zip(sums[q], part[q], strict=True):
                                 k.b.store(k.b.fadd(k.get(variable), k.get(of_part)), variable)
 
-                    _blocks(k, g.run, BLOCK, run)
+                    blocks(k, g.run, BLOCK, run)
                 for q in range(count):
                     place = k.multiply(k.add(k.multiply(r, ow), first, q), g.outputs)
                     for (o, real), variable in zip(some, sums[q], strict=True):
                         k.store(k.get(variable), k.at(target, place), o, real)
 
         # Neighbouring positions share the weights that are loaded.
-        _blocks(k, ow, min(8, k.registers // 2), block)
+        blocks(k, ow, min(8, k.registers // 2), block)
 
     with k.loop(call.groups) as group:
         kernel = k.at(w, k.multiply(group, g.kernel_size))
@@ -222,7 +229,7 @@ def weight(name: str, call: Call) -> str:
                             value = k.b.fadd(value, k.load(place, o, real))
                         k.store(value, place, o, real)
 
-        _blocks(k, g.run, rows, block)
+        blocks(k, g.run, rows, block)
 
     with k.loop(call.groups) as group:
         kernel = k.at(w, k.multiply(group, g.kernel_size))
@@ -286,7 +293,7 @@ def input(name: str, call: Call) -> str:
                     source = k.at(gradient, k.multiply(k.add(k.multiply(r, ow), first), g.outputs))
                     scatter(source, k.at(target, place), count)
 
-                _blocks(k, ow, COLUMNS, block)
+                blocks(k, ow, COLUMNS, block)
             planes.write(result)
     return k.finish()
 
@@ -323,5 +330,5 @@ def _dense_input(name: str, call: Call) -> str:
             image = k.add(k.multiply(group, call.images), first)
             rows(kernel, k.at(d, k.multiply(image, g.outputs)), k.at(x, k.multiply(image, inputs)), count)
 
-        _blocks(k, call.images, max(1, k.registers // many), block)
+        blocks(k, call.images, max(1, k.registers // many), block)
     return k.finish()

@@ -99,6 +99,11 @@ class Kernel:
     def multiply(self, index: Any, factor: int) -> Any:
         return index if factor == 1 else self.b.mul(self.integer(index), self.integer(factor))
 
+    def divided(self, index: Any, by: int) -> tuple[Any, Any]:
+        """The quotient and the rest of an index that is not negative."""
+        index, divisor = self.integer(index), self.integer(by)
+        return self.b.udiv(index, divisor), self.b.urem(index, divisor)
+
     @contextmanager
     def loop(self, count) -> Iterator[Any]:
         """The body runs for indices 0 .. count - 1."""
@@ -163,6 +168,12 @@ class Kernel:
         function = self._declare(name, ir.VoidType(), [self.vector, POINTER, I32, masks])
         self.b.call(function, [value, pointer, ir.Constant(I32, self.size), self._mask(real)])
 
+    def prefetch(self, pointer, index):
+        """Fetch what will be read soon; no error where there is nothing."""
+        function = self._declare("llvm.prefetch.p0", ir.VoidType(), [POINTER, I32, I32, I32])
+        # To be read, into the second level of caches, as data.
+        self.b.call(function, [self.at(pointer, index), *(ir.Constant(I32, value) for value in (0, 2, 1))])
+
     def clear(self, pointer, count: int):
         """Set `count` elements to zero."""
         function = self._declare("llvm.memset.p0.i64", ir.VoidType(), [POINTER, I8, I64, I1])
@@ -185,6 +196,13 @@ class Kernel:
 
     def put_word(self, value, pointer) -> None:
         self.b.store(self.b.trunc(value, I32), pointer)
+
+    def index(self, pointer, place) -> Any:
+        """The index `place` of those that `put_index` wrote; each takes 8 bytes."""
+        return self.b.load(self.b.gep(pointer, [place], source_etype=I64), typ=I64)
+
+    def put_index(self, value, pointer, place) -> None:
+        self.b.store(value, self.b.gep(pointer, [place], source_etype=I64))
 
     def flag(self, pointer, index) -> Any:
         """The bool `index`, as a condition."""
