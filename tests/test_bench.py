@@ -5,6 +5,7 @@ import itertools
 import json
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,15 +33,17 @@ from jaxleak.bench import (
     worker,
     workers,
 )
-from jaxleak.bench.settings import COSINE, OURS, PHASES, PYTORCH, USUAL, VARIANTS, Settings
+from jaxleak.bench.settings import COSINE, MODELS, OURS, PHASES, PYTORCH, USUAL, VARIANTS, Settings
 from jaxleak.engine.choice import first_lanes
 from jaxleak.errors import InputError
+from jaxleak.models import build_model
+from jaxleak.models.weights import to_torch
 from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import TorchLBFGS
 from tests.oracles import cases
 from tests.oracles.require_torch import require_torch
 
-TINY = Settings(image_size=8, num_classes=3, history=4, iterations=2, width=4)
+TINY = Settings(image_size=8, num_classes=3, history=4, iterations=2)
 ABOUT = {"platform": "cpu", "devices": 2, "device": "cpu", "held_bytes": 0}
 
 
@@ -247,7 +250,7 @@ def test_the_machine_is_measured():
         with pytest.raises(NoRequestError):
             machine.measure(Settings().plain(), dict(ABOUT), link)
     ready, measured = link.sent[0]["ready"], link.sent[1]["measured"]
-    assert ready["width"] == machine.WIDTH["cpu"]
+    assert ready["width"] is None
     # Multiplications and additions of DLG's LeNet on 32x32x3 with 100 classes: forward f, gradient 3 f less the first
     # layer's input gradient, and the gradient of that 4 f less the same. XLA leaves out products with padding.
     first = 2 * 16 * 16 * 12 * 75
@@ -283,7 +286,7 @@ def test_two_loop_lbfgs_is_torchs_without_its_tests():
 def test_stock_models_and_objective_are_jaxleaks(model):
     """With jaxleak's parameters, so that every one has its place in the stock model too."""
     size = {"lenet": 8, "resnet18": 16}[model]  # BatchNorm needs two values per channel in the last stage
-    settings = {**TINY.plain(), "model": model, "width": 2, "image_size": size}
+    settings = {**TINY.plain(), "model": model, "width": None if model == "lenet" else 2, "image_size": size}
     trial = variants.trial(settings)
     shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings))
     stock = plain_vmap.LeNet(3) if model == "lenet" else plain_vmap.ResNet18(3, 2)
@@ -308,6 +311,11 @@ def torch_loop(name: str = "pytorch_loop") -> Any:
     return importlib.import_module(f"jaxleak.bench.{name}")
 
 
+def torch_network(image_size: int, **fields: Any) -> Any:
+    settings = Settings(image_size=image_size, **fields)
+    return torch_loop("networks").build(*settings.network(), (image_size, image_size, 3))
+
+
 @pytest.mark.torch
 def test_the_torch_loop_is_the_oracles():
     loop, torch = torch_loop(), require_torch()
@@ -316,7 +324,7 @@ def test_the_torch_loop_is_the_oracles():
 
     case = next(case for case in cases.lenet_cases() if case.name == "rgb16")
     theirs = lenet_from(case.state_dict, 16, 16)
-    ours = loop.LeNet(16, case.num_classes).to(torch.float64)
+    ours = torch_network(16, num_classes=case.num_classes).to(torch.float64)
     ours.load_state_dict(theirs.state_dict())
     image, label = torch.from_numpy(case.image_nchw), torch.tensor([case.label])
     problem = loop.Problem(ours, image, torch.nn.functional.one_hot(label, case.num_classes).double())
@@ -337,7 +345,7 @@ def test_the_torch_loop_with_adam_counts_its_steps():
     loop, torch = torch_loop(), require_torch()
     torch.manual_seed(0)
     label = torch.tensor([[0.0, 1.0, 0.0]])
-    problem = loop.Problem(loop.ResNet18(2, 3), torch.rand(1, 3, 16, 16), label)
+    problem = loop.Problem(torch_network(16, model="resnet18", width=2, num_classes=3), torch.rand(1, 3, 16, 16), label)
     image, logits = torch.empty(1, 3, 16, 16), torch.empty(1, 3)
     restarts = loop.Restarts(problem, image=image, logits=logits, solver="adam", history=1, iterations=3)
     before = []
@@ -415,7 +423,8 @@ def test_batched_restarts_with_adam_are_torchs_one_by_one():
     loop, vmapped, torch = torch_loop(), torch_loop("pytorch_vmap"), require_torch()
     torch.manual_seed(0)
     image, label = torch.rand(1, 3, 16, 16).double(), torch.tensor([[0.0, 1.0, 0.0]]).double()
-    problem = loop.Problem(loop.ResNet18(2, 3).double(), image, label)
+    network = torch_network(16, model="resnet18", width=2, num_classes=3)
+    problem = loop.Problem(network.double(), image, label)
     starts = torch.randn(2, image.numel() + 3, dtype=torch.float64)
     fields = {"image": image, "solver": "adam", "history": 1, "iterations": 4}
     batch = vmapped.Batch(problem, x=starts.clone(), **fields)
@@ -437,7 +446,8 @@ def test_batched_restarts_with_adam_are_torchs_one_by_one():
 def test_batched_restarts_that_ended_make_room():
     vmapped, torch = torch_loop("pytorch_vmap"), require_torch()
     torch.manual_seed(0)
-    problem, image = torch_loop().problem_of({**TINY.plain(), "num_classes": 4})
+    settings = replace(TINY, num_classes=4)
+    problem, image = torch_loop().problem_of({"settings": settings.plain(), "network": settings.network()})
     x = torch.randn(4, image.numel() + 4)
     x[1] = float("nan")
     batch = vmapped.Batch(problem, image=image, x=x, solver="lbfgs", history=4, iterations=3)
@@ -561,7 +571,7 @@ class FakeTeam:
         self.lanes = task.get("lanes")
         self.phase = task.get("phase", "")
         lanes = {"auto": 6, None: 8 if self.name in OURS else len(tasks)}.get(self.lanes, self.lanes)
-        self.ready = {**ABOUT, "lanes": lanes, "compile_seconds": 1.5, "width": 16, "versions": {"other": "1"}}
+        self.ready = {**ABOUT, "lanes": lanes, "compile_seconds": 1.5, "width": None, "versions": {"other": "1"}}
         self.ready["evaluation"] = {"flops": 1e7, "bytes": 5e6}
         self.count = -1  # the first look is 0
         FakeTeam.open += 1
@@ -721,7 +731,7 @@ def test_each_variant_is_measured_in_turns(fake):
     assert ours["lane_iterations_per_second"] == 4002
     assert result["versions"].keys() >= {"jax", "flax", "jaxopt", "other"}
     assert {"cores", "flops_per_second", "bytes_per_second", "evaluation"} <= result["machine"].keys()
-    assert (result["settings"]["rounds"], result["settings"]["width"], result["interrupted"]) == (3, 16, False)
+    assert (result["settings"]["rounds"], result["settings"]["width"], result["interrupted"]) == (3, None, False)
     assert "CPU cores" in result["device"]
 
 
@@ -893,3 +903,45 @@ def test_a_measurement_in_processes(tmp_path, monkeypatch):
     assert row["compile_seconds"] > 0
     assert row["memory_per_lane"] > 1000
     assert result["machine"]["flops_per_second"] > 1e6
+
+
+# --- every model of images ---
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", MODELS)
+def test_pytorchs_network_is_ours(name):
+    """Of each model: the same names and shapes of weights, so the same network as in the tests of parity."""
+    torch = require_torch()
+    networks = importlib.import_module("jaxleak.bench.networks")
+    settings = Settings(model=name)
+    shape = (settings.image_size, settings.image_size, 3)
+    with torch.device("meta"):
+        net = networks.build(*settings.network(), shape)
+    model = build_model(name, settings.num_classes)
+    params = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, *shape)))["params"]
+    zeros = jax.tree.map(lambda leaf: np.broadcast_to(np.float32(0), leaf.shape), params)
+    ours = {tensor: array.shape for tensor, array in to_torch(model, zeros, shape).items()}
+    body = {"mlp": {f"{n}.{kind}": f"{n + 1}.{kind}" for n in (0, 2, 4) for kind in ("weight", "bias")}}
+    assert {body.get(name, {}).get(tensor, tensor): size for tensor, size in ours.items()} == {
+        tensor: tuple(parameter.shape) for tensor, parameter in net.named_parameters()
+    }
+
+
+def test_a_models_own_width_and_size():
+    settings = Settings(model="inception3", only=("jaxleak", "pytorch-vmap"))
+    assert (settings.image_size, settings.solver) == (299, "adam")
+    assert Settings(model="vit").only == tuple(name for name in USUAL if name not in ("plain-vmap", "jaxopt"))
+    with pytest.raises(InputError, match=r"`width` is a field of convnet, .*; got `model` vit\."):
+        Settings(model="vit", width=8)
+    with pytest.raises(InputError, match=r"`only` jaxopt is there for lenet and resnet18; got `model` convnet\."):
+        Settings(model="convnet", only=("jaxopt",))
+
+
+def test_operations_are_counted_without_kernels_too():
+    """ResNet-18's in stock Flax and in ours: patches have the operations of the padding as well."""
+    settings = {**Settings(model="resnet18", width=4, image_size=16, num_classes=3).plain()}
+    stock, _ = machine.evaluation_work(settings)
+    objective, *types = variants.own_objective(settings)
+    lowered = jax.jit(objective).lower(jax.ShapeDtypeStruct((16 * 16 * 3 + 3,), float), *types)
+    assert 1 <= lowered.cost_analysis()["flops"] / stock < 2.5

@@ -26,7 +26,7 @@ CLASSES = 3
 )
 def test_convnet_equals_torch(fields, groups):
     torch = require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_convnet")
+    oracle = importlib.import_module("jaxleak.bench.networks.convnet")
     model = ConvNet(CLASSES, width=2, **{"activation": nn.sigmoid, **fields})
     activation = torch.nn.ReLU() if model.activation is nn.relu else torch.nn.Sigmoid()
     net = oracle.ConvNet(CLASSES, (9, 19), 2, activation, groups)
@@ -36,11 +36,9 @@ def test_convnet_equals_torch(fields, groups):
 @pytest.mark.torch
 def test_cpls_lenet_equals_torch():
     require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_convnet")
-    model = build_model("lenet-cpl", CLASSES)
+    oracle = importlib.import_module("jaxleak.bench.networks.lenet")
     shape = (9, 7, 3)
-    net = oracle.LeNetCPL(CLASSES, int(np.prod(model.head_input_shape(shape))))
-    assert_equals_torch(model, net, True, shape)
+    assert_equals_torch(build_model("lenet-cpl", CLASSES), oracle.LeNet(*shape, CLASSES, (2, 2, 1, 1)), True, shape)
 
 
 def test_parameter_count():

@@ -31,7 +31,7 @@ def parts(train: bool):
 
 
 def oracle_of(model, activation):
-    oracle = importlib.import_module("tests.oracles.torch_densenet")
+    oracle = importlib.import_module("jaxleak.bench.networks.densenet")
     groups = model.groups if model.norm == "group" else None
     sizes = (model.block_sizes, model.growth, model.width, model.bottleneck)
     return oracle.DenseNet(CLASSES, *sizes, model.stem, activation, groups)
@@ -44,7 +44,7 @@ def oracle_of(model, activation):
 @pytest.mark.parametrize("train", [True, False])
 def test_a_dense_layer_equals_torch(train):
     torch = require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_densenet")
+    oracle = importlib.import_module("jaxleak.bench.networks.densenet")
     net = oracle.DenseLayer(4, 3, 2, torch.nn.BatchNorm2d, torch.sigmoid)
     assert_equals_torch(DenseLayer(growth=3, bottleneck=2, **parts(train)), net, train, (5, 4, 4))
 
@@ -53,7 +53,7 @@ def test_a_dense_layer_equals_torch(train):
 @pytest.mark.parametrize("train", [True, False])
 def test_a_transition_equals_torch(train):
     torch = require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_densenet")
+    oracle = importlib.import_module("jaxleak.bench.networks.densenet")
     net = oracle.Transition(5, torch.nn.BatchNorm2d, torch.sigmoid)
     assert_equals_torch(Transition(**parts(train)), net, train, (5, 6, 5))
 

@@ -91,6 +91,7 @@ def test_imports_point_one_way(path):
 
 # Only ever run in processes of their own.
 TORCH_SCRIPTS = {PACKAGE / "bench" / name for name in ("pytorch_loop.py", "pytorch_vmap.py")}
+TORCH_SCRIPTS |= set((PACKAGE / "bench" / "networks").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", FILES, ids=each_file)
@@ -98,7 +99,8 @@ def test_jaxleak_imports_neither_torch_nor_what_stands_on_it(path):
     allowed = {"torch"} if path in TORCH_SCRIPTS else set()
     names = imported(path)
     assert {name.split(".")[0] for name in names}.isdisjoint({"torch", "experiments", "tests"} - allowed)
-    assert path in TORCH_SCRIPTS or not [name for name in names if name.startswith("jaxleak.bench.pytorch_")]
+    scripts = ("jaxleak.bench.pytorch_", "jaxleak.bench.networks")
+    assert path in TORCH_SCRIPTS or not [name for name in names if name.startswith(scripts)]
 
 
 def test_no_part_imports_itself_around_a_corner():

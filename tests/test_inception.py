@@ -73,7 +73,7 @@ BLOCKS = {
 
 def assert_block_equals_torch(name: str, train: bool, norm: str = "batch", width: float = NARROW) -> None:
     torch = require_torch()
-    torchs = importlib.import_module("tests.oracles.torch_inception")
+    torchs = importlib.import_module("jaxleak.bench.networks.inception")
     block, oracle, shape = BLOCKS[name]
     net = oracle(torchs, torchs.Make(width, torch.sigmoid, 2 if norm == "group" else None))
     assert_equals_torch(block(unit=unit_of(train, norm, width)), net, train, shape)
@@ -94,7 +94,7 @@ def test_group_norm_equals_torch():
 def network(train: bool, aux: bool, shape, file):
     """A narrow network with random weights, and torch's with the same weights from a file."""
     torch = require_torch()
-    torchs = importlib.import_module("tests.oracles.torch_inception")
+    torchs = importlib.import_module("jaxleak.bench.networks.inception")
     load_file = importlib.import_module("safetensors.numpy").load_file
     model = build_model("inception3", CLASSES, train=train, width=NARROW, aux=aux)
     variables = some_variables(model, shape)
@@ -136,7 +136,7 @@ def test_auxiliary_logits_equal_torch_and_change_nothing(train, tmp_path):
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_a_whole_networks_gradients_equal_torch(train):
     torch = require_torch()
-    torchs = importlib.import_module("tests.oracles.torch_inception")
+    torchs = importlib.import_module("jaxleak.bench.networks.inception")
 
     class Logits(torchs.Inception3):
         def forward(self, x):

@@ -234,7 +234,7 @@ SHAPE = (16, 16, 3)
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
 def test_weights_have_torchs_names_and_come_back(name, tmp_path):
     require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_resnet")
+    oracle = importlib.import_module("jaxleak.bench.networks.resnet")
     model = build_model(name, CLASSES, width=2, train=False)
     net = oracle.ResNet(CLASSES, model.stage_sizes, model.block is Bottleneck, 2, "cifar", abs, None)
     state = {key: tensor.numpy() for key, tensor in net.state_dict().items()}

@@ -27,7 +27,7 @@ SMALL = {"patch_size": 4, "dim": 6, "heads": 2, "depth": 2, "mlp_ratio": 1.5}
 def test_vit_equals_torch(fields):
     """Logits, the parameters' gradient, the attack's objective and its gradient."""
     torch = require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_vit")
+    oracle = importlib.import_module("jaxleak.bench.networks.vit")
     model = ViT(CLASSES, **{**SMALL, **fields})
     activation = torch.tanh if "activation" in fields else torch.nn.functional.gelu
     sizes = (model.patch_size, model.dim, model.depth, model.heads, 9)

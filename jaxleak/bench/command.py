@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxleak.bench.runner import Bench
-from jaxleak.bench.settings import OURS, Settings
+from jaxleak.bench.settings import OURS, SMALL, Settings
 from jaxleak.errors import InputError
 
 
@@ -60,8 +60,8 @@ def run_account(settings: Settings, accelerator: str, out: Path | None = None) -
     if "auto" in settings.lanes:
         raise InputError("`lanes` with --for must be numbers; auto searches on the device itself.")
     described_device(accelerator)
-    plain = {**settings.plain(), "width": settings.width or (None if settings.model == "lenet" else 64)}
-    counts = settings.lanes or (256 if settings.model == "lenet" else 64,)
+    plain = {**settings.plain(), "width": settings.width or (64 if settings.model == "resnet18" else None)}
+    counts = settings.lanes or (256 if settings.model in SMALL else 64,)
     reports = []
     for variant, lanes in itertools.product(settings.only, counts):
         print(f"{variant}, {lanes} lanes: compiling for {accelerator}", file=sys.stderr, flush=True)

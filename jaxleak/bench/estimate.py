@@ -2,6 +2,8 @@
 
 import time
 
+from jaxleak.bench.settings import SMALL
+
 # Seconds of one core until a process is warm, for LeNet, on a machine where `_some_work` took WORK_SECONDS.
 COSTS = {
     "machine": 5.9,
@@ -17,14 +19,14 @@ COSTS = {
     "jaxleak-lbfgs": 16.0,
     "jaxleak-cosine": 18.0,
 }
-RESNET18 = 4.0  # times as long, where something is compiled
+DEEP = 4.0  # times as long for ResNet-18, where something is compiled; of other models not measured
 SEARCH_SECONDS = 90.0  # for the engine to settle how many lanes it takes
 WORK_SECONDS = 0.19
 
 
 def core_seconds(name: str, model: str) -> float:
     """Seconds of one core until a process of the variant is warm."""
-    return COSTS[name] * (RESNET18 if model == "resnet18" and not name.startswith("pytorch") else 1.0)
+    return COSTS[name] * (1.0 if model in SMALL or name.startswith("pytorch") else DEEP)
 
 
 def pace() -> float:

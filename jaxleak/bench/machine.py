@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from jaxleak.bench import variants
 from jaxleak.bench.protocol import Link
+from jaxleak.bench.settings import STOCK
 from jaxleak.kernels.precision import full_precision
 
 MATRIX = {"cpu": 2048, "gpu": 8192}
@@ -20,7 +21,9 @@ def measure(settings: dict[str, Any], about: dict[str, Any], link: Link) -> None
     """Answer each request with the rates of matrix products and of copies within memory and caches."""
     began = time.perf_counter()
     size = MATRIX.get(about["platform"], MATRIX["gpu"])
-    width = settings["width"] or WIDTH.get(about["platform"], WIDTH["gpu"])
+    width = settings["width"]
+    if width is None and settings["model"] == "resnet18":
+        width = WIDTH.get(about["platform"], WIDTH["gpu"])
     left = jax.random.normal(jax.random.key(0), (size, size))
     with full_precision():
         product = jax.jit(jnp.matmul).lower(left, left).compile()
@@ -56,14 +59,16 @@ def _rate(call: Callable[[], Any], seconds: float) -> float:
 def evaluation_work(settings: dict[str, Any]) -> tuple[float, float]:
     """Floating-point operations and bytes that one evaluation with the solver's step cannot do without.
 
-    Operations: XLA's count for the program of one trial in stock Flax before optimisation, padding left out, and 8 m n
-    for L-BFGS (the two-loop recursion's four products of length n per pair) or 10 n for Adam. Bytes: the m pairs read
+    Operations: XLA's count for the program of one trial before optimisation (in stock Flax, padding left out, where there
+    is one; else in ours without kernels), and 8 m n for L-BFGS (the two-loop recursion's four products of length n per pair) or 10 n for Adam. Bytes: the m pairs read
     twice, as float32, for L-BFGS; Adam's x and two moments read and written. Weights, activations and what stays in
     caches are not in the bytes.
     """
     size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
     with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not count
-        lowered = jax.jit(variants.stock_objective(settings)).lower(jax.ShapeDtypeStruct((size,), float))
+        stock = settings["model"] in STOCK
+        objective, *types = (variants.stock_objective(settings),) if stock else variants.own_objective(settings)
+        lowered = jax.jit(objective).lower(jax.ShapeDtypeStruct((size,), float), *types)
         cost: Any = lowered.cost_analysis()
     if settings["solver"] == "adam":
         return cost["flops"] + 10 * size, 6 * 4 * size

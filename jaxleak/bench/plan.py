@@ -59,6 +59,7 @@ class Plan:
             raise WorkerError("there is one GPU and not one per core; pytorch-serial uses it")
         one_thread = entry.name in PER_CORE and not self.on_gpu
         task |= {"threads": 1 if one_thread else None, "device": "cuda" if self.on_gpu else "cpu"}
+        task["network"] = self.settings.network()
         if isinstance(entry.lanes, int):
             task["lanes"] = -(-entry.lanes // many)
         return TORCH_VMAP_WORKER if vmapped else TORCH_WORKER, [task] * many

@@ -2,8 +2,8 @@
 
     python -m jaxleak.bench.pytorch_loop        (a worker: see jaxleak/bench/protocol.py)
 
-DLG on its LeNet with `torch.optim.LBFGS` (lr 1, 20 inner steps, history 100, no line search), or Adam on a ResNet-18;
-Inverting Gradients on either. The gradient of the gradient by autograd. One call of the closure is one evaluation;
+DLG on its LeNet with `torch.optim.LBFGS` (lr 1, 20 inner steps, history 100, no line search), on other networks with
+Adam; Inverting Gradients on any. The gradient of the gradient by autograd. One call of the closure is one evaluation;
 nothing else is evaluated.
 
 Sources: Zhu, Liu & Han 2019, algorithm 1 and reference implementation; Geiping et al. 2020,
@@ -18,73 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from jaxleak.bench.networks import build, logits
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
 
 TV = 1e-4  # Inverting Gradients' weight of the total variation
 MILESTONES = (2.667, 1.6, 1.142)  # and where its learning rate falls to a tenth, as divisors of the number of steps
-
-
-class LeNet(nn.Module):
-    """DLG's LeNet on [b, c, s, s]: three 5x5 convolutions of 12 channels with sigmoids, and a dense head."""
-
-    def __init__(self, size: int, num_classes: int, channels: int = 3):
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 12, 5, padding=2, stride=2),
-            nn.Sigmoid(),
-            nn.Conv2d(12, 12, 5, padding=2, stride=2),
-            nn.Sigmoid(),
-            nn.Conv2d(12, 12, 5, padding=2, stride=1),
-            nn.Sigmoid(),
-        )
-        features = self.body(torch.zeros(1, channels, size, size)).numel()
-        self.fc = nn.Sequential(nn.Linear(features, num_classes))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.5, 0.5)
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.fc(self.body(image).flatten(1))
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut, with sigmoids."""
-
-    def __init__(self, inputs: int, outputs: int, stride: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, padding=1, stride=stride, bias=False)
-        self.bn1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.downsample = nn.Sequential()
-        if stride != 1 or inputs != outputs:
-            convolution = nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False)
-            self.downsample = nn.Sequential(convolution, nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = torch.sigmoid(self.bn1(self.conv1(x)))
-        return torch.sigmoid(self.bn2(self.conv2(y)) + self.downsample(x))
-
-
-class ResNet18(nn.Module):
-    """ResNet-18 in its CIFAR form on [b, 3, s, s], BatchNorm in train mode; `width` channels in the first stage."""
-
-    def __init__(self, width: int, num_classes: int):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, width, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(width)
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        for stage in range(1, 5):
-            first = Block(widths[stage - 1], widths[stage], 1 if stage == 1 else 2)
-            self.add_module(f"layer{stage}", nn.Sequential(first, Block(widths[stage], widths[stage], 1)))
-        self.fc = nn.Linear(8 * width, num_classes)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.5, 0.5)
-
-    def forward(self, image: Tensor) -> Tensor:
-        x = torch.sigmoid(self.bn1(self.conv1(image)))
-        for stage in range(1, 5):
-            x = getattr(self, f"layer{stage}")(x)
-        return self.fc(x.mean(dim=(2, 3)))
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
@@ -98,12 +36,12 @@ class Problem:
     def __init__(self, net: nn.Module, image: Tensor, label: Tensor):
         self.net, self.label = net, label
         self.parameters = list(net.parameters())
-        gradient = torch.autograd.grad(cross_entropy(net(image), label), self.parameters)
+        gradient = torch.autograd.grad(cross_entropy(logits(net(image)), label), self.parameters)
         self.update = [tensor.detach().clone() for tensor in gradient]
 
-    def objective(self, image: Tensor, logits: Tensor) -> Tensor:
+    def objective(self, image: Tensor, label_logits: Tensor) -> Tensor:
         """Squared differences between the candidate's gradient and the shared one, summed over all tensors."""
-        gradient = self._gradient(image, torch.softmax(logits, dim=-1))
+        gradient = self._gradient(image, torch.softmax(label_logits, dim=-1))
         return sum(((ours - theirs) ** 2).sum() for ours, theirs in zip(gradient, self.update, strict=True))  # pyright: ignore[reportReturnType]
 
     def cosine(self, image: Tensor) -> Tensor:
@@ -117,7 +55,7 @@ class Problem:
         return 1 - product / (norms[0] * norms[1]) + TV * (across + down)
 
     def _gradient(self, image: Tensor, target: Tensor) -> tuple[Tensor, ...]:
-        value = cross_entropy(self.net(image), target)
+        value = cross_entropy(logits(self.net(image)), target)
         return torch.autograd.grad(value, self.parameters, create_graph=True)
 
 
@@ -195,10 +133,10 @@ def prepare_torch(task: dict[str, Any]) -> None:
     torch.set_default_device(task["device"])
 
 
-def problem_of(settings: dict[str, Any]) -> tuple[Problem, Tensor]:
+def problem_of(task: dict[str, Any]) -> tuple[Problem, Tensor]:
     """A problem with random weights and private image, and that image [1, 3, s, s]."""
-    size, classes = settings["image_size"], settings["num_classes"]
-    net = LeNet(size, classes) if settings["model"] == "lenet" else ResNet18(settings["width"], classes)
+    size, classes = task["settings"]["image_size"], task["settings"]["num_classes"]
+    net = build(*task["network"], (size, size, 3))
     image, label = torch.rand(1, 3, size, size), torch.zeros(1, classes)
     label[0, 3] = 1
     return Problem(net, image, label), image
@@ -214,7 +152,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     began = time.perf_counter()
     prepare_torch(task)
     held, settings = peak_bytes(), task["settings"]
-    problem, image = problem_of(settings)
+    problem, image = problem_of(task)
     restarts = Restarts(
         problem,
         image=torch.empty_like(image),

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, replace_all_batch_norm_modules_, vmap
 
+from jaxleak.bench.networks import logits
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
 from jaxleak.bench.pytorch_loop import Problem, cross_entropy, prepare_torch, problem_of, versions
 
@@ -29,9 +30,10 @@ def batched_objective(problem: Problem, image: Tensor):
     parameters = {name: tensor.detach() for name, tensor in network.named_parameters()}
     update = dict(zip(parameters, problem.update, strict=True))
 
-    def loss(parameters: dict[str, Tensor], pixels: Tensor, logits: Tensor) -> Tensor:
-        label = torch.softmax(logits, dim=-1)
-        return cross_entropy(functional_call(network, parameters, (pixels.view_as(image),)), label[None])
+    def loss(parameters: dict[str, Tensor], pixels: Tensor, label_logits: Tensor) -> Tensor:
+        label = torch.softmax(label_logits, dim=-1)
+        output = functional_call(network, parameters, (pixels.view_as(image),))
+        return cross_entropy(logits(output), label[None])
 
     def objective(x: Tensor) -> Tensor:
         gradient = grad(loss)(parameters, x[: image.numel()], x[image.numel() :])
@@ -174,7 +176,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     began = time.perf_counter()
     prepare_torch(task)
     held, settings = peak_bytes(), task["settings"]
-    problem, image = problem_of(settings)
+    problem, image = problem_of(task)
 
     def batch(lanes: int) -> Batch:
         x = torch.randn(lanes, image.numel() + settings["num_classes"])

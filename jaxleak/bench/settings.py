@@ -4,6 +4,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.models import MODELS as ZOO
+from jaxleak.models import build_model
+
+NOT_FIELDS = ("parent", "name")  # of a Linen module
 
 OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs", "jaxleak-cosine")
 VMAPPED = ("pytorch-vmap", "pytorch-compiled")
@@ -24,10 +28,14 @@ DESCRIPTIONS = {
 }
 VARIANTS = tuple(DESCRIPTIONS)
 USUAL = tuple(name for name in VARIANTS if name != "pytorch-compiled")  # measured where nothing is asked for
-MODELS = ("lenet", "resnet18")
+STOCK_LOOPS = ("plain-vmap", "jaxopt")  # in stock Flax, which is there for
+STOCK = ("lenet", "resnet18")
+MODELS = tuple(name for name in ZOO if name != "transformer")  # those of images
+IMAGE_SIZES = {"inception3": 299}  # pixels of a side where nothing is asked for; of others
+IMAGE_SIZE = 32
 # Parts of a step of jaxleak: the objective's value; with its gradient; the solver with a trivial objective; all.
 PHASES = ("objective", "objective-and-gradient", "solver", "step")
-SOLVERS = {"lenet": "lbfgs", "resnet18": "adam"}
+SMALL = ("lenet", "lenet-cpl")  # attacked with L-BFGS, the others with Adam
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +43,9 @@ class Settings:
     """One measurement.
 
     Attributes:
-        model: "lenet" (with L-BFGS) or "resnet18" (with Adam).
-        only: the variants to measure, of `VARIANTS`; by default `USUAL`.
+        model: one of `MODELS`; the LeNets are attacked with L-BFGS, the others with Adam.
+        only: the variants to measure, of `VARIANTS`; by default `USUAL`, without those in stock
+            Flax where the model has none.
         lanes: trials at once over all devices. Each count is a number or "auto": jaxleak's engine searches, and
             pytorch-vmap tries a few. None given: every variant takes a count known to be good.
         seconds: all measuring together, without starting and compiling.
@@ -44,8 +53,8 @@ class Settings:
         history: pairs that L-BFGS keeps.
         iterations: length of a restart where jaxleak's engine does not decide: outer steps of 20 evaluations (L-BFGS),
             or steps (Adam).
-        width: channels of the ResNet's first stage; None is 64 on a GPU and 16 on a CPU.
-        image_size: height and width in pixels.
+        width: the model's field of that name; None: of resnet18 64 on a GPU and 16 on a CPU, else the model's default.
+        image_size: height and width in pixels; None: 32, of inception3 299.
         num_classes: outputs of the head.
         profile: measure the phases of a step as well.
     """
@@ -58,16 +67,22 @@ class Settings:
     history: int = 100
     iterations: int = 40
     width: int | None = None
-    image_size: int = 32
+    image_size: int | None = None
     num_classes: int = 100
     profile: bool = False
 
     def __post_init__(self):
         check_choice("model", self.model, MODELS)
+        if self.only == USUAL and self.model not in STOCK:
+            object.__setattr__(self, "only", tuple(name for name in USUAL if name not in STOCK_LOOPS))
+        if self.image_size is None:
+            object.__setattr__(self, "image_size", IMAGE_SIZES.get(self.model, IMAGE_SIZE))
         if not self.only:
             raise InputError(f"`only` must name at least one of {', '.join(VARIANTS)}.")
         for name in self.only:
             check_choice("only", name, VARIANTS)
+            if name in STOCK_LOOPS and self.model not in STOCK:
+                raise InputError(f"`only` {name} is there for {' and '.join(STOCK)}; got `model` {self.model}.")
         if len(set(self.only)) < len(self.only):
             raise InputError(f"`only` names must be distinct; got {', '.join(self.only)}.")
         check_positive("seconds", self.seconds)
@@ -75,6 +90,7 @@ class Settings:
             check_positive(name, getattr(self, name), integer=True)
         if self.width is not None:
             check_positive("width", self.width, integer=True)
+            self._check_width()
         for count in self.lanes:
             if count != "auto":
                 check_positive("lanes", count, integer=True)
@@ -82,7 +98,28 @@ class Settings:
     @property
     def solver(self) -> str:
         """ "lbfgs" or "adam"."""
-        return SOLVERS[self.model]
+        return "lbfgs" if self.model in SMALL else "adam"
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The model's fields that are not its defaults."""
+        return {} if self.width is None else {"width": self.width}
+
+    def _check_width(self) -> None:
+        having = [name for name in MODELS if "width" in type(build_model(name, self.num_classes)).__dataclass_fields__]
+        if self.model not in having:
+            raise InputError(f"`width` is a field of {', '.join(having)}; got `model` {self.model}.")
+        self.network()
+
+    def network(self) -> tuple[str, dict[str, Any]]:
+        """The model's class and fields as JSON has them, for `networks.build`.
+
+        Raises:
+            InputError: the model does not take the width.
+        """
+        model = build_model(self.model, self.num_classes, **self.fields)
+        values = {name: getattr(model, name) for name in type(model).__dataclass_fields__ if name not in NOT_FIELDS}
+        return type(model).__name__, {name: getattr(value, "__name__", value) for name, value in values.items()}
 
     def plain(self) -> dict[str, Any]:
         """The settings as JSON has them."""

@@ -52,7 +52,7 @@ def _rate(value: float | None) -> str:
 
 def _variants(report: dict[str, Any]) -> Table:
     settings = report["settings"]
-    model = settings["model"] + (f", width {settings['width']}" if settings["model"] != "lenet" else "")
+    model = settings["model"] + (f", width {settings['width']}" if settings["width"] is not None else "")
     work = {"lbfgs": f"L-BFGS, history {settings['history']}", "adam": "Adam"}[settings["solver"]]
     work += "; cosine: signed Adam" if any(row["name"] in COSINE for row in report["variants"]) else ""
     table = Table(title=f"{model}, {work}, float32, {report['device']}: medians of the rounds")

@@ -1,5 +1,6 @@
 """The victim that all JAX variants attack, and the loops of the two that do not use jaxleak's engine."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -44,13 +45,14 @@ def victim(settings: dict[str, Any], network: str) -> Victim:
     data = load_dataset("photos")
     made = make_victim("lenet", data, data.random_indices(4, 0), network=network)
     size, classes, name = settings["image_size"], settings["num_classes"], settings["model"]
-    model = build_model(name, classes, **({} if name == "lenet" else {"width": settings["width"]}))
+    model = build_model(name, classes, **({} if settings["width"] is None else {"width": settings["width"]}))
+    times = -(-size // made.images.shape[1])  # larger ones repeat the photographs
     return replace(
         made,
         model=model,
         model_name=name,
         num_classes=classes,
-        images=made.images[:, :size, :size],
+        images=np.tile(made.images, (1, times, times, 1))[:, :size, :size],
         labels=np.asarray(made.labels) % classes,
         surrogates=None,
         params=weights(model, size) if network == "shared" else None,
@@ -127,6 +129,27 @@ def stock_objective(settings: dict[str, Any]) -> Callable:
     objective = plain_vmap.matching_objective(network, params, update)
     unflatten = ravel_pytree(private)[1]
     return jax.value_and_grad(lambda flat: objective(unflatten(flat)))
+
+
+def own_objective(settings: dict[str, Any]) -> tuple[Callable, Any, Any]:
+    """The same in jaxleak, of any model, without kernels: XLA counts no operations of theirs.
+
+    Returns:
+        A function of a flat candidate and of two further arguments, and the types of these.
+    """
+    attacked = trial(settings)
+    shared = jax.eval_shape(attacked.shared)
+    problem = jax.eval_shape(attacked.prepare, shared, jax.tree.map(lambda leaf: leaf[0], jobs(settings)))
+
+    def value_and_gradient(flat, shared, problem):
+        before = os.environ.get("JAXLEAK_NATIVE")
+        os.environ["JAXLEAK_NATIVE"] = "0"
+        try:
+            return attacked.attacker.objective(shared, problem)(flat)
+        finally:
+            os.environ.pop("JAXLEAK_NATIVE") if before is None else os.environ.update(JAXLEAK_NATIVE=before)
+
+    return value_and_gradient, shared, problem
 
 
 def jaxopt_loop(settings: dict[str, Any]) -> Loop:

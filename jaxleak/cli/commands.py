@@ -166,11 +166,14 @@ class BenchCommand:
     """
 
     model: str = "lenet"
-    """lenet (with L-BFGS) or resnet18 (CIFAR form, with Adam)."""
+    """One of the models of images (see `jaxleak models`): the LeNets with L-BFGS, the others with Adam."""
+    image_size: Count = None
+    """Pixels of a side (default: 32, of inception3 299)."""
     only: Names = None
     """Just these of pytorch-processes, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
     jaxleak-network-per-trial, jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes,
-    jaxleak-cosine (default: all of these). Also pytorch-compiled, through torch.compile."""
+    jaxleak-cosine (default: all of these; plain-vmap and jaxopt are there for lenet and resnet18). Also
+    pytorch-compiled, through torch.compile."""
     lanes: tuple[int | Literal["auto"], ...] = ()
     """Trials at once over all devices; each of several counts is tried (default: a number known to be good).
     auto: jaxleak's engine searches, for up to a minute."""
@@ -179,7 +182,7 @@ class BenchCommand:
     rounds: int = 5
     """How often each variant is measured: medians are reported."""
     width: Count = None
-    """Channels of the ResNet's first stage (default: 64 on a GPU, 16 on a CPU)."""
+    """The model's width, where it has one (default: its own; of resnet18 64 on a GPU, 16 on a CPU)."""
     profile: bool = False
     """Also measure where the time of a step goes, for another half of --seconds."""
     for_: Name = None

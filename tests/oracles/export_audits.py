@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.oracles.torch_lenet import LeNet
-from tests.oracles.torch_resnet import ResNet
+from jaxleak.bench.networks.resnet import ResNet
 
 KINDS = (
     *("plain", "clipped", "flipped", "scaled", "quickstart", "smoothing", "batchnorm", "zeros", "noise", "half"),

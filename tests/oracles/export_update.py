@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from tests.oracles.torch_lenet import LeNet
-from tests.oracles.torch_resnet import ResNet
+from jaxleak.bench.networks.resnet import ResNet
 
 
 def network(name: str, picture: Tensor, classes: int) -> nn.Module:

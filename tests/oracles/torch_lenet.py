@@ -1,4 +1,4 @@
-"""DLG's LeNet, the shared gradient and the gradient-matching objective in torch, NCHW."""
+"""The shared gradient and the gradient-matching objective in torch, NCHW."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,34 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-
-class LeNet(nn.Module):
-    """Three 5x5 convolutions of 12 channels (padding 2, strides 2, 2, 1) with sigmoids, and a dense layer.
-
-    Every weight and bias is drawn from U(-0.5, 0.5). state_dict names: body.{0,2,4}.* and fc.0.*.
-
-    Source: Zhu et al. 2019 (DLG) and Zhao et al. 2020 (iDLG), their LeNet.
-    """
-
-    def __init__(self, height: int, width: int, channels: int, num_classes: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 12, kernel_size=5, padding=5 // 2, stride=2),
-            nn.Sigmoid(),
-            nn.Conv2d(12, 12, kernel_size=5, padding=5 // 2, stride=2),
-            nn.Sigmoid(),
-            nn.Conv2d(12, 12, kernel_size=5, padding=5 // 2, stride=1),
-            nn.Sigmoid(),
-        )
-        with torch.no_grad():
-            features = self.body(torch.zeros(1, channels, height, width)).numel()
-        self.fc = nn.Sequential(nn.Linear(features, num_classes))
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.5, 0.5)
-
-    def forward(self, image: Tensor) -> Tensor:
-        """Logits [b, k] of images [b, c, h, w]."""
-        return self.fc(self.body(image).flatten(1))
+from jaxleak.bench.networks.lenet import LeNet
 
 
 def lenet_from(state_dict: Mapping[str, np.ndarray], height: int, width: int) -> LeNet:

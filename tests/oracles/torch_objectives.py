@@ -1,6 +1,6 @@
 """Cosine matching, CPL's label term, BatchNorm statistics and image priors in torch, NCHW, as in their papers' code.
 
-The network and the gradient-matching objective of DLG: `torch_lenet`, `torch_resnet`.
+The network and the gradient-matching objective of DLG: `torch_lenet`.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,4 +1,4 @@
-"""The ResNet family in torch, NCHW, state_dict names as torchvision's. Gradients and objective: `torch_lenet`."""
+"""The ResNet family in torch, NCHW, state_dict names as torchvision's."""
 
 from collections.abc import Callable, Sequence
 

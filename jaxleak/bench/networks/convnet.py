@@ -1,4 +1,4 @@
-"""ConvNet of Inverting Gradients and CPL's LeNet in torch, NCHW, with the reference implementations' names."""
+"""ConvNet of Inverting Gradients in torch, NCHW, with the reference implementation's names."""
 
 from collections import OrderedDict
 
@@ -35,20 +35,3 @@ class ConvNet(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits [b, k] of images [b, c, h, w]."""
         return self.model(x)
-
-
-class LeNetCPL(nn.Module):
-    """Wei et al. 2020: four 5x5 convolutions of 12 channels (padding 2, strides 2, 2, 1, 1), a sigmoid after each."""
-
-    def __init__(self, num_classes: int, features: int):
-        super().__init__()
-        layers, channels = [], 3
-        for stride in (2, 2, 1, 1):
-            layers += [nn.Conv2d(channels, 12, 5, stride=stride, padding=2), nn.Sigmoid()]
-            channels = 12
-        self.body = nn.Sequential(*layers)
-        self.fc = nn.Sequential(nn.Linear(features, num_classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Logits [b, k] of images [b, c, h, w]."""
-        return self.fc(self.body(x).flatten(1))
