@@ -136,7 +136,8 @@ def prepare_torch(task: dict[str, Any]) -> None:
 def problem_of(task: dict[str, Any]) -> tuple[Problem, Tensor]:
     """A problem with random weights and private image, and that image [1, 3, s, s]."""
     size, classes = task["settings"]["image_size"], task["settings"]["num_classes"]
-    net = build(*task["network"], (size, size, 3))
+    kind, fields = task["network"]
+    net = build(kind, fields, (size, size, 3))
     image, label = torch.rand(1, 3, size, size), torch.zeros(1, classes)
     label[0, 3] = 1
     return Problem(net, image, label), image

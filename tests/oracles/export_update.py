@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tests.oracles.torch_lenet import LeNet
 from jaxleak.bench.networks.resnet import ResNet
+from tests.oracles.torch_lenet import LeNet
 
 
 def network(name: str, picture: Tensor, classes: int) -> nn.Module:

@@ -3,6 +3,7 @@
 Only ever imported where torch is: by the scripts of `bench` that run in processes of their own.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +45,7 @@ def build(kind: str, fields: dict[str, Any], shape: tuple[int, int, int]) -> nn.
 
     def mlp() -> nn.Module:
         sizes = [height * width * channels, *fields["hidden"], classes]
-        layers = [part for pair in zip(sizes, sizes[1:], strict=False) for part in (nn.Linear(*pair), act)]
+        layers = [part for pair in itertools.pairwise(sizes) for part in (nn.Linear(*pair), act)]
         return nn.Sequential(nn.Flatten(), *layers[:-1])
 
     def resnet() -> nn.Module:

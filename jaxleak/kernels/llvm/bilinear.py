@@ -62,7 +62,7 @@ def _primitive(build, build_wide, padding, result, reference, off_cpu, shared) -
         from jaxleak.kernels.llvm.emit import target
 
         x, _ = ctx.avals_in
-        call = Call(geometry, *x.shape[:2], str(x.dtype))
+        call = Call(geometry, x.shape[0], x.shape[1], str(x.dtype))
         if not geometry.wide:
             return jax.ffi.ffi_lowering(target(build, call))(ctx, left, right)
 
