@@ -13,17 +13,24 @@ Options = dict[str, bool | int]
 WITHOUT_EMITTERS: Options = {"xla_cpu_use_fusion_emitters": False}
 
 
-def chunk_options() -> Options:
-    """Options for a program that runs for long."""
-    return _taken(WITHOUT_EMITTERS)
+DEEP = 75  # arrays from which a program counts as a deep network's: LeNet's have 50, ConvNet's 91, ResNet-18's 147
 
 
-def once_options() -> Options:
-    """Options for a program that runs once a trial, where compiling counts.
+def chunk_options(arrays: int = 0) -> Options:
+    """Options for a program of so many arrays that runs for long.
 
-    At a low level of optimisation it compiles several times faster, and runs as fast (experiments/NOTES.md).
+    A deep network's spends its time in our kernels: a lower level compiles a quarter faster and runs as fast.
     """
-    return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 1})
+    return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 1} if arrays >= DEEP else WITHOUT_EMITTERS)
+
+
+def once_options(arrays: int = 0) -> Options:
+    """Options for a program of so many arrays that runs once a trial, where compiling counts.
+
+    At a low level of optimisation it compiles several times faster, and runs as fast; at none a deep network's compiles
+    in a third of that, and what it computes costs one or two evaluations of hundreds (experiments/NOTES.md).
+    """
+    return _taken({**WITHOUT_EMITTERS, "xla_backend_optimization_level": 0 if arrays >= DEEP else 1})
 
 
 def quick_options() -> Options:

@@ -14,6 +14,7 @@ from jax.sharding import SingleDeviceSharding
 
 from jaxleak.engine.compiler import chunk_options, once_options
 from jaxleak.engine.memory import tree_bytes
+from jaxleak.kernels.llvm import kernels_aside
 from jaxleak.kernels.precision import full_precision
 
 TURN = 8  # steps of an accelerator between two questions whether to go on
@@ -131,7 +132,8 @@ class Programs:
         self.lanes, self.block = lanes, block_of(lanes)
         self._traced = traced
         place = SingleDeviceSharding(device)
-        once = chunk_options() if jax.config.read("jax_disable_most_optimizations") else once_options()
+        arrays = len(jax.tree.leaves((traced.shared_type, traced.trial_type)))
+        once = chunk_options() if jax.config.read("jax_disable_most_optimizations") else once_options(arrays)
         problem, state = self._stacked(traced.trial_type, lanes)
         jobs, block = self._stacked((traced.job_type, jax.ShapeDtypeStruct((), jnp.int32)), self.block)
         owned, number = jax.ShapeDtypeStruct((lanes,), bool), jax.ShapeDtypeStruct((), jnp.int32)
@@ -140,7 +142,14 @@ class Programs:
             options = options if device.platform == "cpu" else None
             where: Any = {"in_shardings": place, "out_shardings": place}
             jitted = jax.jit(function, donate_argnums=donate, compiler_options=options, **where)
-            return threads.submit(jitted.lower(*types).compile)
+            with kernels_aside(threads) as wait_for_kernels:
+                lowered = jitted.lower(*types)
+
+            def compiled():
+                wait_for_kernels()
+                return lowered.compile()
+
+            return threads.submit(compiled)
 
         # The chunk last: while Python traces and lowers it, which takes longest, the others compile.
         with full_precision():
@@ -151,7 +160,7 @@ class Programs:
             self._chunk = start(
                 functools.partial(traced.chunk, turn=turn),
                 (2,),
-                chunk_options(),
+                chunk_options(arrays),
                 traced.shared_type,
                 problem,
                 state,

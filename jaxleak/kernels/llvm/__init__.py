@@ -6,6 +6,11 @@ kernel is compiled.
 """
 
 import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
 
 STACK_LIMIT = 1 << 19  # bytes of scratch a kernel may put on the stack of XLA's threads
 ITEMSIZE = {"float32": 4, "float64": 8}
@@ -22,3 +27,27 @@ def new_kernel(name: str, dtype: str):
     from jaxleak.kernels.llvm.emit import Kernel
 
     return Kernel(name, dtype)
+
+
+class Aside(NamedTuple):
+    """Where kernels are compiled, and those that were asked for."""
+
+    threads: ThreadPoolExecutor
+    kernels: list[Future[None]]
+
+
+ASIDE: ContextVar[Aside | None] = ContextVar("aside", default=None)
+
+
+@contextmanager
+def kernels_aside(threads: ThreadPoolExecutor) -> Iterator[Callable[[], None]]:
+    """Compile kernels in `threads` while what calls them is lowered; yields a function that waits for them.
+
+    It must be called before XLA compiles what was lowered.
+    """
+    aside = Aside(threads, [])
+    token = ASIDE.set(aside)
+    try:
+        yield lambda: [kernel.result() for kernel in aside.kernels].clear()
+    finally:
+        ASIDE.reset(token)

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ import jax
 import llvmlite.binding as llvm
 from llvmlite import ir
 
-from jaxleak.kernels.llvm import ITEMSIZE
+from jaxleak.kernels.llvm import ASIDE, ITEMSIZE
 
 I1, I8, I32, I64 = ir.IntType(1), ir.IntType(8), ir.IntType(32), ir.IntType(64)
 POINTER = ir.PointerType()
@@ -327,7 +328,7 @@ def _vector_unit() -> tuple[int, int]:
 
 
 _lock = threading.Lock()
-_targets: dict[tuple, str] = {}
+_targets: dict[tuple, tuple[str, Future[None]]] = {}
 
 
 def target(build: Callable[[str, Any], str], shape: Any) -> str:
@@ -337,20 +338,40 @@ def target(build: Callable[[str, Any], str], shape: Any) -> str:
         build: returns the text of the kernel's module.
         shape: hashable, with a `repr` that says everything about it.
     """
+    key, aside = (build, shape, level()), ASIDE.get()
     with _lock:
-        key = (build, shape, level())
-        if key not in _targets:
+        known = _targets.get(key)
+        if known is None or (known[1].done() and known[1].exception() is not None):
             # The name tells shapes apart in programs that XLA keeps on disk, too.
             digest = hashlib.sha256(repr(key[1:]).encode()).hexdigest()[:16]
-            name = f"jaxleak_{build.__name__}_{digest}"
-            _register(name, compile_kernel(build(name, shape), name))
-            _targets[key] = name
-        return _targets[key]
+            name, made = f"jaxleak_{build.__name__}_{digest}", Future()
+            _targets[key] = known = name, made
+        else:
+            made = None
+    name, registered = known
+    if made is not None:
+        if aside is None:
+            _make(build, shape, key[2], name, made)
+        else:
+            aside.threads.submit(_make, build, shape, key[2], name, made)
+    if aside is None:
+        registered.result()
+    else:
+        aside.kernels.append(registered)
+    return name
 
 
-def compile_kernel(text: str, name: str) -> int:
+def _make(build, shape, wanted: Level, name: str, made: "Future[None]") -> None:
+    try:
+        _register(name, compile_kernel(build(name, shape), name, wanted))
+        made.set_result(None)
+    except BaseException as error:  # it is raised where the kernel is waited for
+        made.set_exception(error)
+
+
+def compile_kernel(text: str, name: str, wanted: Level | None = None) -> int:
     """The address of the function `name` of a module's text."""
-    wanted = level()
+    wanted = wanted or level()
     machine, engine = _machine(wanted.code)
     module = llvm.parse_assembly(text)
     module.verify()
