@@ -24,7 +24,16 @@ EXPERIMENTS = (
     *("spear", "april", "text"),
     *("verdicts", "risk", "stacks"),
     *("reliability",),
-    *("throughput", "gpu_account", "gpu_throughput", "stock_model", "ray_throughput", "clusters", "report_size"),
+    *(
+        "throughput",
+        "deep_steps",
+        "gpu_account",
+        "gpu_throughput",
+        "stock_model",
+        "ray_throughput",
+        "clusters",
+        "report_size",
+    ),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]
 PROJECT = HERE.parent

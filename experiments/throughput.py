@@ -3,7 +3,9 @@
 LeNet with L-BFGS, ResNet-18 (CIFAR form) with Adam; on a CPU the ResNet has a reduced width, which is in its settings.
 The PyTorch variants need the extra `torch`. Further flags are handed to `jaxleak bench`.
 
-    python -m experiments.throughput
+The whole zoo (`--zoo`): every model at its own width, 32 pixels (Inception v3: 299), beside the loop in PyTorch.
+
+    python -m experiments.throughput [--zoo]
 """
 
 import argparse
@@ -30,6 +32,17 @@ VARIANTS = {
     "jaxleak-lbfgs": "network shared, our solver `lbfgs`",
     "jaxleak-cosine": "attack `ig`, network shared",
 }
+LOOPS = ("jaxleak", "pytorch-processes", "pytorch-serial")
+# Lanes: one or two a core, where an image fills it.
+ZOO = {
+    "lenet-cpl": (),
+    "mlp": (),
+    "vit": ("--lanes", "8"),
+    **dict.fromkeys(("convnet", "convnet-gn", "resnet20-4"), ("--lanes", "4")),
+    "resnet18": ("--width", "64", "--lanes", "4"),
+    **dict.fromkeys(("resnet34", "resnet50", "densenet121"), ("--lanes", "4")),
+    **dict.fromkeys(("resnet101", "resnet152", "resnet32-10", "inception3"), ("--lanes", "2")),
+}
 
 
 def bench(folder: Path, models=MODELS, *flags: str) -> None:
@@ -42,13 +55,46 @@ def bench(folder: Path, models=MODELS, *flags: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS, help="just these models")
+    parser.add_argument("--zoo", nargs="*", default=None, choices=ZOO, help="these models of the zoo, or all, instead")
     options, flags = parser.parse_known_args()
-    bench(results_folder("throughput"), options.models, *flags)
+    folder = results_folder("throughput")
+    if options.zoo is None:
+        bench(folder, options.models, *flags)
+    for model in ZOO if options.zoo == [] else options.zoo or ():
+        out = str(folder / f"zoo-{model}.json")
+        command = [*JAXLEAK, "bench", "--model", model, "--only", *LOOPS, *ZOO[model], "--out", out, *flags]
+        subprocess.run(command, check=True)
 
 
 def results() -> list[tables.Results]:
-    """A table a model: evaluations per second of each variant, and ours over the others'."""
-    return [results_of(model) for model in MODELS]
+    """A table a model: evaluations per second of each variant, and ours over the others'; then the zoo's."""
+    return [*(results_of(model) for model in MODELS), zoo()]
+
+
+def zoo() -> tables.Results:
+    """A line a model."""
+    lines, where = [], ""
+    for model in ZOO:
+        report = tables.stored(f"throughput/zoo-{model}.json")
+        if not report or report["interrupted"] or "jaxleak" not in report["ratios"]:
+            lines.append([f"`{model}`", tables.NOT_RUN])
+            continue
+        where, settings = report["device"], report["settings"]
+        told = {one["name"]: one for one in report["variants"]}
+        ours, work = told["jaxleak"], report["machine"]["evaluation"]["flops"]
+        ratios, spreads = report["ratios"]["jaxleak"], report["ratios_spread"]["jaxleak"]
+        cells = [settings["width"] or tables.NONE, settings["image_size"], f"{work / 1e9:,.2f}", ours["lanes"]]
+        cells += [f"{told[name]['evaluations_per_second']:,.2f}" for name in LOOPS]
+        for other in LOOPS[1:]:
+            low, high = spreads[other]
+            cells.append(f"{ratios[other]:.1f} ({low:.1f} to {high:.1f})")
+        lines.append([f"`{model}`", *cells, f"{ours['compile_seconds']:.0f}"])
+    columns = ("model", "width", "pixels", "GFLOP an evaluation", "lanes", "jaxleak", "PyTorch, a process a core")
+    columns += ("PyTorch, one process", "times the processes", "times the one", "compile [s]")
+    notes = [
+        "Evaluations/s, medians of interleaved rounds; brackets: smallest and largest of a round. GFLOP: XLA's count."
+    ]
+    return tables.Results("The zoo: whole step", "throughput --zoo", columns, lines, where, notes)
 
 
 def results_of(model: str) -> tables.Results:

@@ -637,6 +637,52 @@ TABLES["ResNet-18, DLG, Adam, width 16: whole step"] = lambda stored: throughput
 )
 
 
+@table("The zoo: whole step")
+def zoo(stored: Stored) -> list[Row]:
+    found = []
+    for model in ZOO:
+        if not (stored.folder / f"throughput/zoo-{model}.json").exists():
+            found.append([f"`{model}`", NOT_RUN, *[NONE] * 9])
+            continue
+        told = stored.json(f"throughput/zoo-{model}")
+        rounds = {one["name"]: np.array(one["rounds"]) for one in told["variants"]}
+        lanes = next(one["lanes"] for one in told["variants"] if one["name"] == "jaxleak")
+        cells = [ANY, str(told["settings"]["image_size"]), ANY, str(lanes)]
+        cells += [f"{np.median(rounds[name]):,.2f}" for name in ("jaxleak", *SAME[:2])]
+        for other in SAME[:2]:
+            count = min(len(rounds["jaxleak"]), len(rounds[other]))
+            each = rounds["jaxleak"][:count] / rounds[other][:count]
+            ratio = np.median(rounds["jaxleak"]) / np.median(rounds[other])
+            cells.append(f"{ratio:.1f} ({each.min():.1f} to {each.max():.1f})")
+        found.append([f"`{model}`", *cells, ANY])
+    return found
+
+
+ZOO = ("lenet-cpl", "mlp", "vit", "convnet", "convnet-gn", "resnet20-4", "resnet18", "resnet34", "resnet50")
+ZOO += ("densenet121", "resnet101", "resnet152", "resnet32-10", "inception3")
+DEEP = ("resnet18-16", "resnet18-64", "resnet18-64-224", "convnet-64", "densenet121", "inception3", "vit")
+
+
+@table("A deep step, by its parts")
+def deep_steps(stored: Stored) -> list[Row]:
+    found = []
+    for name in DEEP:
+        if not (stored.folder / f"deep_steps/{name}.json").exists():
+            found.append([f"`{name}`", NOT_RUN, *[NONE] * 9])
+            continue
+        told = stored.json(f"deep_steps/{name}")
+        ours, other = told["ours"], told["pytorch"]
+        products = pd.DataFrame(ours["products"]).groupby("product")[["flops", "seconds"]].sum()
+        cells = [f"{products.flops.sum() / 1e9:.2f}", f"{1e3 * ours['seconds']:,.0f}"]
+        for kind in ("forward", "weight", "input"):
+            one = products.loc[kind]
+            cells.append(f"{1e3 * one.seconds:,.0f} ({one.flops / one.seconds / 1e9:.0f})")
+        cells += [f"{1e3 * sum(ours['rest'].values()):,.0f}", f"{ours['ceiling_flops'] / 1e9:.0f}"]
+        cells += [f"{1e3 * other[key]:,.0f}" for key in ("seconds", "convolutions")]
+        found.append([f"`{name}`", *cells, f"{other['seconds'] / ours['seconds']:.1f}"])
+    return found
+
+
 @table("A step on a GPU, by its account")
 def gpu_account(stored: Stored) -> list[Row]:
     found = []

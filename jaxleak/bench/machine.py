@@ -59,10 +59,10 @@ def _rate(call: Callable[[], Any], seconds: float) -> float:
 def evaluation_work(settings: dict[str, Any]) -> tuple[float, float]:
     """Floating-point operations and bytes that one evaluation with the solver's step cannot do without.
 
-    Operations: XLA's count for the program of one trial before optimisation, in stock Flax, padding left out, where there
-    is one; else in ours without kernels. To them come 8 m n for L-BFGS (the two-loop recursion's four products of length
-    n per pair) or 10 n for Adam. Bytes: the m pairs read twice, as float32, for L-BFGS; Adam's x and two moments read
-    and written. Weights, activations and what stays in caches are not in the bytes.
+    Operations: XLA's count for the program of one trial before optimisation, in stock Flax, padding left out, where
+    there is one; else in ours without kernels. To them come 8 m n for L-BFGS (the two-loop recursion's four products of
+    length n per pair) or 10 n for Adam. Bytes: the m pairs read twice, as float32, for L-BFGS; Adam's x and two moments
+    read and written. Weights, activations and what stays in caches are not in the bytes.
     """
     size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
     with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not count
