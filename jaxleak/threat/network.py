@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_seed
 from jaxleak.models import WithStatistics
+from jaxleak.models.draws import draw
 from jaxleak.threat.optimizers import OPTIMIZERS
 
 NETWORKS = ("shared", "per-image", "per-trial")
@@ -169,7 +170,7 @@ def draw_params(model: nn.Module, key, image_shape: tuple[int, ...]) -> PyTree:
         >>> params["dense1"]["kernel"].shape
         (64, 16)
     """
-    params = jax.jit(model.init)(key, jnp.zeros((1, *image_shape))).get("params")
+    params = draw(lambda key: model.init(key, jnp.zeros((1, *image_shape))).get("params"), key)
     if not params:
         raise InputError(f"`model` must have parameters, whose gradient is shared; {type(model).__name__} has none.")
     return jax.tree.map(lambda leaf: leaf.astype(float), params)  # Linen draws float32
