@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from jaxleak.results.verdict import Criteria
     from jaxleak.runs.audit.audit import audit
     from jaxleak.runs.audit.risk import risk
+    from jaxleak.runs.infer.infer import infer
     from jaxleak.runs.ray.driver import Ray
     from jaxleak.runs.run import attack, run_sweep
     from jaxleak.runs.sweep import Sweep
@@ -57,6 +58,7 @@ _HOMES = {
     "results.result": ("Result",),
     "runs.audit.audit": ("audit",),
     "runs.audit.risk": ("risk",),
+    "runs.infer.infer": ("infer",),
     "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.own_update": ("load_update",),
@@ -99,6 +101,7 @@ __all__ = [
     "fast_conv",
     "fisher",
     "hold_last",
+    "infer",
     "load_dataset",
     "load_update",
     "load_weights",

@@ -403,6 +403,7 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
                 *("Example:", "the same command continues", "per-trial", "torch-lbfgs"),
             ],
         ),
+        (("infer",), ["--what", "words", "membership", "property", "--property", "framed", "--updates", "Example:"]),
         (("table",), ["--by-image", "Run directories"]),
         (("plot",), ["Run directories"]),
         (("report",), ["Run directories", "--out", "--trials", "--title", "Example:"]),
@@ -414,7 +415,7 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
             ],
         ),
     ],
-    ids=["main", "run", "table", "plot", "report", "bench"],
+    ids=["main", "run", "infer", "table", "plot", "report", "bench"],
 )
 def test_help(arguments, words):
     said = call(*arguments, "--help")

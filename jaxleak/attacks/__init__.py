@@ -17,5 +17,8 @@ analytic.py       one image, from a dense layer
 april.py          one image, from the embedding of a vision transformer
 spear.py          a batch, from a dense layer with a ReLU behind it
 rgap.py           one image, layer by layer through convolutions and dense layers
+words.py          words of a batch, from an embedding's rows; nothing is rebuilt
+membership.py     how much a record's gradient is in an update
+sketch.py         updates as short vectors
 lane_cond.py      `lax.cond` that works under `vmap`: a branch that no lane wants is skipped
 """

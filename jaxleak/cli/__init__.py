@@ -5,6 +5,7 @@ commands.py  the commands, as dataclasses
 groups.py    the flags of `run` and `attack`, in groups
 parse.py     from words to a command
 flags.py     from a command to attacks, criteria, client and sweep
+infer.py     ... of `infer` to its victim
 """
 
 from jaxleak.cli.app import BAD_INPUT, COMMANDS, INTERRUPTED, build_sweep, main

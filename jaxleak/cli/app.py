@@ -1,4 +1,4 @@
-"""The command line: `jaxleak run`, `attack`, `risk`, `table`, `plot`, `report`, `bench`, `models`, `doctor`."""
+"""The command line: `jaxleak run`, `attack`, `risk`, `infer`, `table`, `plot`, `report`, `bench` and the others."""
 
 import contextlib
 import io
@@ -13,6 +13,7 @@ from jaxleak.cli.commands import (
     AttackCommand,
     BenchCommand,
     DoctorCommand,
+    InferCommand,
     ModelsCommand,
     PlotCommand,
     ReportCommand,
@@ -231,6 +232,15 @@ def risk(command: RiskCommand) -> int:
     return 0
 
 
+def infer(command: InferCommand) -> int:
+    """`jaxleak infer`."""
+    from jaxleak.cli.infer import answer
+
+    with _interruptible(command.out):
+        answer(command, _tell)
+    return 0
+
+
 def table(command: TableCommand) -> int:
     """`jaxleak table`."""
     _check_runs(command.runs)
@@ -362,6 +372,7 @@ COMMANDS = {
     "run": (RunCommand, run),
     "attack": (AttackCommand, attack),
     "risk": (RiskCommand, risk),
+    "infer": (InferCommand, infer),
     "table": (TableCommand, table),
     "plot": (PlotCommand, plot),
     "report": (ReportCommand, report),

@@ -19,11 +19,13 @@ from jaxleak.cli.groups import (
     ModelFlags,
     Name,
     Names,
+    NetworkFlags,
     OutputFlags,
     PictureFlags,
     Place,
     RiskHere,
     SolverFlags,
+    SourceFlags,
     StartHere,
     UpdateHere,
     VictimFlags,
@@ -59,6 +61,49 @@ RISK_GROUPS = {
     "most_needed": RiskHere,
     "private_images": DataFlags,
     "network": VictimFlags,
+    "client": ClientFlags,
+    "defence": KnownDefence,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferHere:
+    """What is asked, and where the results go."""
+
+    out: Place
+    """Folder for run.json, rows.jsonl (a row for each update), summary.json and roc.png."""
+    what: str = "membership"
+    """What is asked of each update: words (tokens of texts), membership (is this record in the batch?) or property
+    (have its images one that labels do not tell?)."""
+    property: str = "grey"
+    """With --what property: grey, mirrored or framed, which is given to all images of half of the batches."""
+    model: str = "lenet"
+    """The client's model, as for `jaxleak run`; words need transformer."""
+    dataset: str = "photos"
+    """photos and text (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, an
+    .npz, or a .txt; words need texts."""
+    num_images: Count = None
+    """Images, or texts, that are the client's (default: as many as its batches take, and at most half of the data set;
+    of words all); the attacker has others."""
+    updates: Count = None
+    """Updates that are attacked (default: 200, of words 50)."""
+    own_updates: int = 400
+    """Updates of the attacker's own batches, that the classifiers are trained on."""
+    seed: int = 0
+    """Seed from which images, batches, records and classifiers are drawn."""
+    update: File = None
+    """With --what words, instead of a data set: the file of an update of your own, or of a gradient, as for `jaxleak
+    attack`."""
+    embedding: Name = None
+    """With --update: name of the tensor that has a row for each token (default: the one whose name says embedding)."""
+    vocabulary: File = None
+    """With --update: a text file with one token a line, by which the tokens found are printed."""
+
+
+INFER_GROUPS = {
+    "most_needed": InferHere,
+    "private_data": SourceFlags,
+    "network": NetworkFlags,
     "client": ClientFlags,
     "defence": KnownDefence,
 }
@@ -116,6 +161,17 @@ class RiskCommand(KnownDefence, ClientFlags, VictimFlags, DataFlags, RiskHere):
     Example: jaxleak risk --model lenet --dataset photos --images 6 --out RISK
 
     The Fisher information of the update gives the error of the best attack that can be; no attack is run.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferCommand(KnownDefence, ClientFlags, NetworkFlags, SourceFlags, InferHere):
+    """Ask updates for less than the images: words of texts, whether a record is in the batch, or a property of it.
+
+    Example: jaxleak infer --what membership --dataset cifar100 --batch 8 --out INFER
+
+    Half of the updates have what is asked for. Areas under ROC curves and rates come with 95 % intervals. Stopped at
+    any moment, the same command continues where it was.
     """
 
 

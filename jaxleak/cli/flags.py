@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
-from jaxleak.cli.commands import AttackCommand, RiskCommand, RunCommand
+from jaxleak.cli.commands import AttackCommand, InferCommand, RiskCommand, RunCommand
 from jaxleak.errors import InputError, check_choice, check_positive, naming
 
 Command = RunCommand | AttackCommand
@@ -227,7 +227,7 @@ def risk_victim(command: RiskCommand):
     return with_images(victim, pixels, labels % victim.client.loss.classes(victim.num_classes)), silent
 
 
-def pictures(command: RunCommand | RiskCommand):
+def pictures(command: RunCommand | RiskCommand | InferCommand):
     """The data set that the flags name."""
     from jaxleak.data import load_dataset
 
@@ -258,7 +258,7 @@ def _sides(text: str | None) -> int | tuple[int, int] | None:
     return (height, width[0]) if width else height
 
 
-def normalise(command: Command | RiskCommand) -> Any:
+def normalise(command: Command | RiskCommand | InferCommand) -> Any:
     """A name, or means and deviations.
 
     Raises:
@@ -273,7 +273,7 @@ def normalise(command: Command | RiskCommand) -> Any:
     return command.mean, command.std
 
 
-def build_client(command: Command | RiskCommand):
+def build_client(command: Command | RiskCommand | InferCommand):
     """The client that the flags describe."""
     from jaxleak.models.own.from_file import own_loss
     from jaxleak.threat.client import Client

@@ -146,8 +146,8 @@ class RiskHere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataFlags:
-    """Where the private images come from."""
+class SourceFlags:
+    """Where the private data come from."""
 
     data_dir: File = None
     """Where tensorflow-datasets finds its prepared data (default: $JAXLEAK_DATA_DIR, or its own)."""
@@ -161,6 +161,12 @@ class DataFlags:
     pixel_max: Number = None
     """The value of white in your own pictures of more than 8 bits, and arrays of other than uint8: 4095 for 12 bits,
     65535 for 16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataFlags(SourceFlags):
+    """Where the private images come from, and which."""
+
     image_seed: int = 0
     """Seed from which --num-images draws images."""
     batch_labels: str = "any"
@@ -228,27 +234,33 @@ class ModelFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class VictimFlags(ModelFlags):
+class NetworkFlags(ModelFlags):
     """The network that is attacked."""
 
-    network: str = "per-trial"
-    """Victim networks: shared (one for all), per-image, or per-trial (a fresh one each, as in the papers' tables)."""
     network_seed: int = 0
     """Seed from which the networks are drawn."""
     weights: File = None
     """Weights of the network instead of drawn ones: a file in torch's names and layout, safetensors, .npz or of
     torch.save (with --network shared)."""
-    hide_statistics: bool = False
-    """The attacker does not have the running statistics of BatchNorm in evaluation mode, and works with 0 and 1."""
     trained_steps: int = 0
     """Steps that the network is trained for before the update."""
-    trained_on: str = "data"
-    """Images of the training before the update (--trained-steps): random ones of the data set (data), or the update's
-    own (own)."""
     train_optimizer: str = "adam"
     """Optimiser of the training before the update (--trained-steps): sgd, adam, adamw."""
     train_lr: float = 1e-3
     """Learning rate of the training before the update (--trained-steps)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VictimFlags(NetworkFlags):
+    """The network that is attacked, or networks."""
+
+    network: str = "per-trial"
+    """Victim networks: shared (one for all), per-image, or per-trial (a fresh one each, as in the papers' tables)."""
+    hide_statistics: bool = False
+    """The attacker does not have the running statistics of BatchNorm in evaluation mode, and works with 0 and 1."""
+    trained_on: str = "data"
+    """Images of the training before the update (--trained-steps): random ones of the data set (data), or the update's
+    own (own)."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,24 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from jaxleak.cli import commands, groups
-from jaxleak.cli.commands import ATTACK_GROUPS, RISK_GROUPS, RUN_GROUPS, AttackCommand, RiskCommand, RunCommand
+from jaxleak.cli.commands import (
+    ATTACK_GROUPS,
+    INFER_GROUPS,
+    RISK_GROUPS,
+    RUN_GROUPS,
+    AttackCommand,
+    InferCommand,
+    RiskCommand,
+    RunCommand,
+)
 from jaxleak.errors import InputError, check_choice, current_name
 
-GROUPS: dict[type, dict[str, type]] = {RunCommand: RUN_GROUPS, AttackCommand: ATTACK_GROUPS, RiskCommand: RISK_GROUPS}
+GROUPS: dict[type, dict[str, type]] = {
+    RunCommand: RUN_GROUPS,
+    AttackCommand: ATTACK_GROUPS,
+    RiskCommand: RISK_GROUPS,
+    InferCommand: INFER_GROUPS,
+}
 
 RENAMED: dict[str, str] = {}  # old flags, each with its new one: they work for one version, with a warning
 MOST_LETTERS = 600  # of what is told

@@ -67,6 +67,7 @@ class Transformer(nn.Module):
 
     torch_names = ()
     embedding = "embed"  # the layer that holds the vectors of the tokens
+    mask = MASK
 
     def __post_init__(self):
         check_choice("task", self.task, TASKS)

@@ -1,8 +1,9 @@
-"""Rates of success: their intervals, what several restarts give, and whether two differ."""
+"""Rates of success and means: their intervals, what several restarts give, and whether two differ."""
 
 import math
 
 import numpy as np
+from jaxtyping import Float
 
 from jaxleak.errors import InputError
 
@@ -57,6 +58,22 @@ def fisher(s1: int, n1: int, s2: int, n2: int) -> float:
     if n1 == 0 or n2 == 0:
         return 1.0
     return float(np.asarray(fisher_exact([[s1, n1 - s1], [s2, n2 - s2]])[1]))
+
+
+def mean_interval(shares: Float[np.ndarray, "n"], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
+    """Percentile bootstrap of the mean of shares in [0, 1]: quantiles of means of samples drawn with replacement.
+
+    The seed is fixed. Where all shares are 1, or all 0, samples have no spread: then Wilson's interval of as many
+    trials, all of them won or lost.
+
+    Source: Efron 1979 (the bootstrap). The case without spread is ours.
+    """
+    shares = np.asarray(shares, float)
+    if np.all(shares == 1) or np.all(shares == 0):
+        return wilson(int(np.sum(shares)), len(shares), confidence)
+    means = np.random.default_rng(0).choice(shares, (draws, len(shares))).mean(axis=1)
+    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)
 
 
 def _check_count(argument: str, successes: int, n: int) -> None:

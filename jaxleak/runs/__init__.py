@@ -7,5 +7,7 @@ judged.py    ... as they wait to be written
 stop.py      signals that end a run in order
 progress.py  lines that say how far it is
 warnings.py  settings that may mislead
+audit/       updates whose images nobody knows
+infer/       words, members, properties: nothing is rebuilt
 ray/         many workers on one sweep
 """

@@ -18,4 +18,5 @@ own_defence.py    ... a function of one's own
 training.py       networks trained before they are attacked
 checkpoint.py     ... kept beside the run
 own_update.py     an update of one's own, from a file
+own_embedding.py  ... the gradient of its tokens
 """

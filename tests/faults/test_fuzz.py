@@ -408,6 +408,8 @@ def test_flags(words, folder, monkeypatch):
         monkeypatch.setattr(place, never)
     for place in (
         "jaxleak.runs.audit.risk.risk",
+        "jaxleak.runs.infer.infer.infer",
+        "jaxleak.runs.infer.own_words.infer_own_words",
         "jaxleak.bench.models.measure_models",
         "jaxleak.bench.doctor.examine",
     ):
@@ -417,7 +419,7 @@ def test_flags(words, folder, monkeypatch):
     here.mkdir(exist_ok=True)
     monkeypatch.chdir(here)
     name, *rest = words
-    if name in ("run", "attack", "risk"):
+    if name in ("run", "attack", "risk", "infer"):
         rest += ["--out", str(folder / "out")]
     if name in ("table", "plot", "report"):
         rest = [str(folder / "no-run"), *rest]

@@ -164,7 +164,9 @@ def test_a_history_that_fits_no_memory_is_refused(data, tmp_path):
 # --- where results and words go ---
 
 
-@pytest.mark.parametrize("command", [("run", "--images", 1, "--seeds", 1, "--out"), ("risk", "--out"), ("table",)])
+@pytest.mark.parametrize(
+    "command", [("run", "--images", 1, "--seeds", 1, "--out"), ("risk", "--out"), ("infer", "--out"), ("table",)]
+)
 def test_places_that_there_cannot_be(command):
     assert "`s3://` names no bucket; give s3://BUCKET/PATH." in refusal(*command, "s3://")
     assert "cannot be reached (File name too long)" in refusal(*command, f"/tmp/{'a' * 300}")
@@ -321,10 +323,13 @@ def test_an_attack_inside_jit(victim):
         ("run --sedes 3", "--sedes is no flag of jaxleak run; did you mean --seeds?"),
         ("run --report", "--report is no flag of jaxleak run; did you mean --no-report?"),
         ("run --figures", "--figures is no flag of jaxleak run; did you mean --no-figures?"),
-        ("attack --dataset photos", "--dataset is no flag of jaxleak attack; it is one of jaxleak run, jaxleak risk."),
+        (
+            "attack --dataset photos",
+            "--dataset is no flag of jaxleak attack; it is one of jaxleak run, jaxleak risk, jaxleak",
+        ),
         ("table --foo=3", "--foo is no flag of jaxleak table; see jaxleak table --help."),
         ("--seeds 3", "--seeds is no flag of jaxleak itself; it is one of jaxleak run, jaxleak attack."),
-        ("tabel RUN", "`command` must be one of attack, bench, doctor, models, "),
+        ("tabel RUN", "`command` must be one of attack, bench, doctor, infer, models, "),
         ("tabel RUN", "got 'tabel'. Did you mean 'table'?"),
     ],
 )

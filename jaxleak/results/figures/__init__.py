@@ -5,6 +5,7 @@ Each function draws one figure, writes it as a PNG when it is given a path, and 
     grid.py       recoveries over the iterations
     traces.py     objective and image error over the iterations
     rates.py      success for each image, shares below thresholds of the MSE
+    roc.py        ROC curves
     whole_run.py  every figure of a run
     style.py      sizes, colours, how files are written
 """

@@ -17,7 +17,7 @@ FORMAT = 3  # raise it when a column's type or a file's layout changes: parts of
 _ABSENT = object()
 _OWN = re.compile(  # names of what is written into a run
     r"run\.json|truth\.npz|summary\.json|report\.(html|json)|best\.(npz|png)|determined\.png|figures|\.lock.*"
-    r"|(rows|arrays|trained)-.*"
+    r"|(rows|arrays|trained)-.*|rows\.jsonl|roc\.png"
 )
 
 

@@ -163,13 +163,16 @@ class Run:
         """Open a run for reading: nothing in the directory changes, and another process may be writing it.
 
         Raises:
-            InputError: no such directory, not a run directory, or a damaged run.json.
+            InputError: no such directory, not a run directory (or one of `jaxleak infer`), or a damaged run.json.
         """
         path = reachable(path)
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "does not exist"
             raise InputError(f"run directory {path} {what}. Give what `jaxleak run --out` was given.")
-        return cls(path, read_description(path), [])
+        description = read_description(path)
+        if "infer" in description["settings"]:
+            raise InputError(f"{path} was written by `jaxleak infer`, which has no trials; see its summary.json.")
+        return cls(path, description, [])
 
     def close(self) -> None:
         """Let other processes write the run; this object can still read it."""
