@@ -51,11 +51,12 @@ def main() -> None:
         _check_smaller(folder / "summary.json", run, count)
         private = data.random_indices(min(count * batch, len(data) - len(data) % batch), seed=2019)
         victim = jaxleak.make_victim(model, data, private, batch=batch, network="shared", defences=defences)
-        what, given = (asked, {}) if asked in ("words", "membership") else ("property", {"property": asked})
+        what = asked if asked in ("words", "membership") else "property"
+        given = asked if what == "property" else "grey"
         out = options.runs / "infer" / run
         out.parent.mkdir(parents=True, exist_ok=True)
         found = jaxleak.infer(
-            victim, what, data, updates=count, own_updates=options.own_updates, out=out, say=print, **given
+            victim, what, data, property=given, updates=count, own_updates=options.own_updates, out=out, say=print
         )
         print(f"{run}\n{found}", flush=True)
         lines = [{name: value for name, value in row.items() if name not in ("images", "texts")} for row in found.rows]

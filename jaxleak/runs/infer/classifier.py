@@ -47,5 +47,7 @@ CLASSIFIERS = {"logistic": logistic, "forest": forest}
 
 
 def score(model: Any, features: Float[np.ndarray, "f"]) -> float:
-    """The probability that the model gives to membership."""
+    """Score of membership: of the regression its log-odds, which do not saturate, of the forest a probability."""
+    if hasattr(model, "decision_function"):
+        return float(model.decision_function(features[None])[0])
     return float(model.predict_proba(features[None])[0, 1])
