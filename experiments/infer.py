@@ -19,8 +19,8 @@ PAPER = "Shallow leaks (Melis et al. 2019)"
 DEFENCES = {
     "none": (),
     "clip": ("clip:1",),
+    "little-noise": ("clip:1", "gaussian:0.003"),
     "noise": ("clip:1", "gaussian:0.01"),
-    "between": ("clip:1", "gaussian:0.03"),
     "more-noise": ("clip:1", "gaussian:0.1"),
     "prune": ("prune:0.9",),
     "prune-more": ("prune:0.99",),

@@ -428,6 +428,12 @@ def test_what_cannot_be_asked_is_refused(coloured, texts, tmp_path, monkeypatch)
         jaxleak.infer(victim, "membership", data)
 
 
+def test_updates_that_are_not_finite_are_named(coloured):
+    victim, data = victim_of(coloured, "gaussian:1e308")
+    with pytest.raises(InputError, match=r"an update that is not finite, of Tiny with defence gaussian:1e\+308; use"):
+        jaxleak.infer(victim, "membership", data, updates=4, own_updates=4)
+
+
 def test_grey_of_grey_pictures(data):
     victim = jaxleak.make_victim(Tiny(3), data, [0, 1, 2], network="shared")
     with pytest.raises(InputError, match="`property` grey needs pictures with three channels; these have 1"):

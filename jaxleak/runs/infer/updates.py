@@ -99,6 +99,12 @@ class Shared:
         def run(images, answers, key, *of_record):
             answers, *rest = (jnp.asarray(array) for array in (answers, *of_record))
             rest = [jnp.asarray(rest[0], float), rest[1]] if rest else []
-            return jax.tree.map(np.asarray, compiled(self.params, jnp.asarray(images, float), answers, key, *rest))
+            found = jax.tree.map(np.asarray, compiled(self.params, jnp.asarray(images, float), answers, key, *rest))
+            if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found)):
+                raise InputError(
+                    f"`infer` met an update that is not finite, of {victim.model_name} with defence "
+                    f"{victim.defence_name}; use other strengths, a smaller --client-lr or other weights."
+                )
+            return found
 
         return run
