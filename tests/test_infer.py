@@ -168,9 +168,29 @@ def test_half_of_the_records_are_in_their_batches(coloured):
         assert membership_scores(update, record).tolist() == pytest.approx([row["cosine"], row["inner"]], rel=1e-6)
 
 
+@pytest.mark.parametrize("others", ["same-label", "any"])
+def test_other_records_have_a_label_of_the_batch(others, coloured):
+    """Batches of one hold one of three classes: of any record a third has it."""
+    victim, data = victim_of(coloured, batch=1)
+    rows = jaxleak.infer(victim, "membership", data, others=others, updates=60, own_updates=10).rows
+    for row in rows:
+        _, labels = data.images([*row["images"], row["record"]])
+        assert row["label_in_batch"] == (labels[-1] in labels[:-1])
+    shared = [row["label_in_batch"] for row in rows if not row["member"]]
+    assert sum(shared) == 30 if others == "same-label" else 3 < sum(shared) < 18
+
+
+def test_without_another_record_of_the_label_any_is_taken(tmp_path):
+    np.savez(tmp_path / "own.npz", images=np.random.default_rng(0).random((12, 4, 4, 1)), labels=np.arange(12))
+    data = jaxleak.load_dataset(tmp_path / "own.npz")
+    victim = jaxleak.make_victim("mlp", data, range(6), fields={"hidden": (4,)}, network="shared")
+    rows = jaxleak.infer(victim, "membership", data, updates=6, own_updates=6).rows
+    assert [row["label_in_batch"] for row in rows] == [row["member"] for row in rows]
+
+
 def test_the_attackers_batches_are_of_other_images(coloured):
     victim, data = victim_of(coloured)
-    question = Membership(victim, data, 5, 6, 0)
+    question = Membership(victim, data, "any", 5, 6, 0)
     assert not set(question.sides[1][0].indices) & set(victim.indices)
     assert len(question.sides[1][1]) == 6
 
@@ -190,7 +210,7 @@ def test_members_of_single_records_are_told_and_noise_hides_them(coloured):
 def test_updates_of_other_data_score_as_chance(coloured):
     """The truth is drawn, and no update holds its record."""
     victim, data = victim_of(coloured)
-    question = Membership(victim, data, 120, 60, 0)
+    question = Membership(victim, data, "any", 120, 60, 0)
     pool, batches, members, records = question.sides[CLIENT]
     apart = np.asarray([np.setdiff1d(np.arange(len(pool)), places)[0] for places in batches])
     question.sides[CLIENT] = pool, batches, members, np.where(members, apart, records)
@@ -203,7 +223,7 @@ def test_updates_of_other_data_score_as_chance(coloured):
 def test_other_clients_than_one_gradient(coloured):
     """Local steps, and a loss whose targets are vectors."""
     victim, data = victim_of(coloured, batch=2, client=jaxleak.Client(steps=2, lr=0.1))
-    rows = jaxleak.infer(victim, "membership", data, updates=12, own_updates=12).rows
+    rows = jaxleak.infer(victim, "membership", data, others="any", updates=40, own_updates=12).rows
     assert np.mean([row["cosine"] for row in rows if row["member"]]) > np.mean(
         [row["cosine"] for row in rows if not row["member"]]
     )
@@ -403,6 +423,7 @@ def test_what_cannot_be_asked_is_refused(coloured, texts, tmp_path, monkeypatch)
             data,
             {"property": "gray"},
         ),
+        "`others` must be one of any, same-label; got 'same'.": (victim, "membership", data, {"others": "same"}),
         "`what` words needs texts and a network that embeds": (victim, "words", None, {}),
         "`data` must be the data set": (victim, "membership", None, {}),
         "`updates` must be above 0; got 0.": (victim, "membership", data, {"updates": 0}),
@@ -502,6 +523,7 @@ def test_words_of_a_gradient_that_torch_made(tmp_path):
         ("--dataset text", "`model` transformer and the data set text go together; give both, or neither."),
         ("--what wrods", "`what` must be one of membership, property, words; got 'wrods'. Did you mean 'words'?"),
         ("--what property --property gray", "`property` must be one of framed, grey, mirrored; got 'gray'. Did you"),
+        ("--what membership --others same", "`others` must be one of any, same-label; got 'same'."),
         ("--updates 0", "`updates` must be above 0; got 0."),
         ("--num-images -1", "`num_images` must be above 0; got -1."),
         ("--seed -1", "`seed` must be from 0 to 4294967295; got -1."),

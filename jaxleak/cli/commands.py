@@ -77,6 +77,9 @@ class InferHere:
     (have its images one that labels do not tell?)."""
     property: str = "grey"
     """With --what property: grey, mirrored or framed, which is given to all images of half of the batches."""
+    others: str = "same-label"
+    """With --what membership: records that are not in the batch, same-label (one of the batch has theirs) or any (where
+    reading the batch's labels is enough to be mostly right)."""
     model: str = "lenet"
     """The client's model, as for `jaxleak run`; words need transformer."""
     dataset: str = "photos"

@@ -26,12 +26,14 @@ def answer(command: InferCommand, say: Callable[[str], None]) -> None:
     from jaxleak.runs.infer.infer import WHAT, infer
     from jaxleak.runs.infer.own_words import infer_own_words
     from jaxleak.runs.infer.properties import PROPERTIES
+    from jaxleak.runs.infer.questions import OTHERS
 
     path = reachable(command.out)
     if path.exists():
         make_directory(path)
     check_choice("what", command.what, WHAT)
     check_choice("property", command.property, PROPERTIES)
+    check_choice("others", command.others, OTHERS)
     for name in ("updates", "own_updates", "num_images"):
         if getattr(command, name) is not None:
             check_positive(name, getattr(command, name), integer=True)
@@ -53,6 +55,7 @@ def answer(command: InferCommand, say: Callable[[str], None]) -> None:
             command.what,
             data,
             property=command.property,
+            others=command.others,
             updates=command.updates,
             own_updates=command.own_updates,
             seed=command.seed,

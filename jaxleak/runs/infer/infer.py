@@ -14,7 +14,7 @@ from jaxleak.errors import InputError, check_choice, check_positive, check_seed
 from jaxleak.results.store.environment import environment
 from jaxleak.results.store.parts import json_bytes
 from jaxleak.runs.infer.properties import PROPERTIES
-from jaxleak.runs.infer.questions import Membership, Property, Words
+from jaxleak.runs.infer.questions import OTHERS, Membership, Property, Words
 from jaxleak.runs.infer.rows import Row, Rows
 from jaxleak.runs.infer.summary import sentences, summarise
 from jaxleak.threat.victim import Victim
@@ -49,6 +49,7 @@ def infer(
     data: Dataset | None = None,
     *,
     property: str = "grey",
+    others: str = "same-label",
     updates: int | None = None,
     own_updates: int = OWN_UPDATES,
     seed: int = 0,
@@ -74,6 +75,8 @@ def infer(
         what: "words", "membership" or "property".
         data: the data set of the victim's images; words need none.
         property: "grey", "mirrored" or "framed": given to images, whatever they show.
+        others: records that are not members: "same-label" (one of the batch has theirs, where the client has such data)
+            or "any", where an attack that only reads the batch's labels is mostly right.
         updates: attacked updates; None takes 50 for words, else 200.
         own_updates: of the attacker's batches, that classifiers are trained on.
         seed: from which batches, records and classifiers are drawn.
@@ -98,6 +101,7 @@ def infer(
     """
     check_choice("what", what, WHAT)
     check_choice("property", property, PROPERTIES)
+    check_choice("others", others, OTHERS)
     updates = UPDATES[what] if updates is None else updates
     for name, count in (("updates", updates), ("own_updates", own_updates)):
         check_positive(name, count, integer=True)
@@ -107,7 +111,7 @@ def infer(
     if what == "words":
         question: Any = Words(victim, updates, seed)
     elif what == "membership":
-        question = Membership(victim, data, updates, own_updates, seed)  # pyright: ignore[reportArgumentType]
+        question = Membership(victim, data, others, updates, own_updates, seed)  # pyright: ignore[reportArgumentType]
     else:
         question = Property(victim, data, property, updates, own_updates, seed)  # pyright: ignore[reportArgumentType]
     settings = {
@@ -118,6 +122,7 @@ def infer(
         "dtype": str(jnp.zeros(()).dtype),
         **({} if what == "words" else {"own_updates": own_updates}),
         **({"property": property} if what == "property" else {}),
+        **({"others": others} if what == "membership" else {}),
     }
     made = environment(Path(out) if out is not None else None)
     rows = Rows.open(out, settings, made)

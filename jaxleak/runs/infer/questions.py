@@ -17,6 +17,8 @@ from jaxleak.runs.infer.rows import Row
 from jaxleak.runs.infer.updates import ATTACKER, CLIENT, Pool, Shared, draw_batches, half
 from jaxleak.threat.victim import Victim
 
+OTHERS = ("same-label", "any")
+
 
 class Words:
     """Which tokens does the batch hold? Read from the rows of the embedding's gradient.
@@ -61,16 +63,19 @@ class Words:
 class Membership:
     """Is a given record in the batch? Half of the updates hold theirs; other records are of other batches' data.
 
-    A classifier is trained on updates of the attacker's own batches, with records of which half are in them.
+    An update tells its labels. So others have the label of one of the batch's records ("same-label"), where the client
+    has such a record; with "any" label, an attack is right as often as it reads labels. A classifier is trained on
+    updates of the attacker's own batches, with records of which half are in them.
     """
 
     truth, scores = "member", ("logistic", *SCORES)
 
-    def __init__(self, victim: Victim, data: Dataset, updates: int, own_updates: int, seed: int):
+    def __init__(self, victim: Victim, data: Dataset, others: str, updates: int, own_updates: int, seed: int):
         check_installed()
+        check_choice("others", others, OTHERS)
         self.shared, self.seed = Shared(victim), seed
         self.sides = {
-            whose: self._side(pool, victim.batch, count, np.random.default_rng([seed, whose]))
+            whose: self._side(pool, victim.batch, count, others, np.random.default_rng([seed, whose]))
             for whose, pool, count in (
                 (CLIENT, _private(victim), updates),
                 (ATTACKER, _of_attacker(victim, data, own_updates, seed), own_updates),
@@ -83,14 +88,14 @@ class Membership:
         self._run = self.shared.program(look, record=True)
 
     @staticmethod
-    def _side(pool: Pool, batch: int, count: int, rng: np.random.Generator) -> tuple[Pool, Any, Any, Any]:
+    def _side(pool: Pool, batch: int, count: int, others: str, rng: np.random.Generator) -> tuple[Pool, Any, Any, Any]:
         if len(pool) <= batch:
             raise InputError(
                 f"`images` must be more than a batch of {batch}, so that there are others; there are {len(pool)}."
             )
         batches, members = draw_batches(len(pool), count, batch, rng), half(count, rng)
         records = [
-            rng.choice(places if member else np.setdiff1d(np.arange(len(pool)), places))
+            rng.choice(places if member else _apart(pool, places, others, rng))
             for places, member in zip(batches, members, strict=True)
         ]
         return pool, batches, members, records
@@ -117,6 +122,7 @@ class Membership:
             "images": pool.indices[batches[number]].tolist(),
             "record": int(pool.indices[records[number]]),
             "member": bool(members[number]),
+            "label_in_batch": bool(_alike(pool, batches[number], records[number]).any()),
             "logistic": score(self.classifier, features),
             **{name: float(value) for name, value in zip(SCORES, scores, strict=True)},
         }
@@ -170,6 +176,18 @@ class Property:
             "has": bool(having[number]),
             **{name: score(model, features) for name, model in self.classifiers.items()},
         }
+
+
+def _alike(pool: Pool, places: np.ndarray, place: int) -> np.ndarray:
+    """Which of these have the label of that one [n]."""
+    return np.all((pool.answers[places] == pool.answers[place]).reshape(len(places), -1), axis=1)
+
+
+def _apart(pool: Pool, places: np.ndarray, others: str, rng: np.random.Generator) -> np.ndarray:
+    """Places outside of a batch, with "same-label" those with the label of one of its records if there are any."""
+    outside = np.setdiff1d(np.arange(len(pool)), places)
+    alike = outside[_alike(pool, outside, rng.choice(places))] if others == "same-label" else outside
+    return alike if len(alike) else outside
 
 
 def _private(victim: Victim) -> Pool:
