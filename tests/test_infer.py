@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import save_file
 
 import jaxleak
-from jaxleak.attacks.membership import membership_features, membership_scores
+from jaxleak.attacks.membership import Residual, membership_features, membership_scores
 from jaxleak.attacks.sketch import sketch
 from jaxleak.attacks.words import read_words, row_threshold
 from jaxleak.errors import InputError, StorageError
@@ -153,6 +153,31 @@ def test_scores_are_those_of_flat_vectors():
     assert np.all(features[2::3] == 0)  # a tensor without a gradient
 
 
+def test_the_residual_is_of_what_others_do_not_explain():
+    """By least squares; and of a sum of ten vectors, which common directions drown, one is told from others."""
+    rng = np.random.default_rng(0)
+    common = rng.normal(size=(5, 60)) * 100
+    records = rng.normal(size=(100, 5)) @ common + rng.normal(size=(100, 60))
+    updates = records.reshape(10, 10, 60).mean(axis=1)
+    learned = Residual.of(updates)
+    assert learned.basis.shape == (9, 60)
+    np.testing.assert_allclose(learned.basis @ learned.basis.T, np.eye(9), atol=1e-12)
+    update, record = rng.normal(size=60), rng.normal(size=60)
+    left = []
+    for each in (update, record):
+        apart, about = each - updates.mean(0), (updates - updates.mean(0)).T
+        left.append(apart - about @ np.linalg.lstsq(about, apart)[0])
+    wanted = left[0] @ left[1] / np.linalg.norm(left[0]) / np.linalg.norm(left[1])
+    assert learned.cosine(update, record) == pytest.approx(wanted, abs=1e-10)
+    own = rng.normal(size=(40, 5)) @ common + rng.normal(size=(40, 60)) / 10**0.5
+    learned = Residual.of(own[:20])
+    members = rng.normal(size=(50, 10, 5)) @ common + rng.normal(size=(50, 10, 60))
+    others = rng.normal(size=(50, 5)) @ common + rng.normal(size=(50, 60))
+    inside = [learned.cosine(batch.mean(axis=0), batch[0]) for batch in members]
+    outside = [learned.cosine(batch.mean(axis=0), other) for batch, other in zip(members, others, strict=True)]
+    assert auc(np.r_[inside, outside], np.arange(100) < 50) > 0.9
+
+
 def test_half_of_the_records_are_in_their_batches(coloured):
     victim, data = victim_of(coloured)
     rows = jaxleak.infer(victim, "membership", data, updates=21, own_updates=20).rows
@@ -199,7 +224,7 @@ def test_members_of_single_records_are_told_and_noise_hides_them(coloured):
     """A batch of one is its record. Noise far above the gradient leaves chance; so do updates of other data."""
     victim, data = victim_of(coloured, batch=1)
     told = jaxleak.infer(victim, "membership", data, updates=40, own_updates=40).summary["attacks"]
-    assert told["cosine"]["auc"] == 1.0
+    assert told["cosine"]["auc"] == told["residual"]["auc"] == 1.0
     assert told["logistic"]["auc"] > 0.95
     victim, data = victim_of(coloured, "clip:1", "gaussian:100", batch=1)
     hidden = jaxleak.infer(victim, "membership", data, updates=80, own_updates=80).summary["attacks"]

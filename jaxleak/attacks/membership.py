@@ -1,10 +1,43 @@
 """Scores of a record's membership: how much its own gradient is in a shared update."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, PyTree
 
 SCORES = ("cosine", "inner")
+ENTRIES = 1024  # of a tensor's sketch, for `Residual`
+
+
+class Residual(NamedTuple):
+    """What updates have in common: their mean, and the directions in which they differ.
+
+    Gradients of records of one label are nearly parallel, so most of an update says its labels. What is left of it
+    after the directions in which other updates differ is of its records alone.
+    """
+
+    mean: Float[np.ndarray, "f"]
+    basis: Float[np.ndarray, "r f"]  # orthonormal rows
+
+    @classmethod
+    def of(cls, updates: Float[np.ndarray, "n f"]) -> "Residual":
+        """The mean of these sketches, and all directions in which they lie about it."""
+        updates = np.asarray(updates, np.float64)
+        mean = updates.mean(axis=0)
+        _, sizes, rows = np.linalg.svd(updates - mean, full_matrices=False)
+        rank = np.sum(sizes > len(updates) * np.finfo(np.float32).eps * sizes[0])
+        return cls(mean, rows[:rank])
+
+    def cosine(self, update: Float[np.ndarray, "f"], record: Float[np.ndarray, "f"]) -> float:
+        """Cosine of the angle between what is left of an update and of a record's gradient; 0 if nothing is."""
+        ours, theirs = (
+            apart - (apart @ self.basis.T) @ self.basis
+            for apart in (np.asarray(each, np.float64) - self.mean for each in (update, record))
+        )
+        lengths = np.linalg.norm(ours) * np.linalg.norm(theirs)
+        return float(ours @ theirs / lengths) if lengths > 0 else 0.0
 
 
 def _parts(update: PyTree, record: PyTree) -> tuple[Array, Array, Array]:

@@ -63,7 +63,8 @@ def infer(
 
     - "words": tokens of texts, from the rows of the embedding's gradient (`attacks.words.read_words`).
     - "membership": is this record in the batch? By the cosine or inner product of the update and the record's own
-      gradient, and by a classifier of both, layer by layer. Half of the records are.
+      gradient, by a classifier of both, layer by layer, and by the cosine of what is left of both after the directions
+      in which the attacker's own updates differ. Half of the records are.
     - "property": have the batch's images a property that labels do not tell? By a classifier of the update. Half of the
       batches have it in all their images.
 

@@ -6,7 +6,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxleak.attacks.membership import SCORES, membership_features, membership_scores
+from jaxleak.attacks.membership import ENTRIES, SCORES, Residual, membership_features, membership_scores
 from jaxleak.attacks.sketch import sketch
 from jaxleak.attacks.words import read_words
 from jaxleak.data import Dataset
@@ -64,11 +64,11 @@ class Membership:
     """Is a given record in the batch? Half of the updates hold theirs; other records are of other batches' data.
 
     An update tells its labels. So others have the label of one of the batch's records ("same-label"), where the client
-    has such a record; with "any" label, an attack is right as often as it reads labels. A classifier is trained on
-    updates of the attacker's own batches, with records of which half are in them.
+    has such a record; with "any" label, an attack is right as often as it reads labels. The attacker's own batches say
+    what all updates have in common, and train a classifier, with records of which half are in them.
     """
 
-    truth, scores = "member", ("logistic", *SCORES)
+    truth, scores = "member", ("residual", "logistic", *SCORES)
 
     def __init__(self, victim: Victim, data: Dataset, others: str, updates: int, own_updates: int, seed: int):
         check_installed()
@@ -83,7 +83,8 @@ class Membership:
         }
 
         def look(update, record):
-            return membership_scores(update, record), membership_features(update, record)
+            sketches = sketch(update, ENTRIES), sketch(record, ENTRIES)
+            return membership_scores(update, record), membership_features(update, record), sketches
 
         self._run = self.shared.program(look, record=True)
 
@@ -100,30 +101,33 @@ class Membership:
         ]
         return pool, batches, members, records
 
-    def _seen(self, whose: int, number: int) -> tuple[np.ndarray, np.ndarray]:
+    def _seen(self, whose: int, number: int) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, np.ndarray]]:
         pool, batches, _, records = self.sides[whose]
         places, record = batches[number], records[number]
         key = self.shared.key(whose, number)
         return self._run(pool.images[places], pool.answers[places], key, pool.images[record], pool.answers[record])
 
     @functools.cached_property
-    def classifier(self) -> Any:
-        """Logistic regression on `membership_features`."""
+    def learned(self) -> tuple[Residual, Any]:
+        """Of the attacker's own updates: what they have in common, and a regression on `membership_features`."""
         members = self.sides[ATTACKER][2]
-        features = np.stack([self._seen(ATTACKER, number)[1] for number in range(len(members))])
-        return logistic(features, members, self.seed)
+        own = [self._seen(ATTACKER, number) for number in range(len(members))]
+        common = Residual.of(np.stack([update for _, _, (update, _) in own]))
+        return common, logistic(np.stack([features for _, features, _ in own]), members, self.seed)
 
     def row(self, number: int) -> Row:
         """The record, whether it is in the batch, and its scores."""
         pool, batches, members, records = self.sides[CLIENT]
-        scores, features = self._seen(CLIENT, number)
+        scores, features, (update, record) = self._seen(CLIENT, number)
+        common, classifier = self.learned
         return {
             "update": number,
             "images": pool.indices[batches[number]].tolist(),
             "record": int(pool.indices[records[number]]),
             "member": bool(members[number]),
             "label_in_batch": bool(_alike(pool, batches[number], records[number]).any()),
-            "logistic": score(self.classifier, features),
+            "residual": common.cosine(update, record),
+            "logistic": score(classifier, features),
             **{name: float(value) for name, value in zip(SCORES, scores, strict=True)},
         }
 
