@@ -22,6 +22,7 @@ EXPERIMENTS = (
     *("inverting_gradients", "ig_models", "relu", "deakin_models"),
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april", "text"),
+    "infer",
     *("verdicts", "risk", "stacks"),
     *("reliability",),
     *(

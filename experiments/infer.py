@@ -75,8 +75,8 @@ def main() -> None:
             say=print,
         )
         print(f"{run}\n{found}", flush=True)
-        lines = [{name: value for name, value in row.items() if name not in ("images", "texts")} for row in found.rows]
-        (folder / f"{run}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        kept = [{name: value for name, value in row.items() if name not in ("images", "texts")} for row in found.rows]
+        (folder / f"{run}.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in kept))
         if run in DRAWN:
             (folder / f"{run}.png").write_bytes((out / "roc.png").read_bytes())
         _keep(folder / "summary.json", run, found.summary)
@@ -102,9 +102,8 @@ def _keep(path, run: str, summary: dict[str, Any]) -> None:
     write_json(path, {"runs": {name: runs[name] for name in RUNS if name in runs}})
 
 
-def results() -> list[tables.Results]:
-    """Words, and areas under ROC curves."""
-    stored = (tables.stored("infer/summary.json") or {"runs": {}})["runs"]
+def lines(stored: dict[str, Any]) -> tuple[list, list]:
+    """Rows of the two tables, of words and of areas under ROC curves."""
     words, areas = [], []
     for run, (asked, defence) in RUNS.items():
         text, one = " ".join(DEFENCES[defence]) or "none", stored.get(run)
@@ -121,6 +120,13 @@ def results() -> list[tables.Results]:
         else:
             cells = [(name, f"{a['auc']:.3f}", tables.interval(a["ci95"], 3)) for name, a in one["attacks"].items()]
             areas += [[asked, text, *cell, one["n"]] for cell in cells]
+    return words, areas
+
+
+def results() -> list[tables.Results]:
+    """Words, and areas under ROC curves."""
+    stored = (tables.stored("infer/summary.json") or {"runs": {}})["runs"]
+    words, areas = lines(stored)
     device, told = tables.device(*stored.values()), "The paper's figures are not quoted: its data are others."
     return [
         tables.Results(

@@ -16,6 +16,7 @@ from tests.independent_results import (
     RECOVERED,
     SOLVERS,
     Stored,
+    area,
     interval,
     mean_interval,
     parity_trials,
@@ -561,6 +562,26 @@ def clusters(stored: Stored) -> Phrases:
     assert not lines.lost.any(), "clusters: a trial was lost"
     short = lines[lines.workers <= 10].set_index(["sweep", "workers", "cluster"]).efficiency.unstack()
     assert ((short["quiet"] - short["failures every 2 h"]) < 0.02).all(), "clusters: failures cost more than 2 %"
+
+
+@text
+def infer(stored: Stored) -> Phrases:
+    def of_runs(attack: str, truth: str, *runs: str) -> list[str]:
+        found = [stored.lines(f"infer/{run}") for run in runs]
+        return [f"{area(rows[attack], rows[truth])[0]:.3f}" for rows in found]
+
+    same, anyone = of_runs("cosine", "member", "membership-none", "membership-any-none")
+    rows = stored.lines("infer/membership-any-none")
+    shared = int(rows.label_in_batch[~rows.member].sum())
+    yield f"records of any label, of which {shared} of 100 have one of the batch's, with an area of {anyone}"
+    yield f"and of records with a label of the batch with {same}"
+    none, noise, prune = of_runs("residual", "member", *(f"membership-{name}" for name in ("none", "noise", "prune")))
+    yield f"the residual has {none}, {prune} behind pruning of 90 % of the entries, and {noise} behind the weaker noise"
+    grey, framed = of_runs("logistic", "has", "grey-noise", "framed-noise")
+    yield f"areas of {grey} and {framed} by the logistic regression"
+    mirrored = stored.lines("infer/mirrored-none")
+    told = [area(mirrored[attack], mirrored.has)[1] for attack in ("logistic", "forest")]
+    yield f"by any classifier ({told[0]} and {told[1]})"
 
 
 def readme(stored: Stored) -> Phrases:

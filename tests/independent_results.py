@@ -534,6 +534,75 @@ def texts(stored: Stored) -> list[Row]:
     return found
 
 
+INFER_DEFENCES = {
+    "none": "none",
+    "clip": "clip:1",
+    "little-noise": "clip:1 gaussian:0.003",
+    "noise": "clip:1 gaussian:0.01",
+    "more-noise": "clip:1 gaussian:0.1",
+    "prune": "prune:0.9",
+    "prune-more": "prune:0.99",
+    "int8": "int8",
+}
+INFER_TRUTH = {"membership": "member", "membership-any": "member", "grey": "has", "framed": "has", "mirrored": "has"}
+
+
+def bootstrap(shares: pd.Series) -> str:
+    """Quantiles of the means of 10,000 samples; of shares that are all 1 or all 0 Wilson's interval."""
+    n = len(shares)
+    if shares.nunique() == 1 and shares.iloc[0] in (0, 1):
+        return interval(int(shares.sum()), n, 3)
+    draws = np.random.default_rng(0).choice(shares.to_numpy(), size=(10_000, n))
+    low, high = np.percentile(draws.mean(axis=1), (2.5, 97.5))
+    return f"[{low:.3f}, {high:.3f}]"
+
+
+@table("Words of a batch, from the rows of its embedding's gradient")
+def infer_words(stored: Stored) -> list[Row]:
+    found = []
+    for name, text in INFER_DEFENCES.items():
+        rows = stored.lines(f"infer/words-{name}")
+        some = rows[rows.found > 0]
+        recall, precision = rows.right / rows.tokens, some.right / some.found
+        cells = [
+            text,
+            f"{rows.tokens.mean():.1f}",
+            f"{rows.found.mean():.1f}",
+            f"{recall.mean():.3f}",
+            bootstrap(recall),
+        ]
+        cells += [f"{precision.mean():.3f}", bootstrap(precision)] if len(some) else [NONE, NONE]
+        found.append([*cells, str(len(rows))])
+    return found
+
+
+def area(scores: pd.Series, having: pd.Series) -> tuple[float, str]:
+    """The area under the ROC curve by all pairs, and DeLong's interval; Wilson's where no pair is in wrong order."""
+    inside, outside = scores[having].to_numpy()[:, None], scores[~having].to_numpy()
+    wins = (inside > outside) + (inside == outside) / 2
+    # The mean of means is rounded as ours is: areas are multiples of 1/20,000, and some end in a 5.
+    value, fewest = wins.mean(axis=1).mean(), min(wins.shape)
+    if value in (0, 1):
+        return value, interval(round(value * fewest), fewest, 3)
+    variance = wins.mean(axis=1).var(ddof=1) / len(wins) + wins.mean(axis=0).var(ddof=1) / wins.shape[1]
+    low, high = value + stats.norm.ppf((0.025, 0.975)) * variance**0.5
+    return value, f"[{max(low, 0):.3f}, {min(high, 1):.3f}]"
+
+
+@table("Membership and properties of batches of 8: areas under ROC curves")
+def infer_areas(stored: Stored) -> list[Row]:
+    found = []
+    for asked, truth in INFER_TRUTH.items():
+        for name, text in INFER_DEFENCES.items():
+            if not (stored.folder / f"infer/{asked}-{name}.jsonl").exists():
+                continue
+            rows = stored.lines(f"infer/{asked}-{name}")
+            for attack in ("residual", "logistic", "cosine", "inner") if truth == "member" else ("logistic", "forest"):
+                value, bounds = area(rows[attack], rows[truth])
+                found.append([asked, text, attack, f"{value:.3f}", bounds, str(len(rows))])
+    return found
+
+
 AUDITS = {
     **dict.fromkeys(("gradient", "clipped, by its direction", "half precision", "local steps, stated"), NONE),
     "gradient on MNIST": NONE,

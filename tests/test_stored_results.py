@@ -38,6 +38,7 @@ from experiments import (
 from jaxleak.results.intervals import wilson
 from jaxleak.results.summary import summarise
 from jaxleak.results.verdict import Criteria
+from jaxleak.runs.infer.summary import summarise as summarise_inference
 from tests import independent_prose as prose
 from tests import independent_results as independent
 from tests.fixtures import imports
@@ -275,8 +276,27 @@ def failed(folder: Path) -> Any:
     return {"n": len(rows), "again": again, "tanh": tanh, "environment": environment}
 
 
+def inferred(folder: Path) -> Any:
+    """What `jaxleak.infer` says of its rows."""
+    stored = read(folder / "infer/summary.json")["runs"]
+    scores = {
+        "words": (),
+        "membership": ("residual", "logistic", "cosine", "inner"),
+        "property": ("logistic", "forest"),
+    }
+    truth = {"words": "", "membership": "member", "property": "has"}
+    runs = {}
+    for run, one in stored.items():
+        lines = (folder / f"infer/{run}.jsonl").read_text().splitlines()
+        what, rows = one["what"], [json.loads(line) for line in lines]
+        told = summarise_inference(what, rows, truth[what], scores[what])
+        runs[run] = {**told, "environment": one["environment"]}
+    return {"runs": runs}
+
+
 OTHERS: dict[str, Callable[[Path], Any]] = {
     "failures/summary": failed,
+    "infer/summary": inferred,
     "kan2022_nullspace/summary": nullspace,
     "precision/summary": precisions,
     "pytorch_parity/comparison": parity,
@@ -346,6 +366,8 @@ CHANGED = [
     ("idlg_fidelity/mnist", ("groups", -1, "label_accuracy"), 0.915),
     ("ig_models/resnet18-width-16-table", ("psnr_median",), 33.33),
     ("ig_models/resnet18-width-16-trained-table", ("accuracy",), 0.915),
+    ("infer/summary", ("runs", "words-clip", "recall"), 0.915),
+    ("infer/summary", ("runs", "membership-none", "attacks", "cosine", "auc"), 0.615),
     ("inverting_gradients/restarts-psnr", ("attacks", 2, "selected", "sd"), 0.1),
     ("inverting_gradients/untrained-psnr", ("attacks", 0, "mean"), 33.33),
     ("kan2022_figures/image-20319", ("groups", -1, "success_rate"), 0.915),
