@@ -476,7 +476,7 @@ def test_what_cannot_be_asked_is_refused(coloured, texts, tmp_path, monkeypatch)
 
 def test_updates_that_are_not_finite_are_named(coloured):
     victim, data = victim_of(coloured, "gaussian:1e308")
-    with pytest.raises(InputError, match=r"an update that is not finite, of Tiny with defence gaussian:1e\+308; use"):
+    with pytest.raises(InputError, match=r"an update that is not finite, of tiny with defence gaussian:1e\+308; use"):
         jaxleak.infer(victim, "membership", data, updates=4, own_updates=4)
 
 
