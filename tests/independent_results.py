@@ -111,8 +111,12 @@ def solved_iterations(rows: pd.DataFrame) -> pd.Series:
 @table("Table 1: DLG on LeNet, CIFAR-100")
 def kan_table1(stored: Stored) -> list[Row]:
     found = [[ANY] * 10]
-    for run, setting in (("per-trial", "`torch-lbfgs`"), ("per-image", "`torch-lbfgs`"), ("lbfgs", "`lbfgs`")):
+    runs = {"per-trial": "`torch-lbfgs`", "per-image": "`torch-lbfgs`", "lbfgs": "`lbfgs`"}
+    for run, setting in (runs | {"lbfgs-relative": "`lbfgs`, relative stop"}).items():
         rows = stored.rows(f"kan2022_table1/{run}")
+        if rows is None:
+            found.append([f"`{run}`", f"per-trial, {setting}", NOT_RUN, *[NONE] * 7])
+            continue
         images, iterations = rows.groupby("image"), solved_iterations(rows)
         setting = f"{rows.network.unique().item()}, {setting}"
         found.append([f"`{run}`", setting, *rate(rows.success), extremes(images.success.mean(), ".2f")])

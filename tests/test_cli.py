@@ -121,6 +121,7 @@ def pictures(tmp_path_factory) -> Path:
             for value in (-1, 2**32, 10**20)
         ],
         ("--stop-objective -1", "`stop_objective` must be 0 or above; got -1.0."),
+        ("--stop-relative -1", "`stop_relative` must be 0 or above; got -1.0."),
         ("--success-objective 0", "`success_objective` must be a finite number above 0; got 0.0."),
         ("--success-error nan", "`success_error` must be a finite number above 0; got nan."),
         ("--mse-thresholds 0.1 0", "`mse_thresholds` must be a finite number above 0; got 0.0."),
@@ -397,7 +398,8 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
             [
                 *("--attack", "--model", "--dataset", "--data-dir", "--split", "--images", "--num-images"),
                 *("--image-seed", "--seeds", "--start-seed", "--network", "--network-seed", "--weights", "--solver"),
-                *("--lr", "--history", "--line-search", "--iterations", "--stop-objective", "--success-objective"),
+                *("--lr", "--history", "--line-search", "--iterations", "--stop-objective", "--stop-relative"),
+                *("--success-objective",),
                 *("--success-error", "--mse-thresholds", "--snapshots", "--snapshot-seeds", "--lanes", "--x64"),
                 *("--no-figures", "--no-report", "--out"),
                 *("Example:", "the same command continues", "per-trial", "torch-lbfgs"),

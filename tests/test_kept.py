@@ -136,6 +136,7 @@ OTHER_ATTACKS = {
     "total variation": {"tv": 0.1},
     "iterations": {"iterations": 4},
     "stop": {"stop_objective": 1e-9},
+    "relative stop": {"stop_relative": 1e-9},
     "history": {"solver": LBFGS(history=7)},
     "solver": {"solver": Adam()},
     "rate": {"solver": Adam(lr=0.3)},

@@ -312,6 +312,24 @@ def test_the_stop_is_looked_at_where_an_iteration_ends():
     assert (ending(outcome), int(outcome.iterations), int(outcome.evaluations)) == ("objective", 2, 21)
 
 
+@pytest.mark.parametrize("objective", ["l2", "cosine"])
+def test_a_relative_stop_is_a_share_of_the_update(objective):
+    """The same path as without a stop, up to the first iteration below the share."""
+
+    def ran(**changes) -> Outcome:
+        attack = small_attack(iterations=6, objective=objective, **changes)
+        return run_trial(Trial(attack=attack, victim=victim_of(GRAY8), threshold=1e-4, starts=starts_of(GRAY8))).outcome
+
+    whole = ran(stop_objective=0.0)
+    unit = 1.0 if objective == "cosine" else float(whole.update_norm2)
+    between = float(whole.objective_trace[3] + whole.objective_trace[2]) / 2
+    assert whole.objective_trace[3] < between < whole.objective_trace[2]
+    outcome = ran(stop_objective=0.0, stop_relative=between / unit)
+    assert (ending(outcome), int(outcome.iterations)) == ("objective", 3)
+    np.testing.assert_array_equal(outcome.objective_trace[:4], whole.objective_trace[:4])
+    assert int(ran(stop_objective=between, stop_relative=0.1 * between / unit).iterations) == 3
+
+
 @pytest.mark.parametrize(("most", "iterations"), [(1, 0), (33, 2), (41, 2), (1000, 3)])
 def test_a_trial_ends_when_its_evaluations_are_spent(most, iterations):
     """41 evaluations end iteration 2; the 33rd lies inside it, so that iteration ends there."""

@@ -25,7 +25,7 @@ from jaxleak.errors import InputError, check_choice, check_not_negative, check_p
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
 WEIGHTS = ("label_term", "l1", "tv", "norm", "statistics", "consistency", "epoch_consistency")
-LATER = ("surrogate_model", "epoch_consistency", "box_by", "l1")  # fields that older runs do not name
+LATER = ("surrogate_model", "epoch_consistency", "box_by", "l1", "stop_relative")  # fields that older runs do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +68,8 @@ class Attack:
         max_evaluations: budget in evaluations, for solvers whose iterations cost more or less than others'; None: none.
             A step that costs several may end above it. (`TorchLBFGS.max_evaluations` is one iteration's.)
         stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
+        stop_relative: a trial ends also when it is below this share of the squared norm of the update, of the layers
+            compared; of a cosine distance, which has no units, when it is below this. 0 never.
 
     Example:
         >>> import jaxleak
@@ -99,6 +101,7 @@ class Attack:
     iterations: int = 300
     max_evaluations: int | None = None
     stop_objective: float = 1e-6
+    stop_relative: float = 0.0
 
     def __post_init__(self):
         check_type("name", self.name, str, "a name")
@@ -118,7 +121,8 @@ class Attack:
         for name in ("max_evaluations", "dummies"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name), integer=True)
-        check_not_negative("stop_objective", self.stop_objective)
+        for name in ("stop_objective", "stop_relative"):
+            check_not_negative(name, getattr(self, name))
         self._check_combination()
 
     def _check_combination(self) -> None:

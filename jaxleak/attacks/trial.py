@@ -248,7 +248,7 @@ class Trial:
             spent |= evaluations >= self.attack.max_evaluations
         noted = running & (info.boundary | ~finite | info.stalled | spent)
         x, value = self.attacker.best(info.x, self.attacker.published(noted, shared, problem, info.x, info.value))
-        reached = info.boundary & (value < self.attack.stop_objective)
+        reached = info.boundary & (value < self._stop(problem))
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],
             [ENDING["non-finite"], ENDING["objective"], ENDING["stalled"], ENDING["iteration-limit"]],
@@ -269,6 +269,14 @@ class Trial:
             threshold_evaluations=jnp.where(first, evaluations, state.threshold_evaluations).astype(jnp.int32),
             record=update_if(noted, self._note, state.record, (problem.truth, problem.book, x, value, row)),
         )
+
+    def _stop(self, problem: Problem) -> Array | float:
+        """The objective below which a trial ends."""
+        attack = self.attack
+        if not attack.stop_relative:
+            return attack.stop_objective
+        unit = 1.0 if attack.objective == "cosine" else problem.norm2
+        return jnp.maximum(attack.stop_objective, attack.stop_relative * unit)
 
     def _data(self, flat: Float[Array, "n"], book: PyTree) -> Float[Array, "d ..."]:
         """A flat candidate in the units of the private data."""

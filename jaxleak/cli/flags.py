@@ -60,10 +60,9 @@ def build_attacks(command: Command):
     changes = {
         field: getattr(command, flag) for field, flag in ATTACK_FIELDS.items() if getattr(command, flag) is not None
     }
-    if command.max_evaluations is not None:
-        changes["max_evaluations"] = command.max_evaluations
-    if command.stop_objective is not None:
-        changes["stop_objective"] = command.stop_objective
+    for name in ("max_evaluations", "stop_objective", "stop_relative"):
+        if getattr(command, name) is not None:
+            changes[name] = getattr(command, name)
     attacks = []
     for preset, named_solver in [named_attack(name) for name in command.attack]:
         solver = named_solver or command.solver or solver_name(preset.solver)

@@ -370,6 +370,8 @@ class BudgetFlags:
     """A trial also ends once it has spent this many evaluations (default: no such limit)."""
     stop_objective: Number = None
     """A trial ends when its objective is below this at the end of an iteration (default: 1e-6; ig never)."""
+    stop_relative: Number = None
+    """A trial ends also when its objective is below this share of the update's squared norm (default: never)."""
     success_objective: float = 1e-4
     """Success needs an objective below this, where the objective is l2."""
     success_cosine: float = 1e-2
