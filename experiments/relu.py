@@ -3,7 +3,7 @@
 CIFAR-100 images, a network of its own for each, torch's default initialisation, label read from the update, one start.
 All but `rgap` minimise 1 - cosine plus a total variation of the weight in their name. `ig` has its published 4,800
 steps; `box` is L-BFGS on variables whose sigmoids are the pixels, `free` the same without bounds, 1,000 evaluations
-each. `rgap` solves one layer after the other, with as many evaluations of the last layers' equations.
+each. `rgap` solves one layer after the other, with 1,800 evaluations of the last layers' equations.
 
     python -m experiments.relu --data-dir DIR --images 100
 """
@@ -78,7 +78,7 @@ def results() -> list[tables.Results]:
                 "PSNR: median (quartiles). Evaluations: median.",
                 "Attacks: `box` L-BFGS on variables whose sigmoids are the pixels; `free` without bounds; "
                 "`ig` Inverting Gradients' signed Adam, projected.",
-                "`rgap` evaluates 1,000 times the equations of single layers, and not the network's gradient.",
+                "`rgap` evaluates 1,800 times the equations of single layers, and not the network's gradient.",
             ),
         )
     ]

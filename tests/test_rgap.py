@@ -8,9 +8,10 @@ import pytest
 
 import jaxleak
 from jaxleak.attacks import rgap
+from jaxleak.attacks.layer_equations import Equations, least_squares
 from jaxleak.attacks.presets import RGAP
 from jaxleak.models import build_model
-from jaxleak.threat.chain import INVERSES, activate, find_chain, slopes
+from jaxleak.threat.chain import INVERSES, Link, activate, find_chain, slopes
 from jaxleak.threat.loss import loss_gradient
 from jaxleak.threat.network import draw_params
 
@@ -89,13 +90,51 @@ def test_equations_of_a_middle_layer_have_one_solution(fields):
     slope = (params["head"]["kernel"] @ update["head"]["bias"]).reshape(after.shape)
     slope = slope * known * slopes(links[2].activation, inverted)
     bias = params["conv3"]["bias"]
-    equations = rgap.Equations(kernel, slope, known, off, bias, inverted - bias, update["conv3"]["kernel"])
-    found, determined = jax.jit(lambda: rgap._least_squares(links[2], equations, jax.random.key(0)))()
+    equations = Equations(kernel, slope, known, off, bias, inverted - bias, update["conv3"]["kernel"])
+    found, determined = jax.jit(lambda: least_squares(links[2], equations, jax.random.key(0)))()
     assert determined
     np.testing.assert_allclose(found, z[2], atol=1e-9)
     assert equations.missed(links[2], z[2]) < 1e-20
     blind = equations._replace(known=0 * known)
-    assert not jax.jit(lambda: rgap._least_squares(links[2], blind._replace(slope=0 * slope), jax.random.key(0)))()[1]
+    assert not jax.jit(lambda: least_squares(links[2], blind._replace(slope=0 * slope), jax.random.key(0)))()[1]
+
+
+def test_units_whose_outputs_rounding_hides_are_found_by_the_gradient_of_the_bias():
+    slope = jax.random.normal(jax.random.key(0), (1, 8, 8, 5), float)
+    true = jax.random.bernoulli(jax.random.key(1), 0.4, slope.shape).astype(float)
+    bias = jnp.sum(true * slope, axis=(0, 1, 2))
+    hidden = true
+    for channel in (0, 3):
+        row, column = jnp.argwhere(true[0, ..., channel])[2]
+        hidden = hidden.at[0, row, column, channel].set(0)
+    assert jnp.sum(hidden) == jnp.sum(true) - 2
+    known, off = rgap._switched_on(slope, hidden, 1 - hidden, bias)
+    np.testing.assert_array_equal(known, true)
+    np.testing.assert_array_equal(off, 1 - true)
+    same, _ = rgap._switched_on(slope, hidden, 1 - hidden, bias + 10.0)  # no slope is that large
+    np.testing.assert_array_equal(same, hidden)
+
+
+def test_inputs_of_at_least_0_are_found_where_the_equations_have_many_solutions():
+    """Half of the outputs are known, and no gradient."""
+    layer = Link(("conv",), nn.Conv(4, (3, 3), padding="VALID", use_bias=False), "relu", (1, 8, 8, 3))
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 3, 4), float)
+    u = jax.random.uniform(jax.random.key(1), layer.shape, float)
+    sparse = u * jax.random.bernoulli(jax.random.key(2), 0.15, u.shape)
+    known = jnp.ones((1, 6, 6, 4))
+
+    def solved(inputs, nonnegative):
+        products = layer.linear(kernel, inputs)
+        nothing = jnp.zeros_like(kernel)
+        equations = Equations(kernel, 0 * products, known, 1 - known, jnp.zeros(4), products, nothing)
+        return jax.jit(lambda: least_squares(layer, equations, jax.random.key(3), nonnegative=nonnegative))()
+
+    assert known.size < u.size
+    found, one = solved(sparse, nonnegative=True)
+    assert one
+    np.testing.assert_allclose(found, sparse, atol=1e-8)
+    assert not solved(sparse, nonnegative=False)[1]
+    assert not solved(u, nonnegative=True)[1]
 
 
 @pytest.mark.parametrize("fields", [{"activation": "relu", "weight_init": "torch"}])
@@ -105,6 +144,7 @@ def test_an_image_of_a_relu_network_comes_back(fields):
     victim = jaxleak.make_victim("lenet", data, [1], fields=fields, network="shared")
     found = jaxleak.run_sweep(jaxleak.Sweep(victim=victim, attacks=(RGAP,), seeds=1, snapshots=()))
     assert found.rows[0]["psnr"] > 28
+    assert found.rows[0]["relative_objective"] < 1e-8
     assert found.rows[0]["label_correct"]
 
 

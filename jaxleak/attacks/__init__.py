@@ -20,5 +20,6 @@ rgap.py           one image, layer by layer through convolutions and dense layer
 words.py          words of a batch, from an embedding's rows; nothing is rebuilt
 membership.py     how much a record's gradient is in an update
 sketch.py         updates as short vectors
+layer_equations.py  the equations of one layer, and the inputs that solve them
 lane_cond.py      `lax.cond` that works under `vmap`: a branch that no lane wants is skipped
 """

@@ -1,64 +1,23 @@
 """Layer by layer: an image from the gradient of a chain of convolutions and dense layers."""
 
 from itertools import pairwise
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, PyTree
 
+from jaxleak.attacks.layer_equations import Equations, least_squares
 from jaxleak.solvers import LBFGS
 from jaxleak.threat.chain import INVERSES, RANGES, Link, activate, part_of, slopes
 
-ITERATIONS, PRECONDITIONED = 3000, 30  # of conjugate gradients, in each of ...
-ROUNDS = 3  # ... which begin anew at what is left, as rounding asks for
-DIRECT = 4096  # numbers of a layer's input up to which they are preconditioned by a Cholesky factor
-RIDGE = 30  # times the rounding of the mean square of a column, on the diagonal of that
 SAFE, ROUNDING = 2, 10  # times the lowest output, and times the rounding of the largest: a ReLU below that is off
-DETERMINED = 1e-3  # relative error of a random input, solved for, up to which equations have one solution
+SWITCHED = 3  # units of a channel, at most, whose outputs are hidden by rounding and that are on
+ALIKE = 1e-2  # how far a slope may be from what is missing of a bias's gradient, relative to that
 # Weights of the total variation, one after the other, and differences of pixels below which it is a square.
-SMOOTH = ((1e-1, 1e-1), (1e-2, 3e-2), (1e-3, 1e-2), (1e-4, 1e-2), (1e-5, 1e-2))
+SMOOTH = ((1e-1, 1e-1), (1e-2, 3e-2), *((10.0**-power, 1e-2) for power in range(3, 10)))
 EVALUATIONS = 200  # with each of them
 COLOUR = 2.0  # weight of differences between channels beside that of their mean
 SOLVER = LBFGS(history=50, history_type="same", max_step=0.5)
-
-
-class Equations(NamedTuple):
-    """What is known of a convolution's input u: W u where the next activation can be inverted, and the gradient."""
-
-    kernel: Array  # W
-    slope: Array  # of the loss at the layer's outputs
-    known: Array  # 1 where W u is known, else 0
-    off: Array  # 1 where W u + bias is at most 0, else 0
-    bias: Array
-    products: Array  # W u, where known
-    gradient: Array  # of the kernel: the sum of products of slope and u
-
-    def left(self, link: Link, u: Array) -> tuple[Array, Array]:
-        """The equations' left sides at u, of rows of about unit length."""
-        across, along = self._lengths
-        (gradient,) = jax.vjp(lambda kernel: link.linear(kernel, u), self.kernel)[1](self.slope)
-        return gradient / across, self.known * link.linear(self.kernel, u) / along
-
-    @property
-    def right(self) -> tuple[Array, Array]:
-        """Their right sides."""
-        across, along = self._lengths
-        return self.gradient / across, self.known * self.products / along
-
-    def missed(self, link: Link, u: Array) -> Float[Array, ""]:
-        """Squared error of the equations at u, and of outputs above 0 where they cannot be."""
-        outputs = link.linear(self.kernel, u) + self.bias
-        excess = self.off * jnp.maximum(outputs, 0) / self._lengths[1]
-        errors = jax.tree.map(jnp.subtract, self.left(link, u), self.right)
-        return sum((jnp.sum(jnp.square(part)) for part in (*errors, excess)), jnp.zeros(()))
-
-    @property
-    def _lengths(self) -> tuple[Array, Array]:
-        root = jnp.sqrt(self.kernel.shape[-1])
-        lengths = (jnp.linalg.norm(part.ravel()) / root for part in (self.slope, self.kernel))
-        across, along = (jnp.where(length > 0, length, 1) for length in lengths)
-        return across, along
 
 
 def recover_by_layers(
@@ -109,7 +68,8 @@ def recover_by_layers(
             if number == 0:
                 parts.append((equations, holds))
                 break
-            inputs, nearer = _least_squares(link, equations, jax.random.fold_in(key, number))
+            behind_relu = before.activation == "relu"
+            inputs, nearer = least_squares(link, equations, jax.random.fold_in(key, number), nonnegative=behind_relu)
             parts.append((equations, holds & ~nearer))
             holds &= nearer
         known, off = _inverted(before.activation, inputs)
@@ -117,7 +77,9 @@ def recover_by_layers(
         (slope,) = jax.vjp(lambda u, link=link, kernel=kernel: link.linear(kernel, u), inputs)[1](slope)
         shape = before.output_shape(part_of(params, before.path)["kernel"])
         outputs, slope, known, off = (part.reshape(shape) for part in (inputs, slope, known, off))
-        slope = slope * jnp.where(known > 0, slopes(before.activation, INVERSES[before.activation](outputs)), 0)
+        if before.activation == "relu" and not before.dense and "bias" in part_of(update, before.path):
+            known, off = _switched_on(slope, known, off, part_of(update, before.path)["bias"])
+        slope = slope * jnp.where(known > 0, _slopes(before.activation, outputs), 0)
 
     def missed(image: Array) -> Float[Array, ""]:
         total, u = jnp.zeros(()), image
@@ -142,6 +104,36 @@ def _inverted(activation: str, outputs: Array) -> tuple[Array, Array]:
     return on, 1 - on
 
 
+def _slopes(activation: str, outputs: Array) -> Array:
+    """The activation's derivative, from its outputs; of a ReLU that is on."""
+    return jnp.ones_like(outputs) if activation == "relu" else slopes(activation, INVERSES[activation](outputs))
+
+
+def _switched_on(slope: Array, known: Array, off: Array, bias: Float[Array, "c"]) -> tuple[Array, Array]:
+    """`known` and `off` with the units that are on though rounding hides their outputs.
+
+    The gradient of a convolution's bias is the sum of the slopes of the units that are on. Where it misses one, that is
+    the unit whose slope is missing.
+
+    Args:
+        slope: of the loss behind the ReLUs [1, h, w, c].
+        known, off: as their outputs say.
+        bias: gradient of the bias.
+    """
+    flat = slope.reshape(-1, slope.shape[-1])
+    rounding = ROUNDING * jnp.finfo(slope.dtype).eps * jnp.sum(jnp.abs(flat), axis=0)
+    on = known.reshape(flat.shape)
+    for _ in range(SWITCHED):
+        missing = bias - jnp.sum(on * flat, axis=0)
+        apart = jnp.where(on > 0, jnp.inf, jnp.abs(flat - missing))
+        nearest = jnp.argmin(apart, axis=0)
+        found = jnp.abs(missing) > rounding
+        found &= jnp.min(apart, axis=0) < jnp.maximum(rounding, ALIKE * jnp.abs(missing))
+        on += found * (jnp.arange(len(flat))[:, None] == nearest)
+    on = on.reshape(known.shape)
+    return on, off * (1 - on)
+
+
 def _within(activation: str, outputs: Array) -> Array:
     """The nearest outputs that an activation may have."""
     if activation not in RANGES:
@@ -149,40 +141,6 @@ def _within(activation: str, outputs: Array) -> Array:
     low, high = RANGES[activation]
     rounding = jnp.finfo(outputs.dtype).eps * (activation != "relu")
     return jnp.clip(outputs, low + rounding, high - rounding)
-
-
-def _least_squares(link: Link, equations: Equations, key: Array) -> tuple[Array, Array]:
-    """The input that solves the equations best, and whether no other does.
-
-    By conjugate gradients, preconditioned where the input is small.
-    """
-    dtype = equations.kernel.dtype
-    transposed = jax.linear_transpose(lambda u: equations.left(link, u), jnp.zeros(link.shape, dtype))
-
-    def product(u):
-        return transposed(equations.left(link, u))[0]
-
-    size, options = jnp.zeros(link.shape).size, {"maxiter": ITERATIONS}
-    if size <= DIRECT:
-        units = jnp.eye(size, dtype=dtype).reshape(-1, *link.shape)
-        gram = jax.lax.map(product, units, batch_size=256).reshape(size, -1)
-        ridge = RIDGE * jnp.finfo(dtype).eps * jnp.mean(jnp.diag(gram))
-        factor = jax.scipy.linalg.cho_factor(gram + ridge * jnp.eye(size, dtype=dtype))
-        options = {
-            "maxiter": PRECONDITIONED,
-            "M": lambda v: jax.scipy.linalg.cho_solve(factor, v.ravel()).reshape(v.shape),
-        }
-
-    def solved(right):
-        u = jnp.zeros(link.shape, dtype)
-        for _ in range(ROUNDS):
-            missing = transposed(jax.tree.map(jnp.subtract, right, equations.left(link, u)))[0]
-            u += jax.scipy.sparse.linalg.cg(product, missing, tol=1e-12, **options)[0]
-        return u
-
-    drawn = jax.random.normal(key, link.shape, dtype)
-    apart = jnp.linalg.norm((solved(equations.left(link, drawn)) - drawn).ravel())
-    return solved(equations.right), apart < DETERMINED * jnp.linalg.norm(drawn.ravel())
 
 
 def _smoothest(missed, low: Array, high: Array) -> Array:
