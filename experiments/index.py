@@ -23,18 +23,10 @@ EXPERIMENTS = (
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april", "text"),
     "infer",
-    *("verdicts", "risk", "stacks"),
+    *("verdicts", "relu_verdicts", "risk", "stacks"),
     *("reliability",),
-    *(
-        "throughput",
-        "deep_steps",
-        "gpu_account",
-        "gpu_throughput",
-        "stock_model",
-        "ray_throughput",
-        "clusters",
-        "report_size",
-    ),
+    *("throughput", "deep_steps", "gpu_account", "gpu_throughput", "stock_model"),
+    *("ray_throughput", "clusters", "report_size"),
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]
 PROJECT = HERE.parent

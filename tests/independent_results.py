@@ -633,6 +633,22 @@ def verdicts(stored: Stored) -> list[Row]:
     return found
 
 
+RELU_AUDITS = ("gradient", "noise", "a tenth", "another network", "another image's tensor")
+
+
+@table("Audits of LeNet with ReLUs")
+def relu_verdicts(stored: Stored) -> list[Row]:
+    audits, found = stored.lines("relu_verdicts/audits"), []
+    for kind in RELU_AUDITS:
+        rows = audits[audits.kind == kind]
+        recovered = rows[rows.verdict == "recovered"]
+        counts = [str((rows.verdict == verdict).sum()) for verdict in VERDICTS]
+        expected = f"{recovered.expected_psnr.median():.1f}" if len(recovered) else NONE
+        cells = [str((~recovered.right_image).sum()), f"{rows.psnr.median():.1f}", expected]
+        found.append([kind, str(len(rows)), *counts, *cells])
+    return found
+
+
 NOISES = (1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 

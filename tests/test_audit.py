@@ -63,6 +63,24 @@ class Quickstart(nn.Module):
         x = nn.relu(nn.Dense(84, name="fc2")(x))
         return nn.Dense(self.classes, name="fc3")(x)
 """
+STRIDED = """
+import flax.linen as nn
+
+
+def build_model(classes):
+    return Strided(classes)
+
+
+class Strided(nn.Module):
+    classes: int
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(16, (3, 3), padding=1, name="conv1")(x))
+        x = nn.relu(nn.Conv(24, (3, 3), strides=2, padding=1, name="conv2")(x))
+        x = nn.relu(nn.Dense(32, name="fc1")(x.reshape(len(x), -1)))
+        return nn.Dense(self.classes, name="fc2")(x)
+"""
 NORMED = """
 from jaxleak.models import ResNet
 from jaxleak.models.resnet import BasicBlock
@@ -493,6 +511,68 @@ def test_an_audit_needs_an_update():
         audit(Sweep(victim=victim, attacks=(IDLG,), seeds=1))
 
 
+# --- networks with ReLUs ---
+
+
+class Narrow(nn.Module):
+    """A network of one's own, whose first layer has fewer equations than pixels."""
+
+    classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(12, (3, 3), strides=2, padding=1)(x))
+        x = nn.relu(nn.Conv(16, (3, 3), padding=1)(x))
+        return nn.Dense(self.classes)(x.reshape(len(x), -1))
+
+
+@pytest.fixture(scope="module")
+def kinked() -> tuple[Any, Any, Any]:
+    """A chain with ReLUs, of few filters; weights and the gradient of a photograph."""
+    model = adapt_model(Narrow(), (16, 16, 3), num_classes=CLASSES)
+    weights = draw_params(model, jax.random.key(3), (16, 16, 3))
+    update = client_update(Client(), model, weights, jnp.asarray(photos(6, colour=True)), jnp.asarray(HOT))
+    return model, weights, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+
+
+def test_relu_networks_are_solved_layer_by_layer_without_being_asked(kinked):
+    """What the smoothest image puts in free directions is judged by outputs that were held back."""
+    model, weights, update = kinked
+    victim = victim_of(weights, update, model=model, images=photos(6, colour=True))
+    report = said(victim, replace(IDLG, iterations=2), seeds=1)
+    assert (report["verdict"], report["attack"]) == ("recovered", "rgap")
+    assert [attack["attack"] for attack in report["attacks"]] == ["idlg", "rgap"]
+    assert report["attacks"][1]["left"] < report["floor"]["value"]
+    determined = report["determined"]
+    assert 0 < determined["free_directions"] < 768
+    assert 0 < determined["foretold_error"] < 0.1
+    assert report["truth"]["psnr"] > determined["psnr"] - 6
+    assert "foretold known outputs that were held back" in report["reasons"][-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", ["noise", "another network", "another image's tensor", "no picture"])
+def test_wrong_updates_of_relu_networks_are_not_recovered(kinked, wrong):
+    model, weights, update = kinked
+    pixels = photos(6, colour=True)
+    if wrong == "noise":
+        rng = np.random.default_rng(0)
+        update = jax.tree.map(lambda leaf: leaf + np.float32(1e-3 * rng.normal(size=leaf.shape)), update)
+    elif wrong == "another network":
+        weights = draw_params(model, jax.random.key(4), (16, 16, 3))
+    elif wrong == "another image's tensor":
+        other = client_update(Client(), model, weights, jnp.asarray(photos(7, colour=True)), jnp.asarray(HOT))
+        second = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), other["Conv_1"])
+        update = {**update, "Conv_1": second}
+    else:  # its update is right, but nothing foretells it
+        pixels = np.random.default_rng(0).uniform(size=pixels.shape)
+        update = client_update(Client(), model, weights, jnp.asarray(pixels), jnp.asarray(HOT))
+        update = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+    victim = victim_of(weights, update, model=model, images=pixels)
+    report = said(victim, ATTACKS["rgap"], seeds=1)
+    assert report["verdict"] == ("ambiguous" if wrong == "no picture" else "unexplained")
+
+
 # --- from PyTorch ---
 
 
@@ -511,6 +591,7 @@ def test_an_audit_needs_an_update():
         ("half", "recovered", None, {}),
         ("autocast", "recovered", None, {"client": Client(precision="float16")}),
         ("quickstart", "unexplained", "stuck", {"model": QUICKSTART}),
+        ("strided", "recovered", None, {"model": STRIDED}),
         ("batchnorm", "unexplained", "batchnorm-train", {"model": NORMED, "fields": {"train": False}}),
     ],
 )

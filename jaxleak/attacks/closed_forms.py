@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int, PyTree
 from jaxleak.attacks.analytic import first_dense, recover_image
 from jaxleak.attacks.april import find_embedding, recover_from_positions
 from jaxleak.attacks.dager import recover_tokens
-from jaxleak.attacks.rgap import recover_by_layers
+from jaxleak.attacks.rgap import foretold, recover_by_layers
 from jaxleak.attacks.spear import Layer, check_width, in_order_of_labels, recover_inputs
 from jaxleak.errors import InputError
 from jaxleak.threat.chain import Link, find_chain
@@ -68,6 +68,15 @@ def read_chain(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"
     """The image, from the gradient of a chain of convolutions and dense layers."""
     low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
     return recover_by_layers(_chain(victim), leak.params, leak.update, low, high, key)
+
+
+def foretold_error(victim: Victim, params: PyTree, update: PyTree) -> Float[Array, ""]:
+    """How well the smoothest image foretells what the update says of a chain's first outputs: `rgap.foretold`."""
+    links = _chain(victim)
+    if links[0].dense:
+        return jnp.full((), jnp.inf)
+    low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
+    return foretold(links, params, update, low, high, jax.random.key(0))
 
 
 def _chain(victim: Victim) -> list[Link]:

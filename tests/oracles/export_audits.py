@@ -19,7 +19,7 @@ from tests.oracles.torch_lenet import LeNet
 
 KINDS = (
     *("plain", "clipped", "flipped", "scaled", "quickstart", "smoothing", "batchnorm", "zeros", "noise", "half"),
-    *("steps", "weights", "sum", "bce", "autocast"),
+    *("steps", "weights", "sum", "bce", "autocast", "strided"),
 )
 
 
@@ -41,11 +41,39 @@ class Quickstart(nn.Module):
         return self.fc3(torch.relu(self.fc2(x)))
 
 
+class Strided(nn.Module):
+    """An ordinary network with ReLUs, whose convolutions have strides in place of pooling."""
+
+    def __init__(self, channels: int, size: int, classes: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, 16, 3, stride=1, padding=1)
+        self.conv2 = nn.Conv2d(16, 24, 3, stride=2, padding=1)
+        self.fc1 = nn.Linear(24 * (size // 2) ** 2, 32)
+        self.fc2 = nn.Linear(32, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.conv2(torch.relu(self.conv1(x))))
+        return self.fc2(torch.relu(self.fc1(x.flatten(1))))
+
+
+def trained(net: nn.Module, picture: Tensor, classes: int) -> nn.Module:
+    """The network after ten steps of SGD on noise."""
+    stepper = torch.optim.SGD(net.parameters(), lr=0.05)
+    for _ in range(10):
+        stepper.zero_grad()
+        outputs = net(torch.rand(32, *picture.shape[1:]))
+        nn.functional.cross_entropy(outputs, torch.randint(classes, (32,))).backward()
+        stepper.step()
+    return net
+
+
 def network(kind: str, picture: Tensor, classes: int) -> nn.Module:
     """LeNet with weights from U(-0.5, 0.5); a small ResNet with BatchNorm; or the quickstart's, as torch begins it."""
     _, channels, height, width = picture.shape
     if kind == "quickstart":
         return Quickstart(channels, height, classes)
+    if kind == "strided":
+        return trained(Strided(channels, height, classes), picture, classes)
     net: nn.Module = LeNet(height, width, channels, classes)
     if kind == "batchnorm":
         net = ResNet(classes, (1, 1), False, 8, "cifar", torch.sigmoid, None)

@@ -1,5 +1,6 @@
 """An audit of an update: attack it from several starts, and say what can be said."""
 
+import contextlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -10,6 +11,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxleak.attacks.presets import RGAP
 from jaxleak.errors import InputError
 from jaxleak.results.agreement import AGREES, draw, write_best
 from jaxleak.results.matching import batch_metrics, match
@@ -20,7 +22,7 @@ from jaxleak.runs.audit.assumptions import search
 from jaxleak.runs.audit.determinacy import draw_map
 from jaxleak.runs.audit.floor import Floor, clips, floor_of
 from jaxleak.runs.audit.group import NEAR, Group, Known, compared, group_of
-from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, scale_hint
+from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, piecewise_linear, scale_hint
 from jaxleak.runs.audit.page import audit_page
 from jaxleak.runs.audit.refit import names_of, stop_for, targets_of, update_at
 from jaxleak.runs.audit.report import write
@@ -164,6 +166,10 @@ def audit(
         )
         again._keep, result = result._keep, again
         groups = judged(result)
+    if layers := _by_layers(sweep, silent):
+        progress.say("audit: solving one layer after the other (rgap)", passing=True)
+        solved = run_sweep(layers[0], result.run.path / "rgap", quiet=True, mix_versions=mix_versions)
+        groups.append(group_of(solved, victim, layers[0].attacks[0], layers[1], known, stopped=False))
     best = min(groups, key=lambda group: (VERDICTS.index(group.verdict.verdict), group.left))
     verdict = _of_all(groups, best, floor)
     hints, tried = list(before), []
@@ -193,6 +199,17 @@ def audit(
         draw_map(best.determined, best.restarts.images[0], folder / "determined.png")
     audit_page(report, victim, sweep, result.run.environment).write(folder / "audit.html")
     return report, result
+
+
+def _by_layers(sweep: Sweep, silent: list[str]) -> tuple[Sweep, Floor] | None:
+    """The attack rgap and its floor, where searches get stuck and it applies; None where it is among the attacks."""
+    victim = sweep.victim
+    if any(attack.init == RGAP.init for attack in sweep.attacks) or victim.modality != "image" or victim.defences:
+        return None
+    with contextlib.suppress(InputError):  # it does not apply
+        if not victim.client.trains and victim.batch == 1 and piecewise_linear(victim):
+            return fitted(replace(sweep, attacks=(RGAP,), seeds=1, snapshots=()), silent)
+    return None
 
 
 def _prevented(victim: Victim, best: Group) -> list[dict[str, Any]] | None:

@@ -2,7 +2,7 @@
 
 import io
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,8 @@ class Determined:
         size: root mean square of the update's entries.
         sentences: parts that are not determined; empty where all are.
         map: expected error of each pixel at `noise`.
+        free: directions that the update leaves free and that the smoothest image fills in.
+        foretold: error of the smoothest image along such directions (`rgap.foretold`); None where none are filled in.
     """
 
     information: Information
@@ -39,6 +41,19 @@ class Determined:
     size: float
     sentences: list[str]
     map: Float[np.ndarray, "b h w c"]
+    free: int = 0
+    foretold: float | None = None
+
+    @property
+    def filled(self) -> str:
+        """A sentence on the directions that are filled in; empty without."""
+        if self.foretold is None:
+            return ""
+        known = self.information.pixels - self.free
+        return (
+            f"the update determines {known} of {self.information.pixels} directions, and the rest is as in the "
+            f"smoothest picture, which foretold known outputs that were held back to {psnr(self.foretold):.0f} dB"
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """For the report: `psnr` is the number that says how well the images are determined."""
@@ -51,6 +66,8 @@ class Determined:
             "hiding_noise": hiding if math.isfinite(hiding) else None,
             "hiding_noise_over_update": hiding / self.size if math.isfinite(hiding) and self.size else None,
             "exact": self.information.exact,
+            "free_directions": self.free,
+            "foretold_error": self.foretold,
             "smallest_singular_value": self.information.smallest,
             "largest_singular_value": float(np.sqrt(max(self.information.values[-1], 0))),
             "undetermined": self.sentences,
@@ -69,6 +86,7 @@ def determined_at(
     floor: Floor,
     weights: PyTree,
     spread: float | None,
+    foretold: float | None = None,
 ) -> Determined:
     """What the given update determines of images that explain it.
 
@@ -79,12 +97,19 @@ def determined_at(
         floor: what a right model leaves.
         weights: of each entry in the comparison.
         spread: largest relative distance between restarts that explain the update and agree; None: there is one.
+        foretold: error to expect along directions that are free, which the smoothest image fills in; None: nothing
+            fills them in.
     """
     mask = jax.tree.map(lambda weight: (np.asarray(weight) > 0).astype(np.float64), weights)
     leaves = zip(jax.tree.leaves(mask), jax.tree.leaves(victim.update), strict=True)
     entries = sum(float(np.sum(np.broadcast_to(weight, np.shape(leaf)))) for weight, leaf in leaves)
     norm2 = squared_norm_of(victim.update, mask)
     noise = math.sqrt(floor.value * norm2 / max(entries, 1))
+    free = 0
+    if foretold is not None:
+        least = (noise / max(foretold, 1e-6)) ** 2  # the information that leaves this error
+        free = int(np.sum(known.values < least))
+        known = replace(known, values=np.maximum(known.values, least))
     errors = known.error_map(noise)
     sentences = _sentences(known, noise, errors, pixels)
     if not known.exact and not sentences and not (spread is not None and spread < SPREAD):
@@ -95,7 +120,7 @@ def determined_at(
             else f"restarts that explain the update differ by {spread:.2g}"
         )
         sentences = [f"whether all of it is determined is not known ({far})"]
-    return Determined(known, noise, math.sqrt(norm2 / max(entries, 1)), sentences, errors)
+    return Determined(known, noise, math.sqrt(norm2 / max(entries, 1)), sentences, errors, free, foretold)
 
 
 def _sentences(known: Information, noise: float, spread: np.ndarray, pixels: np.ndarray) -> list[str]:

@@ -1,24 +1,28 @@
 """The restarts of one attack: carried on in float64, held against the floor, and judged."""
 
+import math
 import warnings
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
+from jaxleak.attacks.closed_forms import foretold_error
 from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.starts import SAME_EVERY_TIME
+from jaxleak.kernels.precision import full_precision
 from jaxleak.results.agreement import AGREES, Restarts, restarts
 from jaxleak.results.matching import match
 from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result
 from jaxleak.runs.audit.determinacy import Determined, determined_at
 from jaxleak.runs.audit.floor import Floor
-from jaxleak.runs.audit.information import Information, information
+from jaxleak.runs.audit.information import Information, compiled, information
 from jaxleak.runs.audit.polish import CURVED, carry_on
 from jaxleak.runs.audit.refit import lowered, names_of, refit, starts_from, targets_of, with_labels
 from jaxleak.runs.audit.verdict import Restart, Verdict, iterations_needed, judge
@@ -126,6 +130,8 @@ def group_of(result: Result, victim: Victim, attack: Attack, floor: Floor, known
         needed=1 if attack.solver.closed_form else 2,
         alone="" if len(ended) != 1 or attack.init not in SAME_EVERY_TIME else "use --start normal",
     )
+    if verdict.verdict == "recovered" and determined is not None and determined.filled:
+        verdict = replace(verdict, reasons=[*verdict.reasons, determined.filled])
     return Group(attack, group, ended, verdict, determined)
 
 
@@ -189,9 +195,23 @@ def _brought_to_floor(
     spread = float(np.max(agreeing)) if len(agreeing) > 1 else None
     weights = compared(victim, attack)
     determined = determined_at(victim, best, found, floor, weights, spread)
+    smooth = attack.init == "rgap" and found.exact and ended[0].left <= floor.value
+    if determined.sentences and smooth and math.isfinite(foretold := _foretold(victim)):
+        determined = determined_at(victim, best, found, floor, weights, spread, foretold)
     # Restarts drift along directions that are free and end above the floor; others have nothing to show there.
     drifted = bool(determined.sentences) and found.exact
     return group, ended, determined if left[order[0]] <= near or drifted else None
+
+
+def _foretold(victim: Victim) -> float:
+    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (victim.params, victim.update))
+    with full_precision():
+        return float(compiled(victim, _foretold_error, False, given)(*given))
+
+
+def _foretold_error(victim: Victim, free_of_scale: bool, params: PyTree, update: PyTree):
+    del free_of_scale
+    return foretold_error(victim, params, update)
 
 
 def _information_at(victim: Victim, attack: Attack, images, target, known: Known) -> Information:
