@@ -1,9 +1,10 @@
 """What an audit says of updates of ReLU networks whose images are known: 20 right ones, and 20 wrong ones.
 
 LeNet with ReLUs and torch's default initialisation, the middle 28x28 pixels of CIFAR-100 images, a network for each of
-20 images, the attack `rgap`. Right is the gradient as it is. Wrong are, five of each: Gaussian noise of sigma 0.001 that is not stated; a
-tenth of the gradient; the weights of another network; and one tensor, the second convolution's kernel, that is another
-image's. Other assumptions are not tried (`assumptions.PATIENCE` is 0): they never lead to the verdict recovered.
+20 images, the attack `rgap`. Right is the gradient as it is. Wrong are, five of each: Gaussian noise of sigma 0.001
+that is not stated; a tenth of the gradient; the weights of another network; and one tensor, the second convolution's
+kernel, that is another image's. Other assumptions are not tried (`assumptions.PATIENCE` is 0): they never lead to the
+verdict recovered.
 
     python -m experiments.relu_verdicts --data-dir DIR
 """

@@ -15,7 +15,7 @@ from jaxleak.attacks.layer_weights import layer_weights
 from jaxleak.attacks.objectives import share_left
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.starts import SAME_EVERY_TIME
-from jaxleak.kernels.precision import full_precision
+from jaxleak.kernels.precision import float64, full_precision
 from jaxleak.results.agreement import AGREES, Restarts, restarts
 from jaxleak.results.matching import match
 from jaxleak.results.metrics import relative_error
@@ -204,8 +204,8 @@ def _brought_to_floor(
 
 
 def _foretold(victim: Victim) -> float:
-    given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), (victim.params, victim.update))
-    with full_precision():
+    with float64(), full_precision():
+        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (victim.params, victim.update))
         return float(compiled(victim, _foretold_error, False, given)(*given))
 
 
