@@ -70,13 +70,13 @@ def read_chain(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"
     return recover_by_layers(_chain(victim), leak.params, leak.update, low, high, key)
 
 
-def foretold_error(victim: Victim, params: PyTree, update: PyTree) -> Float[Array, ""]:
+def foretold_error(victim: Victim, params: PyTree, update: PyTree, pixels: Float[Array, "1 h w c"]) -> Float[Array, ""]:
     """How well the smoothest image foretells what the update says of a chain's first outputs: `rgap.foretold`."""
     links = _chain(victim)
     if links[0].dense:
         return jnp.full((), jnp.inf)
     low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
-    return foretold(links, params, update, low, high, jax.random.key(0))
+    return foretold(links, params, update, low, high, jax.random.key(0), victim.to_input(pixels))
 
 
 def _chain(victim: Victim) -> list[Link]:

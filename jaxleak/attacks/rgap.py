@@ -18,7 +18,7 @@ ALIKE = 1e-2  # how far a slope may be from what is missing of a bias's gradient
 SMOOTH = ((1e-1, 1e-1), (1e-2, 3e-2), *((10.0**-power, 1e-2) for power in range(3, 10)))
 EVALUATIONS = 200  # with each of them
 HELD = 0.1  # share of places where the first layer's known outputs are held back, to see if a picture foretells them
-ENOUGH = 50  # of them
+ENOUGH = 20  # of them
 COLOUR = 2.0  # weight of differences between channels beside that of their mean
 SOLVER = LBFGS(history=50, history_type="same", max_step=0.5)
 
@@ -27,7 +27,6 @@ class _Solved(NamedTuple):
     """What a chain's equations come to."""
 
     image: Float[Array, "1 h w c"]
-    first: Equations  # of the image
     holds: Array  # the layers behind all have one solution
     held: Array  # 1 for outputs of the first layer that were held back, else 0
 
@@ -76,27 +75,26 @@ def foretold(
     low: Float[Array, "h w c"],
     high: Float[Array, "h w c"],
     key: Array,
+    image: Float[Array, "1 h w c"],
 ) -> Float[Array, ""]:
-    """How well the least total variation foretells outputs of the first layer that are held back.
+    """How far the image moves for each output of the first layer that is held back.
 
     Units that are off hide what their filters see, and the image's total variation fills that in. How good that is for
-    this image is seen where units that are on are held back: all channels of a tenth of the places, which is harder.
+    this image is seen where units that are on are held back: all channels of a tenth of the places. Distances are
+    those of pixels, as filters that are nearly dependent turn small errors of outputs into large ones of the image.
 
     Args:
-        links: a chain that begins with a convolution; the other arguments are those of `recover_by_layers`.
+        links: a chain that begins with a convolution; the next arguments are those of `recover_by_layers`.
+        image: what that found, in the network's units.
 
     Returns:
-        Root mean square of the errors, each divided by the length of its filter, in pixels of [0, 1]; inf where the
-        first layer's outputs do not follow from the update, or too few are on.
+        Root of the squared distance of the images, in pixels of [0, 1], over the number of outputs held back; inf where
+        the first layer's outputs do not follow from the update, or too few are on.
     """
     solved = _solve(links, params, update, low, high, key, held=HELD)
-    equations = solved.first
-    wrong = links[0].linear(equations.kernel, solved.image) - equations.products
-    span = jnp.mean(high - low, axis=(0, 1))[:, None]
-    lengths = jnp.linalg.norm((equations.kernel * span).reshape(-1, equations.kernel.shape[-1]), axis=0)
     count = jnp.sum(solved.held)
-    errors = jnp.sum(solved.held * jnp.square(wrong / jnp.where(lengths > 0, lengths, 1)))
-    return jnp.where(solved.holds & (count >= ENOUGH), jnp.sqrt(errors / jnp.maximum(count, 1)), jnp.inf)
+    moved = jnp.sum(jnp.square((solved.image - image) / (high - low)))
+    return jnp.where(solved.holds & (count >= ENOUGH), jnp.sqrt(moved / jnp.maximum(count, 1)), jnp.inf)
 
 
 def _solve(
@@ -144,7 +142,7 @@ def _solve(
             u = activate(link.activation, link.linear(equations.kernel, u) + equations.bias).reshape(after.shape)
         return total
 
-    return _Solved(_smoothest(missed, low, high), parts[-1][0], parts[-1][1], hidden)
+    return _Solved(_smoothest(missed, low, high), parts[-1][1], hidden)
 
 
 def _inverted(activation: str, outputs: Array) -> tuple[Array, Array]:

@@ -196,22 +196,22 @@ def _brought_to_floor(
     weights = compared(victim, attack)
     determined = determined_at(victim, best, found, floor, weights, spread)
     smooth = attack.init == "rgap" and found.exact and ended[0].left <= floor.value
-    if determined.sentences and smooth and math.isfinite(foretold := _foretold(victim)):
+    if determined.sentences and smooth and math.isfinite(foretold := _foretold(victim, best)):
         determined = determined_at(victim, best, found, floor, weights, spread, foretold)
     # Restarts drift along directions that are free and end above the floor; others have nothing to show there.
     drifted = bool(determined.sentences) and found.exact
     return group, ended, determined if left[order[0]] <= near or drifted else None
 
 
-def _foretold(victim: Victim) -> float:
+def _foretold(victim: Victim, pixels: np.ndarray) -> float:
     with float64(), full_precision():
-        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (victim.params, victim.update))
+        given = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), (victim.params, victim.update, pixels))
         return float(compiled(victim, _foretold_error, False, given)(*given))
 
 
-def _foretold_error(victim: Victim, free_of_scale: bool, params: PyTree, update: PyTree):
+def _foretold_error(victim: Victim, free_of_scale: bool, params: PyTree, update: PyTree, pixels):
     del free_of_scale
-    return foretold_error(victim, params, update)
+    return foretold_error(victim, params, update, pixels)
 
 
 def _information_at(victim: Victim, attack: Attack, images, target, known: Known) -> Information:
