@@ -113,9 +113,9 @@ def ours(settings: Settings) -> dict[str, Any]:
     return {
         "seconds": statistics.median(seconds),
         "compile_seconds": compile_seconds,
-        "bytes": compiled.memory_analysis().temp_size_in_bytes,
+        "bytes": getattr(compiled.memory_analysis(), "temp_size_in_bytes", None),
         "ceiling_flops": statistics.median(ceiling),
-        **account(compiled.as_text(), spent),
+        **account(str(compiled.as_text()), spent),
         **{key: made[key] for key in ("device", "git_revision", "git_dirty") if key in made},
         "versions": {name: made[name] for name in ("jax", "jaxlib") if name in made},
     }
