@@ -6,6 +6,7 @@ plan.py       processes, tasks, what starts together       estimate.py   the tim
 workers.py    the parent's end of a worker                 protocol.py   the worker's end
 worker.py     the variants in JAX: jaxleak's engine, plain_vmap.py, jaxopt (variants.py)
 pytorch_loop.py, pytorch_vmap.py   the variants in PyTorch, only ever run in processes of their own
+networks/     the models in PyTorch, for these and for tests of parity
 doctor.py     what this installation has, and what to mend
 machine.py    the machine's own rates     phases.py        parts of a step
 account.py    what a step costs on a GPU, which need not be there (accelerators.py)
