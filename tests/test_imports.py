@@ -90,7 +90,7 @@ def test_imports_point_one_way(path):
 
 
 # Only ever run in processes of their own.
-TORCH_SCRIPTS = {PACKAGE / "bench" / name for name in ("pytorch_loop.py", "pytorch_vmap.py")}
+TORCH_SCRIPTS = {PACKAGE / "bench" / name for name in ("pytorch_loop.py", "pytorch_vmap.py", "pytorch_steps.py")}
 TORCH_SCRIPTS |= set((PACKAGE / "bench" / "networks").glob("*.py"))
 
 

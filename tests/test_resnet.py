@@ -79,7 +79,8 @@ def evaluate(model, variables, labels, update, x):
 )
 def test_logits_update_and_attack_gradient_equal_torch(name):
     torch = require_torch()
-    oracle, lenet = (importlib.import_module(f"tests.oracles.torch_{part}") for part in ("resnet", "lenet"))
+    names = ("jaxleak.bench.networks.resnet", "tests.oracles.torch_lenet")
+    oracle, lenet = map(importlib.import_module, names)
     model, shape, batch, torch_activation = CASES[name]
     rng = np.random.default_rng(1)
     variables = some_variables(model, shape)

@@ -9,5 +9,6 @@ pytorch_loop.py, pytorch_vmap.py   the variants in PyTorch, only ever run in pro
 networks/     the models in PyTorch, for these and for tests of parity
 doctor.py     what this installation has, and what to mend
 machine.py    the machine's own rates     phases.py        parts of a step
+steps.py      where the time of a step goes on one core, beside PyTorch's own profile (pytorch_steps.py)
 account.py    what a step costs on a GPU, which need not be there (accelerators.py)
 """

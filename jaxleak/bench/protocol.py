@@ -14,6 +14,12 @@ from collections.abc import Callable
 from typing import Any
 
 
+def use_one_core() -> None:
+    """Stay on the first of this process's cores, where the system can hold one there."""
+    if hasattr(os, "sched_setaffinity"):
+        os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
 class Link:
     """The worker's end. What libraries print goes to stderr, so that it cannot mix with the answers."""
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from jaxleak.engine.lanes import Report
 
+CACHE = 1 << 24  # bytes. ResNet-18's update has 45 MB: 8.7 evaluations/s with one lane a core, 7.1 with two
 ROUNDS = 6  # trials, at least, that a lane of a CPU runs one after the other; then few lanes stand idle at the end
 PROBE_SECONDS = 3.0  # of computing per device, behind each measured rate
 WORTH = 20  # a probe costs a compilation: the work left must be this many times longer
@@ -15,15 +16,18 @@ ACCELERATOR_LANES = 512
 GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves rates by a tenth and more
 
 
-def first_lanes(device: Any, trials: float = math.inf) -> int:
-    """Lanes of a device that is to run so many trials.
+def first_lanes(device: Any, trials: float = math.inf, trial_bytes: int = 0) -> int:
+    """Lanes of a device that is to run so many trials, of so many bytes each.
 
     A CPU device is a core. Its rate is highest, and nearly flat, from 2 to 8 lanes (experiments/NOTES.md): it gets 4.
+    Where one trial fills the caches, a second lane beside it makes both slower: it gets 1.
     A lane costs the same whether its trial runs or has ended, so a few trials get fewer lanes. Other devices get
     `ACCELERATOR_LANES`.
     """
     if device.platform != "cpu":
         return ACCELERATOR_LANES
+    if trial_bytes > CACHE:
+        return 1
     return 4 if trials > 4 * ROUNDS else max(1, math.ceil(trials / ROUNDS))
 
 

@@ -151,7 +151,10 @@ class Engine:
     def wanted_lanes(self, total: int, devices: list[Any]) -> int:
         """Lanes per device that were asked for, or are a good start; no more than `total` jobs need."""
         each = total / len(devices)
-        lanes = self.best or first_lanes(devices[0], each) if self.lanes is None else -(-self.lanes // len(devices))
+        size = memory.tree_bytes(self._traced.trial_type) if self._traced is not None else 0
+        lanes = (
+            self.best or first_lanes(devices[0], each, size) if self.lanes is None else -(-self.lanes // len(devices))
+        )
         lanes = min(lanes, self.ceiling or lanes)
         needed = min(lanes, -(-total // len(devices)))
         return min((there for there in self._programs if needed <= there <= lanes), default=needed)
