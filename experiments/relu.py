@@ -49,6 +49,17 @@ def main() -> None:
     run_all("relu", {**sweeps, "rgap-again": sweep("rgap-again", ATTACKS["rgap"], AGAIN)}, options)
 
 
+def _again() -> list[str]:
+    """A sentence on the images that were attacked again."""
+    path = results_folder("relu") / "rgap-again.parquet"
+    if not path.exists():
+        return []
+    rows = {row["image"]: row["psnr"] for row in pq.read_table(path).to_pylist()}
+    before = {row["image"]: row["psnr"] for row in pq.read_table(path.with_name("rgap.parquet")).to_pylist()}
+    pairs = ", ".join(f"{before[image]:.1f} to {rows[image]:.1f}" for image in AGAIN)
+    return [f"`rgap-again`, the {len(rows)} images below {GOOD} dB with what they showed mended: {pairs} dB."]
+
+
 def results() -> list[tables.Results]:
     """PSNR of each attack, and the share of images above 20 dB."""
     lines, devices = [], []
@@ -85,17 +96,6 @@ def results() -> list[tables.Results]:
             ),
         )
     ]
-
-
-def _again() -> list[str]:
-    """A sentence on the images that were attacked again."""
-    path = results_folder("relu") / "rgap-again.parquet"
-    if not path.exists():
-        return []
-    rows = {row["image"]: row["psnr"] for row in pq.read_table(path).to_pylist()}
-    before = {row["image"]: row["psnr"] for row in pq.read_table(path.with_name("rgap.parquet")).to_pylist()}
-    pairs = ", ".join(f"{before[image]:.1f} to {rows[image]:.1f}" for image in AGAIN)
-    return [f"`rgap-again`, the {len(rows)} images below {GOOD} dB with what they showed mended: {pairs} dB."]
 
 
 if __name__ == "__main__":

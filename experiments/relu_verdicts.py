@@ -43,7 +43,7 @@ def victims(number: int, data: jaxleak.Dataset) -> dict[str, jaxleak.Victim]:
     @jax.jit
     @jax.grad
     def gradient(params, x, labels):
-        logits = both.model.apply({"params": params}, x)
+        logits: Any = both.model.apply({"params": params}, x)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
     labels = np.asarray(both.labels)

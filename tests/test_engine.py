@@ -405,7 +405,7 @@ class Inline:
 @pytest.fixture
 def eager_search(monkeypatch):
     """`lanes=None` begins with two lanes a device and tries others at once. Gives the lanes that were tried."""
-    monkeypatch.setattr(runs, "first_lanes", lambda device, trials: 2)
+    monkeypatch.setattr(runs, "first_lanes", lambda *_: 2)
     monkeypatch.setattr(runs, "WORTH", 0)
     monkeypatch.setattr("jaxleak.engine.choice.PROBE_SECONDS", 0.0)
     monkeypatch.setattr(runs, "ThreadPoolExecutor", Inline)

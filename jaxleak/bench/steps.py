@@ -2,9 +2,9 @@
 
     python -m jaxleak.bench.steps --model NAME [--width N] [--image-size N] --out FILE
 
-One process for each of the two, in turns (`--task` is for them).
-Each product of a convolution is told by its layer and kind: forward, weight gradient, input gradient. Second derivatives
-are made of the same three. What lies between them is told by the name of its instruction.
+One process for each of the two, in turns (`--task` is for them). Each product of a convolution is told by its layer and
+kind: forward, weight gradient, input gradient. Second derivatives are made of the same three. What lies between them is
+told by the name of its instruction.
 """
 
 import argparse
