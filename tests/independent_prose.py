@@ -63,6 +63,22 @@ def times(rows: pd.DataFrame, others: pd.DataFrame) -> tuple[int, float, int]:
     return len(shared), float(ratio), int((both.solved != both.solved_other).sum())
 
 
+
+@text
+def deep_steps(stored: Stored) -> Phrases:
+    shares, rates, others = [], [], []
+    for name in ("resnet18-64", "convnet-64"):
+        told = stored.json(f"deep_steps/{name}")
+        products = pd.DataFrame(told["ours"]["products"])
+        whole_step = products.seconds.sum() + sum(told["ours"]["rest"].values())
+        shares.append(f"{products.seconds.sum() / whole_step:.0%}")
+        rates.append(f"{products.flops.sum() / products.seconds.sum() / 1e9:.0f}")
+        others.append(f"{1e3 * told['pytorch']['convolutions']:.0f}")
+    yield f"the products of its convolutions take {shares[0]} of the time of the"
+    yield f"parts, at {rates[0]} GFLOP/s; the ConvNet's take {shares[1]}, at {rates[1]}. PyTorch's step, its convolutions"
+    yield f"convolutions alone, takes {others[0]} and {others[1]} ms"
+
+
 # --- Kan et al. ---
 
 
