@@ -38,7 +38,7 @@ ZOO = {
     "lenet-cpl": (),
     "mlp": (),
     "vit": ("--lanes", "8"),
-    **dict.fromkeys(("convnet", "convnet-gn", "resnet20-4"), ("--lanes", "4")),
+    **dict.fromkeys(("convnet", "convnet-gn", "resnet20-4"), ("--lanes", "2")),
     "resnet18": ("--width", "64", "--lanes", "2"),
     **dict.fromkeys(("resnet34", "resnet50", "densenet121"), ("--lanes", "2")),
     **dict.fromkeys(("resnet101", "resnet152", "resnet32-10", "inception3"), ("--lanes", "2")),

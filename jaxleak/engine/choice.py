@@ -5,7 +5,7 @@ from typing import Any
 
 from jaxleak.engine.lanes import Report
 
-CACHE = 1 << 24  # bytes. ResNet-18's update has 45 MB: 8.7 evaluations/s with one lane a core, 7.1 with two
+CACHE = 1 << 23  # bytes. ResNet-18's update has 45 MB: 8.7 evaluations/s with one lane a core, 7.1 with two
 ROUNDS = 6  # trials, at least, that a lane of a CPU runs one after the other; then few lanes stand idle at the end
 PROBE_SECONDS = 3.0  # of computing per device, behind each measured rate
 WORTH = 20  # a probe costs a compilation: the work left must be this many times longer
