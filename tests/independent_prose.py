@@ -63,7 +63,6 @@ def times(rows: pd.DataFrame, others: pd.DataFrame) -> tuple[int, float, int]:
     return len(shared), float(ratio), int((both.solved != both.solved_other).sum())
 
 
-
 @text
 def deep_steps(stored: Stored) -> Phrases:
     shares, rates, others = [], [], []

@@ -115,6 +115,7 @@ def test_units_whose_outputs_rounding_hides_are_found_by_the_gradient_of_the_bia
     np.testing.assert_array_equal(same, hidden)
 
 
+@pytest.mark.slow
 def test_inputs_of_at_least_0_are_found_where_the_equations_have_many_solutions():
     """Half of the outputs are known, and no gradient."""
     layer = Link(("conv",), nn.Conv(4, (3, 3), padding="VALID", use_bias=False), "relu", (1, 8, 8, 3))

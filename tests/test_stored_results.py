@@ -305,7 +305,16 @@ OTHERS: dict[str, Callable[[Path], Any]] = {
 }
 # Measurements of a machine, and points of other computations: each is its own row.
 WITHOUT_ROWS = (
-    *("clusters/*", "gpu_account/*", "ray_throughput/*", "report_size/*", "stacks/*", "stock_model/*", "throughput/*"),
+    *(
+        "clusters/*",
+        "deep_steps/*",
+        "gpu_account/*",
+        "ray_throughput/*",
+        "report_size/*",
+        "stacks/*",
+        "stock_model/*",
+        "throughput/*",
+    ),
     *("inverting_gradients/training", "risk/points", *(f"solvers/{name}" for name in solvers.SOLVERS)),
 )
 
