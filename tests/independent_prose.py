@@ -74,7 +74,7 @@ def deep_steps(stored: Stored) -> Phrases:
         rates.append(f"{products.flops.sum() / products.seconds.sum() / 1e9:.0f}")
         others.append(f"{1e3 * told['pytorch']['convolutions']:.0f}")
     yield f"the products of its convolutions take {shares[0]} of the time of the"
-    yield f"parts, at {rates[0]} GFLOP/s; the ConvNet's take {shares[1]}, at {rates[1]}. PyTorch's step, its convolutions"
+    yield f"parts, at {rates[0]} GFLOP/s; the ConvNet's take {shares[1]}, at {rates[1]}. PyTorch's step, its"
     yield f"convolutions alone, takes {others[0]} and {others[1]} ms"
 
 
