@@ -313,7 +313,7 @@ def torch_loop(name: str = "pytorch_loop") -> Any:
 
 def torch_network(image_size: int, **fields: Any) -> Any:
     settings = Settings(image_size=image_size, **fields)
-    return torch_loop("networks").build(*settings.network(), (image_size, image_size, 3))
+    return torch_loop("networks.build").build(*settings.network(), (image_size, image_size, 3))
 
 
 @pytest.mark.torch
@@ -913,7 +913,7 @@ def test_a_measurement_in_processes(tmp_path, monkeypatch):
 def test_pytorchs_network_is_ours(name):
     """Of each model: the same names and shapes of weights, so the same network as in the tests of parity."""
     torch = require_torch()
-    networks = importlib.import_module("jaxleak.bench.networks")
+    networks = importlib.import_module("jaxleak.bench.networks.build")
     settings = Settings(model=name)
     shape = (settings.image_size, settings.image_size, 3)
     with torch.device("meta"):

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jaxleak.bench.networks import build, logits
+from jaxleak.bench.networks.build import build, logits
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
 
 TV = 1e-4  # Inverting Gradients' weight of the total variation

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, replace_all_batch_norm_modules_, vmap
 
-from jaxleak.bench.networks import logits
+from jaxleak.bench.networks.build import logits
 from jaxleak.bench.protocol import Link, Meter, peak_bytes, serve
 from jaxleak.bench.pytorch_loop import Problem, cross_entropy, prepare_torch, problem_of, versions
 
