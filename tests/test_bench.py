@@ -28,6 +28,7 @@ from jaxleak.bench import (
     protocol,
     report,
     runner,
+    steps,
     tables,
     variants,
     worker,
@@ -174,7 +175,8 @@ class FakeEngine:
 
 @pytest.fixture
 def fake_engine(monkeypatch):
-    trial = SimpleNamespace(attack=SimpleNamespace(solver=None), shared=lambda: None)
+    nothing = {"shared": lambda: None, "prepare": lambda shared, job: None}
+    trial = SimpleNamespace(attack=SimpleNamespace(solver=None), **nothing)
     monkeypatch.setattr(variants, "trial", lambda settings, name: trial)
     monkeypatch.setattr(jaxleak.engine, "Engine", FakeEngine)
     monkeypatch.setattr(worker, "ENGINE_WARM", 0.0)
@@ -945,3 +947,31 @@ def test_operations_are_counted_without_kernels_too():
     objective, *types = variants.own_objective(settings)
     lowered = jax.jit(objective).lower(jax.ShapeDtypeStruct((16 * 16 * 3 + 3,), float), *types)
     assert 1 <= lowered.cost_analysis()["flops"] / stock < 2.5
+
+
+# --- where the time of a step goes ---
+
+
+def test_the_account_of_a_step_has_every_product():
+    """Of LeNet: seven products a layer, but for what leads to the image of the first, with the operations of each."""
+    found = steps.account_of(TINY.plain())
+    sizes = [(8, 3, 4), (4, 12, 2), (2, 12, 2)]  # of an image, its channels, and of the output
+    products = {
+        f"{c}>12 5x5 on {size}x{size}, stride {size // out}": 2 * out * out * 12 * 25 * c for size, c, out in sizes
+    }
+    calls = {layer: sum(line["calls"] for line in found["products"] if line["layer"] == layer) for layer in products}
+    for line in found["products"]:
+        if line["layer"] in products:
+            assert line["flops"] == line["calls"] * products[line["layer"]]
+    assert list(calls.values()) == [5, 7, 7]
+    assert all(line["seconds"] > 0 for line in found["products"])
+    assert 0 < found["ceiling_flops"] < 1e13
+
+
+@pytest.mark.torch
+def test_pytorchs_profile_of_a_step():
+    settings = replace(TINY, num_classes=4)
+    task = {"settings": settings.plain(), "network": settings.network()}
+    profiled = torch_loop("pytorch_steps").profile_of(task)
+    assert 0 < profiled["convolutions"] < profiled["convolutions"] + profiled["rest"] < 10
+    assert any("conv" in name for name in profiled["largest"])

@@ -1,5 +1,7 @@
 """Initial weights without a program as long as the network: to the last bit those of `jax.jit(model.init)`."""
 
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -55,10 +57,33 @@ class Odd(nn.Module):
         return nn.Dense(3, kernel_init=nn.initializers.orthogonal(), name="head")(x.reshape(len(x), -1) @ kernel)
 
 
-def test_others_are_drawn_by_init():
+@jax.jit
+def sorted_normal(key):
+    return jnp.sort(jax.random.normal(key, (768, 4)), axis=0)
+
+
+@jax.jit
+def with_a_table(key):
+    return jnp.asarray(np.arange(768 * 4.0).reshape(768, 4)) * jax.random.normal(key, (768, 4))
+
+
+class Called(nn.Module):
+    """Weights drawn by one call, which is more than one element's bits."""
+
+    drawn: Callable
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(3, name="head")(x.reshape(len(x), -1) @ self.param("kernel", self.drawn))
+
+
+@pytest.mark.parametrize(
+    "model", [Odd(), Called(sorted_normal), Called(with_a_table)], ids=["outside", "sorted", "table"]
+)
+def test_others_are_drawn_by_init(model):
     key = jax.random.key(1)
-    wanted = programs_as_long_as_the_network(Odd(), key)
-    got = draw_params(Odd(), key, SHAPE)
+    wanted = programs_as_long_as_the_network(model, key)
+    got = draw_params(model, key, SHAPE)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
 

@@ -49,7 +49,7 @@ def read_words(gradient: Float[np.ndarray, "k e"], never: Collection[int] = ()) 
     Raises:
         InputError: it is no matrix of finite numbers with several rows.
 
-    Source: Melis et al. 2019, section 4.1 ("leakage from the embedding layer").
+    Source: Melis et al. 2019 (the embedding layer).
     Differs: theirs is no noise; the threshold is ours.
     """
     gradient = np.asarray(gradient)

@@ -139,6 +139,8 @@ def main() -> None:
         use_one_core()
         print(json.dumps(account_of(task["settings"])))
         return
+    if out is None or options["model"] is None:
+        parser.error("--model and --out are needed")
     settings = Settings(**options)
     task = json.dumps({"settings": settings.plain(), "network": settings.network()})
     found = {}

@@ -54,11 +54,15 @@ def run_engine(
     from jaxleak.bench.phases import PhaseProgram
     from jaxleak.engine import Engine
     from jaxleak.engine.choice import first_lanes
+    from jaxleak.engine.memory import tree_bytes
     from jaxleak.results.metrics import image_metrics
 
     trial = variants.trial(settings, name)
     searches = lanes == "auto"
-    count = len(jax.devices()) * first_lanes(jax.devices()[0]) if lanes is None else None if searches else int(lanes)
+    job = jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings))
+    problem = jax.eval_shape(trial.prepare, jax.eval_shape(trial.shared), job)
+    known = len(jax.devices()) * first_lanes(jax.devices()[0], problem_bytes=tree_bytes(problem))
+    count = known if lanes is None else None if searches else int(lanes)
     engine = Engine(PhaseProgram(trial=trial, phase=phase) if phase else trial, trial.shared(), lanes=count)
     stats, meter = engine.stats, Meter(link, ENGINE_WARM)
     began, threads = time.perf_counter(), set(threading.enumerate())

@@ -16,17 +16,17 @@ ACCELERATOR_LANES = 512
 GAIN = 1.15  # a rate must be this much better to count: neighbours' load moves rates by a tenth and more
 
 
-def first_lanes(device: Any, trials: float = math.inf, trial_bytes: int = 0) -> int:
-    """Lanes of a device that is to run so many trials, of so many bytes each.
+def first_lanes(device: Any, trials: float = math.inf, problem_bytes: int = 0) -> int:
+    """Lanes of a device that is to run so many trials, of problems of so many bytes each (an update's, mostly).
 
     A CPU device is a core. Its rate is highest, and nearly flat, from 2 to 8 lanes (experiments/NOTES.md): it gets 4.
-    Where one trial fills the caches, a second lane beside it makes both slower: it gets 1.
+    Where one update fills the caches, a second lane beside it makes both slower: it gets 1.
     A lane costs the same whether its trial runs or has ended, so a few trials get fewer lanes. Other devices get
     `ACCELERATOR_LANES`.
     """
     if device.platform != "cpu":
         return ACCELERATOR_LANES
-    if trial_bytes > CACHE:
+    if problem_bytes > CACHE:
         return 1
     return 4 if trials > 4 * ROUNDS else max(1, math.ceil(trials / ROUNDS))
 

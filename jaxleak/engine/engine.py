@@ -151,7 +151,7 @@ class Engine:
     def wanted_lanes(self, total: int, devices: list[Any]) -> int:
         """Lanes per device that were asked for, or are a good start; no more than `total` jobs need."""
         each = total / len(devices)
-        size = memory.tree_bytes(self._traced.trial_type) if self._traced is not None else 0
+        size = memory.tree_bytes(self._traced.problem_type) if self._traced is not None else 0
         lanes = (
             self.best or first_lanes(devices[0], each, size) if self.lanes is None else -(-self.lanes // len(devices))
         )

@@ -70,6 +70,7 @@ class Traced:
         self.compiled: dict[tuple[Any, int], Programs] = {}  # by device and lanes
         with full_precision():
             self.trial_type = jax.eval_shape(self._begin, shared, job)
+        self.problem_type, _ = self.trial_type
 
     def chunk(self, shared, problem, state, owned, limit, enough, turn: int = 1):
         """Step until `limit` steps are done or at most `enough` lanes run; `owned` says which lanes hold a trial.
@@ -142,8 +143,9 @@ class Programs:
             options = options if device.platform == "cpu" else None
             where: Any = {"in_shardings": place, "out_shardings": place}
             jitted = jax.jit(function, donate_argnums=donate, compiler_options=options, **where)
+            staged = jitted.trace(*types)  # what tracing computes already needs its kernels
             with kernels_aside(threads) as wait_for_kernels:
-                lowered = jitted.lower(*types)
+                lowered = staged.lower()
 
             def compiled():
                 wait_for_kernels()

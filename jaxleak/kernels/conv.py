@@ -3,7 +3,7 @@
 Under `vmap`, the weight gradient of `lax.conv_general_dilated` becomes a grouped convolution, which runs slower than a
 Python loop. `patch_conv` writes the convolution as slices, two stacks and one matrix product (one for each group of
 channels): every derivative of any order is again slices and products, whether or not the weights carry the trial axis.
-`fast_conv` does the same with kernels of its own on a CPU, for images and kernels that fit a core's cache.
+`fast_conv` does the same with kernels of its own on a CPU.
 """
 
 from collections.abc import Sequence
@@ -38,7 +38,7 @@ def fast_conv(
     """Drop-in for `lax.conv_general_dilated` (pass it to `flax.linen.Conv(conv_general_dilated=fast_conv)`).
 
     The value equals `lax.conv_general_dilated` up to rounding; products are always full precision. What the kernels
-    do not take (groups, dilated windows, large planes, other types, `JAXLEAK_NATIVE=0` in the environment) goes to
+    do not take (groups, dilated windows, negative padding, other types, `JAXLEAK_NATIVE=0` in the environment) goes to
     `patch_conv`.
 
     Args:

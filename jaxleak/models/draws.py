@@ -20,8 +20,13 @@ from jax.interpreters import partial_eval
 CALLS = ("jit", "pjit")  # names of a call in jaxprs of different jax versions
 SMALLEST = 64  # elements that a program has at least
 UNARY = ("erf_inv",)  # that newer versions of jax apply outside of a call
-# Those that numpy computes exactly as XLA does.
-EXACT: dict[str, Callable] = {"mul": np.multiply, "add": np.add, "sub": np.subtract}
+# Of one element at a time: all that may stand in a call that draws, beside random bits and what has a shape.
+ELEMENTWISE = {
+    *("add", "sub", "mul", "div", "neg", "abs", "sign", "max", "min", "clamp", "floor", "square", "sqrt"),
+    *("integer_pow", "exp", "log", "log1p", "erf", "erf_inv", "sin", "cos", "tanh", "nextafter", "stop_gradient"),
+    *("eq", "ne", "lt", "le", "gt", "ge", "select_n", "and", "or", "xor", "not", "copy"),
+    *("shift_left", "shift_right_logical", "convert_element_type", "bitcast_convert_type"),
+}
 
 
 class Scaled(NamedTuple):
@@ -85,8 +90,8 @@ def _evaluate(equation: Any, inputs: list[Any]) -> list[Any]:
         return [_flat(params["jaxpr"], inputs)]
     if name == "broadcast_in_dim" and np.ndim(inputs[0]) == 0:
         return [np.broadcast_to(np.asarray(inputs[0]), params["shape"])]
-    if out.aval.ndim and name in EXACT:
-        return [EXACT[name](*(np.asarray(value) for value in inputs))]
+    if out.aval.ndim and name == "mul":  # numpy's is XLA's
+        return [np.multiply(*map(np.asarray, inputs))]
     if name in UNARY and out.aval.size > 1:
         (values,) = (np.asarray(value) for value in inputs)
         flat = np.zeros(_room(values.size), values.dtype)
@@ -113,6 +118,8 @@ def _unary(primitive: Any, flat: Any, **params: Any) -> Any:
 
 def _flat(called: Any, inputs: list[Any]) -> np.ndarray | Scaled:
     """The result of a call that draws one tensor."""
+    if called.consts:  # they are not in the text, by which programs are told apart
+        raise NotFlatError("constants")
     (out,) = called.jaxpr.outvars
     shape, size = out.aval.shape, out.aval.size
     room = _room(size)
@@ -153,8 +160,9 @@ def _run(called: Any, shape: tuple[int, ...], room: int, *inputs: Any, whole: bo
     for equation in jaxpr.eqns:
         inputs = tuple(_read(values, atom) for atom in equation.invars)
         name, params = equation.primitive.name, equation.params
-        for variable in (*equation.outvars, *(atom for atom in equation.invars if not isinstance(atom, Literal))):
-            flattened(variable.aval.shape)
+        for atom in (*equation.outvars, *equation.invars):
+            if flattened(atom.aval.shape) and isinstance(atom, Literal):
+                raise NotFlatError("constants")
         last = equation is jaxpr.eqns[-1] and not whole
         if name in CALLS:
             outputs = [_run(params["jaxpr"], shape, room, *inputs, whole=not last)]
@@ -167,11 +175,10 @@ def _run(called: Any, shape: tuple[int, ...], room: int, *inputs: Any, whole: bo
         elif name == "random_bits":
             new = {**params, "shape": flattened(params["shape"])}
             outputs = [equation.primitive.bind(*inputs, **new)]
-        elif "shape" in params or "dimension_numbers" in params or "axes" in params:
-            raise NotFlatError(name)
+        elif name in ELEMENTWISE:
+            outputs = [equation.primitive.bind(*inputs, **params)]
         else:
-            found = equation.primitive.bind(*inputs, **params)
-            outputs = found if equation.primitive.multiple_results else [found]
+            raise NotFlatError(name)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     (out,) = jaxpr.outvars
     return _read(values, out)

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 BLOCK = 64  # products summed before the block's sum is added to the total: shorter sums round less
 WIDE = 24  # channels or outputs from which blocks of registers and caches pay (experiments/NOTES.md)
+LEAST_ROWS = 16  # of outputs that `wide.py` lays together, and the padding of that
 COLUMNS = 4  # neighbours that `input` does together, for each of which the kernel need not be read again
 
 
@@ -84,7 +85,8 @@ class Geometry(NamedTuple):
     def fits(self, dtype: str) -> bool:
         """True if there is an output, nothing is cropped, and the kernels' scratch memory fits a thread's stack."""
         plausible = min(self.out) > 0 and all(p >= 0 for pair in self.padding for p in pair)
-        scratch = 0 if self.wide else math.prod(self.padded) * self.channels + self.kernel_size
+        whole = math.prod(self.padded) * self.channels + self.kernel_size
+        scratch = LEAST_ROWS * self.outputs if self.wide else whole
         return plausible and scratch * ITEMSIZE[dtype] <= STACK_LIMIT
 
 

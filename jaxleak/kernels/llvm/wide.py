@@ -4,7 +4,7 @@ There a whole image and a whole kernel lie in the cache. Here neither needs to: 
 of a group, are taken `TILE` at a time beside `VECTORS` vectors of outputs, so that every sum of a block stays in a
 register and each number that is loaded serves several sums. What is read again and again is first laid together.
 
-Images come padded (`padded` says by how much), since XLA pads where it computes them anyway.
+Images come padded, by `Geometry.padding`, and gradients by `margins`, since XLA pads where it computes them anyway.
 """
 
 from typing import TYPE_CHECKING
@@ -19,9 +19,9 @@ LINE = 64  # bytes that a cache fetches together
 FEW = 64  # positions, below which the kernel is read from memory for few products: it is fetched ahead
 TILE, VECTORS = 4, 3  # sums in registers: TILE x VECTORS vectors of at least 16 registers
 DEPTH = 128  # products summed before the block's sum is added to the total: shorter sums round less
-TOGETHER = 16  # entries of the window of which `weight` lays the pixels together
-ROOM = 1 << 18  # bytes of gradients that `weight` lays together
-LONGEST = 4608  # products of a sum in `input`: its reductions across a vector then count little
+TOGETHER = 16  # entries of the window of which `wide_weight` lays the pixels together
+ROOM = 1 << 18  # bytes of weights, or of gradients, that are laid together; at least 8 rows of outputs
+LONGEST = 4608  # products of a sum in `wide_input`: its reductions across a vector then count little
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
