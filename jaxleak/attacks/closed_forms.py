@@ -1,6 +1,7 @@
 """Closed forms: starts that are the images themselves, and what each needs."""
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -67,26 +68,30 @@ def read_relu_layer(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d h
 def read_chain(victim: Victim, leak: Leak, key: Array) -> Float[Array, "1 h w c"]:
     """The image, from the gradient of a chain of convolutions and dense layers."""
     low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
-    return recover_by_layers(_chain(victim), leak.params, leak.update, low, high, key)
+    return recover_by_layers(chain_of(victim), leak.params, leak.update, low, high, key)
 
 
 def foretold_error(victim: Victim, params: PyTree, update: PyTree, pixels: Float[Array, "1 h w c"]) -> Float[Array, ""]:
     """How well the smoothest image foretells what the update says of a chain's first outputs: `rgap.foretold`."""
-    links = _chain(victim)
+    links = chain_of(victim)
     if links[0].dense:
         return jnp.full((), jnp.inf)
     low, high = (victim.to_input(jnp.full(_shape(victim), end, float)) for end in (0, 1))
     return foretold(links, params, update, low, high, jax.random.key(0), victim.to_input(pixels))
 
 
-def _chain(victim: Victim) -> list[Link]:
-    with jax.ensure_compile_time_eval():
-        return find_chain(victim.attacker_model, _shapes(victim), _shape(victim))
+def chain_of(victim: Victim) -> list[Link]:
+    """The layers of its network; raises InputError where that is no chain.
+
+    It is computed in a thread of its own: there no function is being traced.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(find_chain, victim.attacker_model, _shapes(victim), _shape(victim)).result()
 
 
 def _check_chain(victim: Victim) -> None:
     _one_gradient("rgap", victim)
-    _chain(victim)
+    chain_of(victim)
 
 
 def read_spans(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d t"]:

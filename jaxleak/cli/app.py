@@ -225,9 +225,8 @@ def risk(command: RiskCommand) -> int:
         print(f"the update shares nothing of {', '.join(silent)}: it is zero there")
     for one in found:
         _console().print(risk_table([vars(line) for line in one.lines]))
-        noise = one.hiding_noise
-        words = f"noise of {noise:.2g} on every entry" if noise < float("inf") else "no noise"
-        print(f"{words} would hide the images (20 dB); the update's entries are {one.size:.2g} (root mean square)")
+        for text in one.sentences:
+            print(text)
     print(f"{command.out}: {', '.join(path.name for path in write_risk(found, command.out, victim))}")
     return 0
 

@@ -6,6 +6,6 @@
 - `information.py`: the Fisher information of an update about its images; `determinacy.py`: what it says of a finding.
 - `hints.py`: hints without an attack; `assumptions.py`: attacks under others; `losses.py`: which loss it was.
 - `refit.py`: an attack in float64 without a run directory.
-- `risk.py`: how much an update tells, before anyone attacks it.
+- `risk.py`: how much an update tells, before anyone attacks it; `ranks.py`: which layers of a chain can be solved.
 - `report.py`: report.json and the terminal; `page.py`: the page that can be handed on.
 """

@@ -194,6 +194,13 @@ def _not_tried(report: Mapping[str, Any], sweep: Any) -> list[str]:
     return texts
 
 
+def _rank_row(layer: Mapping[str, Any]) -> list[str]:
+    rank = "–" if layer["rank"] is None else f"{layer['rank']:,}"
+    exact = "–" if layer["rank"] is None else "yes" if layer["exact"] else "no"
+    equations = f"{layer['gradient']:,} + {layer['outputs']:,}"
+    return [layer["layer"], f"{layer['unknowns']:,}", equations, rank, exact]
+
+
 def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str, Any]) -> Page:
     """The page of `risk.json`."""
     updates = content["updates"]
@@ -225,6 +232,15 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
                 ("defence", "best picture to expect", "the picture is"),
                 rows,
                 (f"For an attacker who knows the defence. Hidden: below {psnr(HIDDEN):.0f} dB.",),
+            ),
+            Table(
+                "Layer by layer",
+                ("layer", "numbers of its input", "equations", "rank", "one solution"),
+                [_rank_row(layer) for layer in first["layers"]],
+                (
+                    "Linear equations from the gradient and from outputs that are known, as the attack rgap solves them; "
+                    "equations are those of weights and of outputs.",
+                ),
             ),
             Table("Each update", ("update", "as it is", "noise that hides it"), others if len(updates) > 1 else []),
         ],

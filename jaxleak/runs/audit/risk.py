@@ -4,7 +4,7 @@ import functools
 import io
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from jaxleak.runs.audit.determinacy import HIDDEN, psnr
 from jaxleak.runs.audit.floor import ARITHMETIC, MARGIN, noise_variances
 from jaxleak.runs.audit.information import Information, information
 from jaxleak.runs.audit.page import risk_page
+from jaxleak.runs.audit.ranks import LayerRank, layer_ranks, rank_sentences
 from jaxleak.runs.audit.refit import squared_norm_of, targets_of, update_at
 from jaxleak.threat.defences import DPSGD, Clip, Defence, defend, parse_defence
 from jaxleak.threat.observe import follows
@@ -63,6 +64,8 @@ class Risk:
         noise: standard deviation that arithmetic in float32 amounts to, on each entry of the update.
         size: root mean square of the update's entries.
         lines: one for each defence, "none" first.
+        layers: of a chain of convolutions and dense layers, one image and no defence, what its gradient tells of the
+            input of each layer; else empty.
     """
 
     pixels: Float[np.ndarray, "b h w c"]
@@ -70,11 +73,20 @@ class Risk:
     noise: float
     size: float
     lines: list[Line]
+    layers: list[LayerRank] = field(default_factory=list)
 
     @property
     def hiding_noise(self) -> float:
         """Standard deviation of the noise on every entry that hides the images (20 dB); inf if none does."""
         return self.information.noise_for(HIDDEN)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What the lines do not say."""
+        noise = self.hiding_noise
+        words = f"noise of {noise:.2g} on every entry" if math.isfinite(noise) else "no noise"
+        size = f"the update's entries are {self.size:.2g} (root mean square)"
+        return [f"{words} would hide the images (20 dB); {size}", *rank_sentences(self.layers)]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `risk.json`."""
@@ -87,6 +99,7 @@ class Risk:
             "exact": known.exact,
             "smallest_singular_value": known.smallest,
             "largest_singular_value": float(np.sqrt(max(known.values[-1], 0))),
+            "layers": [layer.as_dict() for layer in self.layers],
             "defences": [vars(line) for line in self.lines],
             "noise": [
                 {"noise": noise, "psnr": psnr(known.error(noise))} for noise in self.size * np.logspace(-6, 2, 17)
@@ -122,7 +135,8 @@ def risk(
     if not victim.knows_truth:
         raise InputError("`risk` needs images to look at; give --truth, or pictures that could be the client's.")
     params, pixels, target = _one(victim, update, seed)
-    return risk_at(victim, params, pixels, target, compared, silent=silent)
+    found = risk_at(victim, params, pixels, target, compared, silent=silent)
+    return found if silent else replace(found, layers=layer_ranks(victim, params, pixels, target))
 
 
 def risk_at(
