@@ -62,7 +62,8 @@ def test_risk_says_which_layers_have_one_solution(data):
     """Sigmoids can be inverted: every layer has one. ReLUs that are off tell nothing."""
     found = _risk(jaxleak.make_victim("lenet", data, [0]))
     assert [layer.layer for layer in found.layers] == ["conv1", "conv2", "conv3", "head"]
-    assert all(layer.exact for layer in found.layers) and "follows exactly" in found.sentences[1]
+    assert all(layer.exact for layer in found.layers)
+    assert "follows exactly" in found.sentences[1]
     relu = _risk(jaxleak.make_victim("lenet", data, [0], fields={"activation": "relu", "weight_init": "torch"}))
     assert any(layer.outputs < other.outputs for layer, other in zip(relu.layers, found.layers, strict=True))
     assert relu.as_dict()["layers"][0]["rank"] == relu.layers[0].rank
@@ -89,5 +90,6 @@ def test_only_where_rgap_applies(data):
 def test_large_layers_are_counted_only(data, monkeypatch):
     monkeypatch.setattr(ranks, "DIRECT", 63)
     found = _risk(jaxleak.make_victim("lenet", data, [0]))
-    assert found.layers[0].rank is None and not found.layers[0].exact
+    assert found.layers[0].rank is None
+    assert not found.layers[0].exact
     assert "conv1 has 64" in found.sentences[1]

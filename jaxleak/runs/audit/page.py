@@ -238,7 +238,7 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
                 ("layer", "numbers of its input", "equations", "rank", "one solution"),
                 [_rank_row(layer) for layer in first["layers"]],
                 (
-                    "Linear equations from the gradient and from outputs that are known, as the attack rgap solves them; "
+                    "Linear equations from the gradient and from known outputs, as the attack rgap solves them; "
                     "equations are those of weights and of outputs.",
                 ),
             ),
