@@ -121,7 +121,8 @@ def _rank_of(link: Link, weights: PyTree, u: Array, products: Array, slope: Arra
     if unknowns > DIRECT:
         return LayerRank(name, unknowns, kernel.size, int(np.sum(known)), None)
     gram = _normal_matrix(_patches(link), kernel.reshape(-1, kernel.shape[-1]), np.asarray(slope), known, unknowns)
-    *_, rank, _ = scipy.linalg.lapack.dpstrf(gram, tol=SEEN**2 * np.max(np.diag(gram)), overwrite_a=True)
+    (factor,) = scipy.linalg.get_lapack_funcs(("pstrf",), (gram,))
+    *_, rank, _ = factor(gram, tol=SEEN**2 * np.max(np.diag(gram)), overwrite_a=True)
     return LayerRank(name, unknowns, kernel.size, int(np.sum(known)), int(rank))
 
 
