@@ -12,7 +12,10 @@ loss.py           losses, their targets and what shows of these
 observe.py        gradient, logits and BatchNorm statistics of one pass
 chain.py          networks whose layers stand one after the other
 defences.py       defences by name, one after the other
-defence_kinds.py  ... noise, clipping, pruning of what is shared
+defence.py        ... what each has
+noise.py          ... noise, and a largest norm
+pruning.py        ... entries set to zero
+rounding.py       ... fewer bits
 precode.py        ... noise within the network
 own_defence.py    ... a function of one's own
 training.py       networks trained before they are attacked

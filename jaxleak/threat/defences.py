@@ -8,23 +8,12 @@ import jax
 from jaxtyping import Array, Key, PyTree
 
 from jaxleak.errors import InputError, check_choice
-from jaxleak.threat.defence_kinds import (
-    DPSGD,
-    BFloat16,
-    Clip,
-    Defence,
-    ErrorFeedback,
-    Float16,
-    Gaussian,
-    Laplace,
-    Prune,
-    PruneLayer,
-    Quantise,
-    Soteria,
-    TopK,
-)
+from jaxleak.threat.defence import Defence
+from jaxleak.threat.noise import DPSGD, Clip, Gaussian, Laplace
 from jaxleak.threat.own_defence import OwnDefence, defence_in_file, own_defence
 from jaxleak.threat.precode import Precode
+from jaxleak.threat.pruning import ErrorFeedback, Prune, PruneLayer, Soteria, TopK
+from jaxleak.threat.rounding import BFloat16, Float16, Quantise
 
 DEFENCES: dict[str, type[Defence]] = {
     "gaussian": Gaussian,

@@ -13,7 +13,7 @@ from jaxtyping import Array, Key, PyTree
 from jaxleak.errors import InputError
 from jaxleak.models.describe import description, program_of
 from jaxleak.models.own.from_file import function_in
-from jaxleak.threat.defence_kinds import Defence
+from jaxleak.threat.defence import Defence
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from jaxleak.models import MODELS, Transformer
 from jaxleak.models.bottleneck import NOISE, Bottleneck
 from jaxleak.models.own import AdaptedModel
 from jaxleak.models.weights import WithVariables
-from jaxleak.threat.defence_kinds import Defence
+from jaxleak.threat.defence import Defence
 
 
 @dataclass(frozen=True, kw_only=True)
