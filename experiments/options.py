@@ -33,6 +33,7 @@ PUBLISHED = {
     "sme": "Zhu, Yao & Blaschko 2023 (SME): `ig`, local steps stood for by one gradient between",
     "fedavg": "Dimitrov et al. 2022: `ig`, each of the client's epochs with images of its own that agree",
     "gradinversion": "Yin et al. 2021, with BatchNorm's statistics of the client's batch",
+    "bayes": "Balunovic et al. 2022: the defences' own likelihood, of an attacker who knows them",
     "analytic": "Phong et al. 2017: closed form, where the first layer is dense (`--model mlp`)",
     "april": "Lu et al. 2022 (APRIL): closed form, where positions are learnt (`--model vit`)",
     "rgap": "Zhu & Blaschko 2021 (R-GAP): layer by layer, of chains of convolutions and dense layers, ReLUs too",

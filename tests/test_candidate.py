@@ -44,9 +44,9 @@ class Vector(Candidate):
     def project(self, parts):
         return {**parts, "measurements": jnp.clip(parts["measurements"], -10, 10)}
 
-    def priors(self, attack, parts):
-        if attack.norm:
-            yield attack.norm * jnp.mean(jnp.square(parts["measurements"]))
+    def priors(self, weights, parts):
+        if "norm" in weights:
+            yield weights["norm"] * jnp.mean(jnp.square(parts["measurements"]))
 
 
 class Network(nn.Module):

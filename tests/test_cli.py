@@ -194,7 +194,10 @@ def pictures(tmp_path_factory) -> Path:
             "`start` surrogate needs an image of the data set that is not attacked;",
         ),
         ("--label knwon", "`label` must be one of bias, counts, counts-published, idlg, joint, known, row-minima, "),
-        ("--objective cosin", "`objective` must be one of cosine, l2; got 'cosin'. Did you mean 'cosine'?"),
+        (
+            "--objective cosin",
+            "`objective` must be one of cosine, l1, l2, likelihood; got 'cosin'. Did you mean 'cosine'?",
+        ),
         ("--layers haed", "name layers of the network: conv1, conv2, conv3, head; got 'haed'. Did you mean 'head'?"),
         ("--layers conv1:-1", "a weight from 0 up after a colon if it is not 1, such as conv1 or conv1:4.0; got"),
         ("--images 0 --statistics 1", "`statistics` needs a model with BatchNorm; lenet has none. Leave it 0."),

@@ -14,6 +14,7 @@ from jaxleak.attacks.candidate import CANDIDATES, Candidate, Parts
 from jaxleak.attacks.closed_forms import Leak
 from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, read_bits
 from jaxleak.attacks.lane_cond import update_if
+from jaxleak.attacks.likelihood import negative_log_likelihood
 from jaxleak.attacks.objectives import OBJECTIVES, l1_distance, label_distance, scaled, statistics_distance
 from jaxleak.attacks.presets import Attack
 from jaxleak.kernels.outer import Outer
@@ -51,6 +52,7 @@ class Shared(NamedTuple):
     starts: PyTree  # given starts, or ()
     surrogates: PyTree  # an image for each update, or ()
     update: PyTree  # the given update, or ()
+    weights: dict[str, Float[Array, ""]]  # of the terms beside the distance, by their names; those above 0
 
 
 class Problem(NamedTuple):
@@ -236,7 +238,8 @@ class Attacker:
                 return self.values(shared, problem, parts)
             members = jax.vmap(lambda member: self.values(shared, problem, member))(parts)
             apart = self.candidate.disagreement(parts) if self.attack.consistency else 0.0
-            return jnp.sum(members.minimised) + self.attack.consistency * apart, members.published
+            weight = shared.weights.get("consistency", 0.0)
+            return jnp.sum(members.minimised) + weight * apart, members.published
 
         if not self.attack.solver.passes_value_on:
             return jax.value_and_grad(lambda flat: total(flat)[0])
@@ -249,20 +252,23 @@ class Attacker:
 
     def values(self, shared: Shared, problem: Problem, parts: Parts) -> Values:
         """Both objectives of one member."""
-        attack, target = self.attack, self._target(problem, parts)
+        attack, weights, target = self.attack, shared.weights, self._target(problem, parts)
         gradient, logits, statistics = self._observe(shared, problem, parts, target)
         # How far is what a client with this candidate would share from what the client shared?
-        matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
+        if attack.objective == "likelihood":
+            matched = negative_log_likelihood(gradient, problem.update, self.victim.defences)
+        else:
+            matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
         total = matched
-        if attack.l1:
+        if "l1" in weights:
             layers = getattr(self.victim.model, "layers", ())
-            total += attack.l1 * l1_distance(scaled(gradient, problem.factors), problem.update, layers)
-        if attack.label_term:
-            total += attack.label_term * label_distance(logits, target)
-        for prior in self.candidate.priors(attack, parts):
+            total += weights["l1"] * l1_distance(scaled(gradient, problem.factors), problem.update, layers)
+        if "label_term" in weights:
+            total += weights["label_term"] * label_distance(logits, target)
+        for prior in self.candidate.priors(weights, parts):
             total += prior
-        if attack.statistics:
-            total += attack.statistics * statistics_distance(statistics, problem.statistics)
+        if "statistics" in weights:
+            total += weights["statistics"] * statistics_distance(statistics, problem.statistics)
         return Values(total, self._unscaled(problem, matched, gradient))
 
     def published(self, wanted, shared: Shared, problem: Problem, x, value) -> Float[Array, "..."]:

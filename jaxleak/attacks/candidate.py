@@ -2,7 +2,7 @@
 
 import functools
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -125,9 +125,9 @@ class Candidate(ABC):
     def project(self, parts: Parts) -> Parts:
         """The nearest candidate whose data could be real: the `box`."""
 
-    def priors(self, attack: Attack, parts: Parts) -> Iterator[Float[Array, ""]]:
-        """Terms that favour likely data, with their weights."""
-        del attack, parts
+    def priors(self, weights: Mapping[str, Array], parts: Parts) -> Iterator[Float[Array, ""]]:
+        """Terms that favour likely data, times their weights; of `presets.WEIGHTS` those above 0."""
+        del weights, parts
         yield from ()
 
     def merged(self, parts: Parts, array: Float[Array, "d ..."]) -> Float[Array, "d ..."]:
@@ -198,15 +198,15 @@ class Images(Candidate):
         low, high = (self.victim.to_input(jnp.full(self.victim.shape[-1:], end, image.dtype)) for end in (0, 1))
         return {**parts, "image": jnp.clip(image, low, high)}
 
-    def priors(self, attack: Attack, parts: Parts) -> Iterator[Float[Array, ""]]:
+    def priors(self, weights: Mapping[str, Array], parts: Parts) -> Iterator[Float[Array, ""]]:
         image = self.to_input(parts)
-        if attack.tv:
-            yield attack.tv * total_variation(image)
-        if attack.norm:
-            yield attack.norm * norm_prior(image)
-        if attack.epoch_consistency:
+        if "tv" in weights:
+            yield weights["tv"] * total_variation(image)
+        if "norm" in weights:
+            yield weights["norm"] * norm_prior(image)
+        if "epoch_consistency" in weights:
             sets = image.reshape(self.copies, self.count, *self.victim.shape)
-            yield attack.epoch_consistency * epoch_consistency(sets)
+            yield weights["epoch_consistency"] * epoch_consistency(sets)
 
 
 class Tokens(Candidate):

@@ -1,12 +1,18 @@
 """Refuses attacks that make no sense against a victim."""
 
+from typing import Any
+
+import jax
+
 from jaxleak.attacks.bounds import VARIABLES
 from jaxleak.attacks.candidate import CANDIDATES
 from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import LABEL_STRATEGIES
+from jaxleak.attacks.likelihood import Chain, check_chain, check_own, negative_log_likelihood
 from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.threat.defences import DEFENCES, shows_zeros
+from jaxleak.threat.network import draw_params
 from jaxleak.threat.precode import noise_size
 from jaxleak.threat.victim import Victim
 
@@ -60,7 +66,11 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             "`statistics` are those of one batch and one step; leave it 0 with local steps or several clients."
         )
-    if attack.knows_defence and not (shows_zeros(victim.defences) or noise_size(victim.attacker_model)):
+    likelihood = attack.objective == "likelihood"
+    if likelihood:
+        _check_likelihood(victim)
+    zeros, noise = shows_zeros(victim.defences), noise_size(victim.attacker_model)
+    if attack.knows_defence and not (likelihood or zeros or noise):
         raise InputError(
             "`knows_defence` leaves out the entries that a defence set to zero; give one of "
             f"{', '.join(name for name, kind in DEFENCES.items() if kind.sparse)}, with no noise after it; or finds "
@@ -74,6 +84,20 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             f"`dummies` must make as many local steps as the client's {victim.batch} images in `client_epochs`; "
             f"got {dummies}. Use as many, or --client-steps."
         )
+
+
+def _check_likelihood(victim: Victim) -> None:
+    """Raise unless an update's likelihood is known: of it, a trial's first values are traced too."""
+    check_chain(victim.defences, victim.batch)
+    params: Any = victim.params
+    if params is None:
+        params = jax.eval_shape(lambda key: draw_params(victim.model, key, victim.shape), jax.random.key(0))
+    elif victim.network == "per-image":
+        params = jax.tree.map(lambda leaf: leaf[0], params)
+    own = Chain.of(victim.defences).own
+    if own:
+        check_own(own, params)
+    jax.eval_shape(lambda update: negative_log_likelihood(update, update, victim.defences), params)
 
 
 def _check_text(attack: Attack) -> None:

@@ -10,12 +10,13 @@ from jaxtyping import Array, Float, PyTree
 
 from jaxleak.attacks.distances import cosine_distance, squared_l2, squared_norm
 from jaxleak.attacks.layer_weights import layer_weights
+from jaxleak.attacks.likelihood import negative_log_likelihood
 from jaxleak.kernels.outer import is_outer, times
 from jaxleak.threat.observe import Moments
 
 
 def l1_distance(gradient: PyTree, update: PyTree, layers: tuple[str, ...] = ()) -> Float[Array, ""]:
-    """TAG's term: sum over tensors of w_t |g_t - u_t|_1, beside the squared L2 distance.
+    """Sum over tensors of w_t |g_t - u_t|_1: TAG's term beside the squared L2 distance, and the objective `l1`.
 
     Args:
         gradient: g, of the candidate; leaves may be `Outer`.
@@ -29,7 +30,8 @@ def l1_distance(gradient: PyTree, update: PyTree, layers: tuple[str, ...] = ()) 
     weights = {name: 1 - place / len(layers) for place, name in enumerate(layers)}
 
     def distance(leaf, shared):
-        return jnp.sum(jnp.abs((leaf.build() if is_outer(leaf) else leaf) - shared))
+        apart = (leaf.build() if is_outer(leaf) else leaf) - shared
+        return jnp.sum(apart * jax.lax.stop_gradient(jnp.sign(apart)))  # jnp.abs has derivative 1 at 0
 
     def of_layer(name: str) -> Float[Array, ""]:
         apart = jax.tree.map(distance, gradient[name], update[name], is_leaf=is_outer)
@@ -38,7 +40,8 @@ def l1_distance(gradient: PyTree, update: PyTree, layers: tuple[str, ...] = ()) 
     return sum(map(of_layer, gradient), start=jnp.zeros(()))
 
 
-OBJECTIVES = {"l2": squared_l2, "cosine": cosine_distance}
+# Each is 0 where the gradients agree. `likelihood` is also given the victim's defences.
+OBJECTIVES = {"l2": squared_l2, "l1": l1_distance, "cosine": cosine_distance, "likelihood": negative_log_likelihood}
 SCALES = ("none", "relative", "per-tensor")
 
 
@@ -89,7 +92,7 @@ def scaled(gradient: PyTree, factors: PyTree) -> PyTree:
 
 
 def share_left(objective: str, value: Any, norm2: Any) -> Any:
-    """Published objectives as shares of the update's squared norm: of the cosine 1 - cos^2.
+    """Published objectives as shares of the update's squared norm: of the cosine 1 - cos^2; NaN of l1 and likelihoods.
 
     Args:
         objective: a key of `OBJECTIVES`.
@@ -99,6 +102,8 @@ def share_left(objective: str, value: Any, norm2: Any) -> Any:
     value = np.asarray(value, np.float64)
     if objective == "cosine":  # what the best multiple of the candidate's gradient leaves
         return np.where(np.isfinite(value), np.minimum(value, 1) * (2 - np.minimum(value, 1)), value)
+    if objective != "l2":
+        return np.full_like(value, np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):  # an update may be zero
         return value / np.asarray(norm2, np.float64)
 

@@ -37,7 +37,8 @@ class Attack:
         label: where the labels come from: "joint" optimises label logits beside the images, "known" has them, every
             other of `labels.LABEL_STRATEGIES` reads them from the update.
         init: the start of the images (`starts.INITS`); label logits start from N(0, 1).
-        objective: distance between the candidate's gradient and the shared one.
+        objective: distance between the candidate's gradient and the shared one: "l2", "l1" or "cosine"; or the
+            "likelihood" of what was shared, of an attacker who knows the defences (`negative_log_likelihood`).
         scale: what the distance is measured in: "none" as published, "relative" to the shared gradient, or "per-tensor"
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
             the scale.
@@ -136,6 +137,10 @@ class Attack:
                     f"`{name}`{value and ' by' + value} needs the solver {able}: it is not a step of "
                     f"{solver_name(self.solver)}. Leave `{name}` out, or use {able}."
                 )
+        if self.objective == "likelihood" and (self.layers or self.scale != "none"):
+            raise InputError(
+                "`objective` likelihood is in units of what the defences do to entries; leave out `scale` and `layers`."
+            )
         if self.box_by and not self.box:
             raise InputError("`box_by` says how pixels are kept in [0, 1]; give --box True too.")
         if self.box and self.solver.closed_form:
@@ -256,6 +261,11 @@ GRADINVERSION = Attack(
     iterations=20_000,
     stop_objective=0,
 )
+# Source: Balunovic et al. 2022, the Bayes optimal adversary's objective with total variation for log p(x).
+# Differs: theirs is minimised by Adam; here by L-BFGS on variables whose sigmoids are the pixels.
+BAYES = replace(
+    IDLG, name="bayes", objective="likelihood", label="bias", tv=0.1, box=True, knows_defence=True, stop_objective=0
+)
 # Source: Phong et al. 2017; Geiping et al. 2020, proposition 3.1.
 ANALYTIC = Attack(name="analytic", label="bias", init="analytic", solver=NoSolver(), iterations=1)
 # Source: Lu et al. 2022 (APRIL).
@@ -268,7 +278,23 @@ RGAP = replace(ANALYTIC, name="rgap", init="rgap")
 DAGER = replace(ANALYTIC, name="dager", label="text", init="dager")
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
-    for attack in (DLG, IDLG, CPL, TAG, IG, MODERN, SME, FEDAVG, GRADINVERSION, ANALYTIC, APRIL, SPEAR, RGAP, DAGER)
+    for attack in (
+        DLG,
+        IDLG,
+        CPL,
+        TAG,
+        IG,
+        MODERN,
+        SME,
+        FEDAVG,
+        GRADINVERSION,
+        BAYES,
+        ANALYTIC,
+        APRIL,
+        SPEAR,
+        RGAP,
+        DAGER,
+    )
 }
 
 

@@ -18,7 +18,7 @@ from jaxleak.attacks.distances import squared_norm
 from jaxleak.attacks.labels import LABEL_STRATEGIES
 from jaxleak.attacks.lane_cond import update_if
 from jaxleak.attacks.objectives import OBJECTIVES, scale_factors, scaled
-from jaxleak.attacks.presets import Attack
+from jaxleak.attacks.presets import WEIGHTS, Attack
 from jaxleak.attacks.starts import INITS
 from jaxleak.errors import InputError
 from jaxleak.kernels.llvm import usable
@@ -107,7 +107,9 @@ class Trial:
         ours = type(self) is Trial and type(self.attack.solver) in SOLVERS.values()
         if not ours or self.victim.key is None:
             return None
-        attack, kernels = replace(self.attack, name=""), usable(np.zeros((), np.float32))
+        # Weights are arguments of the program, which has the terms whose weights are above 0.
+        terms: dict[str, Any] = {name: float(getattr(self.attack, name) > 0) for name in WEIGHTS}
+        attack, kernels = replace(self.attack, name="", **terms), usable(np.zeros((), np.float32))
         named = (  # what the names stand for today
             *(LABEL_STRATEGIES[attack.label], OBJECTIVES[attack.objective], INITS.get(attack.init)),
             CANDIDATES[self.victim.modality],
@@ -151,6 +153,7 @@ class Trial:
             starts=() if self.starts is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, float), self.starts),
             surrogates=jnp.asarray(victim.surrogates, float) if self.attack.init == "surrogate" else (),
             update=() if victim.update is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, float), victim.update),
+            weights={name: jnp.asarray(weight, float) for name in WEIGHTS if (weight := getattr(self.attack, name))},
         )
 
     def prepare(self, shared: Shared, job: Job) -> Problem:
@@ -167,7 +170,8 @@ class Trial:
         update = self.attacker.candidate.compared(update)
         factors = scale_factors(update, attack.scale, attack.layers)
         layers = scale_factors(update, "none", attack.layers)
-        mask = sparse_mask(victim.defences, update) if attack.knows_defence else ()
+        masked = attack.knows_defence and attack.objective != "likelihood"  # which knows what entries left out tell
+        mask = sparse_mask(victim.defences, update) if masked else ()
         statistics: Any = ()
         if attack.statistics:
             statistics = observe(victim.client_model, params, x, target, victim.client.loss, statistics=True).statistics
@@ -275,7 +279,7 @@ class Trial:
         attack = self.attack
         if not attack.stop_relative:
             return attack.stop_objective
-        unit = 1.0 if attack.objective == "cosine" else problem.norm2
+        unit = problem.norm2 if attack.objective == "l2" else 1.0
         return jnp.maximum(attack.stop_objective, attack.stop_relative * unit)
 
     def _data(self, flat: Float[Array, "n"], book: PyTree) -> Float[Array, "d ..."]:

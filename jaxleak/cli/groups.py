@@ -56,8 +56,9 @@ class StartHere:
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
     (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
-    gradinversion; closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and
-    other chains, ReLUs too), dager (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
+    gradinversion, bayes (knows the defence); closed forms: analytic (mlp), april (vit), spear (batches, mlp with
+    activation=relu), rgap (lenet and other chains, ReLUs too), dager (text); with a solver of its own after a colon, as
+    in dlg:torch-lbfgs."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
     resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit, transformer (text);
@@ -93,8 +94,9 @@ class UpdateHere:
     attack: tuple[str, ...] = ("dlg", "idlg")
     """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
     (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
-    gradinversion; closed forms: analytic (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and
-    other chains, ReLUs too), dager (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
+    gradinversion, bayes (knows the defence); closed forms: analytic (mlp), april (vit), spear (batches, mlp with
+    activation=relu), rgap (lenet and other chains, ReLUs too), dager (text); with a solver of its own after a colon, as
+    in dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -184,7 +186,8 @@ class AttackFlags:
     """Where labels come from: joint (optimised), known, text (of dager), idlg, bias, unique, row-minima,
     counts, counts-published."""
     objective: Name = None
-    """Distance between the candidate's gradient and the shared one: l2 or cosine."""
+    """Distance between the candidate's gradient and the shared one: l2, l1 or cosine; or its likelihood, of an attacker
+    who knows the defences (likelihood)."""
     scale: Name = None
     """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
     layers: Names = None

@@ -7,6 +7,9 @@ from typing import Any
 from jaxleak.errors import InputError, check_choice
 
 STATUSES = ("converged", "wrong-image", "matched", "iteration-limit", "stalled", "diverged", "non-finite", "lost")
+LIKELIHOOD = (
+    1.1  # nats per entry; at the private images 0 without noise, 1/2 behind normal and 1 behind Laplacian noise
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +53,11 @@ class Criteria:
         object.__setattr__(self, "mse_thresholds", tuple(self.mse_thresholds))  # a list, when read from JSON
 
     def threshold(self, objective: str) -> float:
-        """Limit below which an attack's objective must end; `objective` is a key of `objectives.OBJECTIVES`."""
-        return self.cosine if objective == "cosine" else self.objective
+        """Limit below which an attack's objective must end; `objective` is a key of `objectives.OBJECTIVES`.
+
+        Of a likelihood it is 1.1 nats per entry.
+        """
+        return {"cosine": self.cosine, "likelihood": LIKELIHOOD}.get(objective, self.objective)
 
 
 def _check_threshold(argument: str, value: Any) -> None:

@@ -1,5 +1,6 @@
 """Defences by name: their text, and an update after them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
 from typing import Any
@@ -147,8 +148,10 @@ def shows_zeros(defences: tuple[Defence, ...]) -> bool:
 def sparse_mask(defences: tuple[Defence, ...], update: PyTree) -> PyTree:
     """Mask of a defended update, for an attacker who sees that it was pruned: 1 where it is not zero, else 0.
 
-    () if the update does not show which entries were set to zero (`shows_zeros`).
+    A function of one's own may say otherwise. () if the update does not show which entries were set to zero
+    (`shows_zeros`).
     """
     if not shows_zeros(defences):
         return ()
-    return jax.tree.map(lambda leaf: (leaf != 0).astype(leaf.dtype), update)
+    masks = [defence.mask(update) for defence in defences if defence.sparse]
+    return jax.tree.map(lambda *parts: math.prod(parts[1:], start=parts[0]), *masks)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, PyTree
 
 from jaxleak.errors import check_not_negative
-from jaxleak.threat.defence import Defence
+from jaxleak.threat.defence import Defence, Noise
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,13 @@ class Gaussian(Defence):
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         return _with_noise(update, key, jax.random.normal, self.sigma)
 
+    @property
+    def added(self) -> Noise:
+        return Noise("normal", self.sigma)
+
+    def before_noise(self, update: PyTree) -> PyTree:
+        return update
+
 
 @dataclass(frozen=True, kw_only=True)
 class Laplace(Defence):
@@ -56,7 +63,14 @@ class Laplace(Defence):
         check_not_negative("sigma", self.sigma)
 
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
-        return _with_noise(update, key, jax.random.laplace, self.sigma / math.sqrt(2))
+        return _with_noise(update, key, jax.random.laplace, self.added.scale)
+
+    @property
+    def added(self) -> Noise:
+        return Noise("laplace", self.sigma / math.sqrt(2))
+
+    def before_noise(self, update: PyTree) -> PyTree:
+        return update
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +118,19 @@ class DPSGD(Defence):
     def __post_init__(self):
         check_not_negative("clip", self.clip)
         check_not_negative("noise", self.noise)
+
+    @property
+    def off(self) -> bool:
+        return self.clip == 0
+
+    @property
+    def added(self) -> Noise | None:
+        """Of one image."""
+        return Noise("normal", self.noise * self.clip) if self.noise else None
+
+    def before_noise(self, update: PyTree) -> PyTree:
+        """The clipped gradient of one image."""
+        return _clipped(update, self.clip)
 
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         """The defended gradient of a single image."""

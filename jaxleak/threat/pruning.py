@@ -9,7 +9,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Key, PyTree
 
 from jaxleak.errors import InputError, check_not_negative
-from jaxleak.threat.defence import Defence
+from jaxleak.threat.defence import Bounds, Defence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class Prune(Defence):
 
     share: float
     sparse = True
+    bounded = True
 
     def __post_init__(self):
         _check_share(self.share)
@@ -35,6 +36,10 @@ class Prune(Defence):
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         del key
         return _pruned(update, self.share)
+
+    def bounds(self, after: Bounds) -> Bounds:
+        """Entries that are 0 were no larger than the smallest that was kept."""
+        return _unpruned(after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,7 @@ class PruneLayer(Defence):
 
     share: float
     sparse = True
+    bounded = True
 
     def __post_init__(self):
         _check_share(self.share)
@@ -59,6 +65,12 @@ class PruneLayer(Defence):
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         del key
         return jax.tree.map(lambda leaf: _pruned(leaf, self.share), update)
+
+    def bounds(self, after: Bounds) -> Bounds:
+        """Entries that are 0 were no larger than the smallest that was kept of their tensor."""
+        leaves, structure = zip(*map(jax.tree.flatten, after), strict=True)
+        each = [_unpruned(Bounds(*parts)) for parts in zip(*leaves, strict=True)]
+        return Bounds(*(jax.tree.unflatten(structure[0], parts) for parts in zip(*each, strict=True)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +89,7 @@ class TopK(Defence):
 
     count: int
     sparse = True
+    bounded = True
 
     def __post_init__(self):
         check_not_negative("count", self.count)
@@ -86,6 +99,10 @@ class TopK(Defence):
     def apply(self, update: PyTree, key: Key[Array, ""]) -> PyTree:
         del key
         return update if self.count == 0 else _largest(update, int(self.count))
+
+    def bounds(self, after: Bounds) -> Bounds:
+        """Entries that are 0 were no larger than the smallest that was kept."""
+        return _unpruned(after)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +123,7 @@ class ErrorFeedback(Defence):
     share: float
     rounds: int
     sparse = True
+    bounded = True
 
     def __post_init__(self):
         _check_share(self.share)
@@ -124,6 +142,17 @@ class ErrorFeedback(Defence):
         memory = jax.lax.fori_loop(0, self.rounds - 1, gathered, nothing)
         return _pruned(jax.tree.map(jnp.add, update, memory), self.share)
 
+    @property
+    def off(self) -> bool:
+        return self.share == 0 or self.rounds == 0
+
+    def bounds(self, after: Bounds) -> Bounds:
+        """An entry that was sent had gathered for 1 to R rounds."""
+        low, high, width = _unpruned(after)
+        least = jax.tree.map(lambda leaf: jnp.where(leaf > 0, leaf / self.rounds, leaf), low)
+        most = jax.tree.map(lambda leaf: jnp.where(leaf < 0, leaf / self.rounds, leaf), high)
+        return Bounds(least, most, width)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Soteria(Defence):
@@ -141,6 +170,7 @@ class Soteria(Defence):
 
     share: float
     sparse = True
+    bounded = True
 
     def __post_init__(self):
         _check_share(self.share)
@@ -171,6 +201,21 @@ class Soteria(Defence):
         kernel = update["head"]["kernel"].at[hidden].set(0)
         return {**update, "head": {**update["head"], "kernel": kernel}}
 
+    def before_noise(self, update: PyTree) -> PyTree:
+        if self.share:
+            raise InputError("`objective` likelihood: noise hides which features soteria hid; use l2 or cosine.")
+        return update
+
+    def bounds(self, after: Bounds) -> Bounds:
+        """Entries of the head's kernel that are 0 may have been anything."""
+        low, high = after.low["head"]["kernel"], after.high["head"]["kernel"]
+        hidden = (low <= 0) & (high >= 0)
+
+        def replaced(tree: PyTree, old: Array, new: float) -> PyTree:
+            return {**tree, "head": {**tree["head"], "kernel": jnp.where(hidden, new, old)}}
+
+        return Bounds(replaced(after.low, low, -jnp.inf), replaced(after.high, high, jnp.inf), after.width)
+
 
 def _check_share(share: float) -> None:
     check_not_negative("share", share)
@@ -192,3 +237,18 @@ def _largest(update: PyTree, count: int) -> PyTree:
     order = jnp.argsort(jnp.abs(values), descending=True, stable=True)
     kept = jnp.zeros(values.shape, bool).at[order[:count]].set(True, unique_indices=True)
     return unravel(jnp.where(kept, values, 0))
+
+
+def _unpruned(after: Bounds) -> Bounds:
+    """What entries were before the smallest were set to zero: those that may be 0 now no larger than any other."""
+    hidden = jax.tree.map(lambda low, high: (low <= 0) & (high >= 0), after.low, after.high)
+
+    def smallest(low, high, hidden):
+        return jnp.min(jnp.where(hidden, jnp.inf, jnp.maximum(jnp.abs(low), jnp.abs(high))), initial=jnp.inf)
+
+    kept = jnp.min(jnp.stack(jax.tree.leaves(jax.tree.map(smallest, after.low, after.high, hidden))))
+    return Bounds(
+        jax.tree.map(lambda low, hidden: jnp.where(hidden, jnp.minimum(low, -kept), low), after.low, hidden),
+        jax.tree.map(lambda high, hidden: jnp.where(hidden, jnp.maximum(high, kept), high), after.high, hidden),
+        after.width,
+    )

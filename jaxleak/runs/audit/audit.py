@@ -76,6 +76,11 @@ def fitted(sweep: Sweep, silent: Sequence[str], *, stops: bool = True) -> tuple[
     if soteria and not shows_zeros(victim.defences):  # noise hides which rows are zero, and these need not be small
         silent = list(dict.fromkeys([*silent, HIDDEN_BY_SOTERIA]))
     for attack in sweep.attacks:
+        if attack.objective not in ("l2", "cosine"):
+            raise InputError(
+                f"`objective` {attack.objective} is not one that an audit can judge; use l2 or cosine, or attack "
+                "images that you know with `jaxleak run`."
+            )
         if attack.dummies not in (None, victim.batch):
             raise InputError(f"`dummies` of an audit must be the update's images, {victim.batch}; leave it out.")
         without = tuple(f"{name}:0" for name in silent)
