@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from jaxleak.threat.from_dataset import make_victim
     from jaxleak.threat.network import draw_params
     from jaxleak.threat.own_update import load_update
+    from jaxleak.threat.patches import fit_patches
     from jaxleak.threat.training import train_network
     from jaxleak.threat.victim import Victim
 
@@ -62,6 +63,7 @@ _HOMES = {
     "runs.run": ("attack", "run_sweep"),
     "threat.training": ("train_network",),
     "threat.own_update": ("load_update",),
+    "threat.patches": ("fit_patches",),
     "threat.from_dataset": ("make_victim",),
     "threat.network": ("draw_params",),
     "threat.victim": ("Victim",),
@@ -100,6 +102,7 @@ __all__ = [
     "draw_params",
     "fast_conv",
     "fisher",
+    "fit_patches",
     "hold_last",
     "infer",
     "load_dataset",

@@ -44,7 +44,7 @@ class Vector(Candidate):
     def project(self, parts):
         return {**parts, "measurements": jnp.clip(parts["measurements"], -10, 10)}
 
-    def priors(self, weights, parts):
+    def priors(self, weights, parts, mixture=()):
         if "norm" in weights:
             yield weights["norm"] * jnp.mean(jnp.square(parts["measurements"]))
 

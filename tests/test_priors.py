@@ -71,3 +71,113 @@ def test_trials_at_once_equal_a_loop(name):
         value, slope = jax.value_and_grad(PRIORS[name])(x)
         np.testing.assert_allclose(together[0][trial], value, rtol=1e-12)
         np.testing.assert_allclose(together[1][trial], slope, rtol=1e-12, atol=1e-15)
+
+
+# --- patches ---
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    from jaxleak import fit_patches, load_dataset
+
+    return fit_patches(load_dataset("photos"), exclude=[6, 12], components=4, patches=2000)
+
+
+def sklearns(mixture):
+    """The same mixture as scikit-learn has it."""
+    from sklearn.mixture import GaussianMixture
+
+    model = GaussianMixture(len(mixture.means))
+    model.weights_, model.means_ = np.exp(mixture.log_weights), mixture.means
+    model.precisions_cholesky_ = mixture.factors
+    return model
+
+
+def test_log_densities_of_patches_are_scikit_learns(mixture):
+    from jaxleak.attacks.priors import patch_log_density
+    from jaxleak.threat.patches import centred
+
+    patches = centred(np.random.default_rng(0).random((50, 8, 8, 3)))
+    found = patch_log_density(jnp.asarray(patches), tuple(map(jnp.asarray, mixture)))
+    np.testing.assert_allclose(found, sklearns(mixture).score_samples(patches), atol=1e-5, rtol=1e-10)
+
+
+@pytest.mark.parametrize(("height", "width", "count"), [(32, 32, 49), (8, 8, 1), (14, 9, 6)])
+def test_the_prior_is_minus_the_mean_over_patches(mixture, height, width, count):
+    from jaxleak.attacks.priors import patch_prior
+    from jaxleak.threat.patches import centred
+
+    x = np.random.default_rng(1).random((2, height, width, 3))
+    starts = [sorted({*range(0, side - 8, 4), side - 8}) for side in (height, width)]
+    patches = np.stack([each[r : r + 8, c : c + 8] for each in x for r in starts[0] for c in starts[1]])
+    assert len(patches) == 2 * count
+    wanted = -np.mean(sklearns(mixture).score_samples(centred(patches)))
+    parts = tuple(map(jnp.asarray, mixture))
+    value, slope = jax.value_and_grad(patch_prior)(jnp.asarray(x), parts)
+    assert float(value) == pytest.approx(wanted, rel=1e-9)
+    assert np.all(np.isfinite(slope))
+    assert np.any(slope != 0)
+    many = jnp.stack([jnp.asarray(x), jnp.asarray(x)[::-1] ** 2])
+    together = jax.vmap(jax.value_and_grad(patch_prior), (0, None))(many, parts)
+    for lane, one in enumerate(many):
+        alone, own = jax.value_and_grad(patch_prior)(one, parts)
+        assert float(together[0][lane]) == pytest.approx(float(alone), rel=1e-12)
+        np.testing.assert_allclose(together[1][lane], own, rtol=1e-9, atol=1e-12)
+    assert np.isfinite(float(patch_prior(jnp.full(x.shape, 0.5), parts)))
+
+
+def test_photographs_are_likelier_than_noise_of_their_contrast(mixture):
+    from jaxleak import load_dataset
+    from jaxleak.attacks.priors import patch_prior
+
+    pixels, _ = load_dataset("photos").images([6])
+    shuffled = np.random.default_rng(0).permutation(pixels.ravel()).reshape(pixels.shape)
+    parts = tuple(map(jnp.asarray, mixture))
+    assert float(patch_prior(jnp.asarray(pixels, float), parts)) < float(
+        patch_prior(jnp.asarray(shuffled, float), parts)
+    )
+
+
+def test_what_cannot_be_fitted_is_refused(monkeypatch):
+    import sys
+
+    from jaxleak import InputError, fit_patches, load_dataset
+
+    photos = load_dataset("photos")
+    with pytest.raises(InputError, match="need images that are not attacked"):
+        fit_patches(photos, exclude=photos.index.tolist())
+    with pytest.raises(InputError, match="at least 8x8 pixels"):
+        fit_patches(load_dataset("text"))
+    with pytest.raises(InputError, match="at least 10 for each of 10"):
+        fit_patches(photos, patches=90)
+    monkeypatch.setitem(sys.modules, "sklearn.mixture", None)
+    with pytest.raises(InputError, match=r"pip install 'jaxleak\[infer\]'"):
+        fit_patches(photos)
+
+
+def test_an_attack_with_patches_keeps_them_in_the_run(tmp_path):
+    import jaxleak
+    from jaxleak.threat.patches import read_patches
+    from tests.commands import call, refusal
+
+    command = (
+        *("run", "--attack", "idlg", "--patches", 0.01, "--images", 6, "--seeds", 2, "--max-evaluations", 3),
+        *("--no-figures", "--no-report", "--out", tmp_path / "run"),
+    )
+    first = call(*command)
+    assert first.code == 0, first.err
+    kept = read_patches(tmp_path / "run")
+    assert kept.means.shape == (10, 192)
+    assert call(*command).code == 0  # the same mixture, or it would be refused
+    victim = {"settings": jaxleak.Run.open(tmp_path / "run").settings}["settings"]["victim"]
+    assert victim["patches"] == f"sha256:{kept.digest}"
+    assert {row["attack"] for row in jaxleak.Run.open(tmp_path / "run").rows()} == {"idlg+patches=0.01"}
+    refused = refusal(
+        "run", "--dataset", "text", "--model", "transformer", "--attack", "dlg", "--patches", 1, "--out", tmp_path
+    )
+    assert "`patches`" in refused
+    attack = jaxleak.Attack(name="patched", patches=0.1)
+    with pytest.raises(jaxleak.InputError, match="learned from images of the attacker's own"):
+        jaxleak.Sweep(
+            victim=jaxleak.make_victim("lenet", jaxleak.load_dataset("photos"), [6]), attacks=(attack,), seeds=1
+        )

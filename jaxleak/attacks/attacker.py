@@ -53,6 +53,7 @@ class Shared(NamedTuple):
     surrogates: PyTree  # an image for each update, or ()
     update: PyTree  # the given update, or ()
     weights: dict[str, Float[Array, ""]]  # of the terms beside the distance, by their names; those above 0
+    mixture: PyTree  # of the attacker's own patches, or ()
 
 
 class Problem(NamedTuple):
@@ -265,7 +266,7 @@ class Attacker:
             total += weights["l1"] * l1_distance(scaled(gradient, problem.factors), problem.update, layers)
         if "label_term" in weights:
             total += weights["label_term"] * label_distance(logits, target)
-        for prior in self.candidate.priors(weights, parts):
+        for prior in self.candidate.priors(weights, parts, shared.mixture):
             total += prior
         if "statistics" in weights:
             total += weights["statistics"] * statistics_distance(statistics, problem.statistics)

@@ -16,7 +16,7 @@ from jaxleak.attacks.bounds import Variables
 from jaxleak.attacks.closed_forms import CLOSED_FORMS, Leak
 from jaxleak.attacks.labels import PROBES, probe_images
 from jaxleak.attacks.presets import Attack
-from jaxleak.attacks.priors import consistency, epoch_consistency, norm_prior, total_variation
+from jaxleak.attacks.priors import consistency, epoch_consistency, norm_prior, patch_prior, total_variation
 from jaxleak.attacks.starts import draw_start
 from jaxleak.threat.victim import Victim
 
@@ -125,9 +125,15 @@ class Candidate(ABC):
     def project(self, parts: Parts) -> Parts:
         """The nearest candidate whose data could be real: the `box`."""
 
-    def priors(self, weights: Mapping[str, Array], parts: Parts) -> Iterator[Float[Array, ""]]:
-        """Terms that favour likely data, times their weights; of `presets.WEIGHTS` those above 0."""
-        del weights, parts
+    def priors(self, weights: Mapping[str, Array], parts: Parts, mixture: Any = ()) -> Iterator[Float[Array, ""]]:
+        """Terms that favour likely data, times their weights; of `presets.WEIGHTS` those above 0.
+
+        Args:
+            weights: by the terms' names.
+            parts: the candidate.
+            mixture: of patches (`threat.patches.PatchMixture`), where that is a term.
+        """
+        del weights, parts, mixture
         yield from ()
 
     def merged(self, parts: Parts, array: Float[Array, "d ..."]) -> Float[Array, "d ..."]:
@@ -198,8 +204,10 @@ class Images(Candidate):
         low, high = (self.victim.to_input(jnp.full(self.victim.shape[-1:], end, image.dtype)) for end in (0, 1))
         return {**parts, "image": jnp.clip(image, low, high)}
 
-    def priors(self, weights: Mapping[str, Array], parts: Parts) -> Iterator[Float[Array, ""]]:
+    def priors(self, weights: Mapping[str, Array], parts: Parts, mixture: Any = ()) -> Iterator[Float[Array, ""]]:
         image = self.to_input(parts)
+        if "patches" in weights:
+            yield weights["patches"] * patch_prior(self.victim.to_pixels(image), mixture)
         if "tv" in weights:
             yield weights["tv"] * total_variation(image)
         if "norm" in weights:

@@ -13,12 +13,13 @@ from jaxleak.attacks.presets import Attack
 from jaxleak.errors import InputError
 from jaxleak.threat.defences import DEFENCES, shows_zeros
 from jaxleak.threat.network import draw_params
+from jaxleak.threat.patches import SIDE
 from jaxleak.threat.precode import noise_size
 from jaxleak.threat.victim import Victim
 
 TEXT_LABELS = ("joint", "counts", "counts-published")  # which tokens follow is optimised, or their number is read
 TEXT_STARTS = ("normal", "uniform")  # of the tokens' vectors
-PICTURES = ("label_term", "tv", "norm", "statistics", "box", "surrogate_model", "epoch_consistency")
+PICTURES = ("label_term", "tv", "patches", "norm", "statistics", "box", "surrogate_model", "epoch_consistency")
 
 
 def check_attack(attack: Attack, victim: Victim) -> None:
@@ -43,6 +44,8 @@ def check_attack(attack: Attack, victim: Victim) -> None:
         raise InputError(
             f"`dummies` must be as many as the update's images, {victim.batch}, where these are not known."
         )
+    if attack.patches:
+        _check_patches(victim)
     if attack.bounds in VARIABLES and not CANDIDATES[victim.modality].has_bounds:
         raise InputError(f"`box` by {attack.bounds} is for images; use --box-by projection, or leave it out.")
     if victim.modality != "text":
@@ -98,6 +101,20 @@ def _check_likelihood(victim: Victim) -> None:
     if own:
         check_own(own, params)
     jax.eval_shape(lambda update: negative_log_likelihood(update, update, victim.defences), params)
+
+
+def _check_patches(victim: Victim) -> None:
+    """Raise unless the attacker has learned patches of such images."""
+    if victim.mixture is None:
+        raise InputError(
+            "`patches` are learned from images of the attacker's own, and this victim comes with none: "
+            "make_victim(..., mixture=fit_patches(data)). `jaxleak attack` cannot have them; leave it out."
+        )
+    if victim.modality == "image" and (victim.mixture.channels != victim.shape[2] or min(victim.shape[:2]) < SIDE):
+        raise InputError(
+            f"`patches` are of {SIDE}x{SIDE} pixels with {victim.mixture.channels} channels; the images are "
+            f"{'x'.join(map(str, victim.shape))}. Fit them on images like these."
+        )
 
 
 def _check_text(attack: Attack) -> None:

@@ -24,8 +24,15 @@ from jaxleak.attacks.starts import CLOSED, check_init
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_positive, check_type
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
-WEIGHTS = ("label_term", "l1", "tv", "norm", "statistics", "consistency", "epoch_consistency")
-LATER = ("surrogate_model", "epoch_consistency", "box_by", "l1", "stop_relative")  # fields that older runs do not name
+WEIGHTS = ("label_term", "l1", "tv", "patches", "norm", "statistics", "consistency", "epoch_consistency")
+LATER = (
+    "surrogate_model",
+    "epoch_consistency",
+    "box_by",
+    "l1",
+    "stop_relative",
+    "patches",
+)  # fields that older runs do not name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +53,8 @@ class Attack:
         label_term: CPL's alpha, the weight of (prediction - label)^2 on softmax outputs (`objectives.label_distance`).
         l1: TAG's alpha, the weight of the L1 distance of the gradients (`objectives.l1_distance`).
         tv: weight of the total variation (`priors.total_variation`).
+        patches: weight of minus the mean log density of its patches (`priors.patch_prior`), under a mixture of
+            Gaussians that the attacker fitted on images of its own (`threat.patches.fit_patches`).
         norm: weight of the candidate's norm (`priors.norm_prior`).
         statistics: weight of the distance of BatchNorm's statistics (`objectives.statistics_distance`). Threat model:
             the client shares those of its batch.
@@ -88,6 +97,7 @@ class Attack:
     label_term: float = 0.0
     l1: float = 0.0
     tv: float = 0.0
+    patches: float = 0.0
     norm: float = 0.0
     statistics: float = 0.0
     group: int = 1

@@ -154,6 +154,9 @@ class Trial:
             surrogates=jnp.asarray(victim.surrogates, float) if self.attack.init == "surrogate" else (),
             update=() if victim.update is None else jax.tree.map(lambda leaf: jnp.asarray(leaf, float), victim.update),
             weights={name: jnp.asarray(weight, float) for name in WEIGHTS if (weight := getattr(self.attack, name))},
+            mixture=jax.tree.map(lambda part: jnp.asarray(part, float), tuple(victim.mixture or ()))
+            if self.attack.patches
+            else (),
         )
 
     def prepare(self, shared: Shared, job: Job) -> Problem:

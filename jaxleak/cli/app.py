@@ -31,6 +31,7 @@ from jaxleak.cli.flags import (
     normalise,
     own_victim,
     pictures,
+    private_images,
     risk_victim,
     sweep_of,
 )
@@ -73,19 +74,17 @@ def build_sweep(command: RunCommand):
     defences = tuple(parse_defence(text) for text in command.defence)
     build_criteria(command)
     data = pictures(command)
-    images = command.images
-    if images is None:
-        count = command.num_images or 4
-        images = data.random_batches(count, command.batch, command.image_seed, command.batch_labels)
+    images, mixture = private_images(command, data)
 
     def sweep(trained_steps: int):
         victim = make_victim(
             command.model,
             data,
-            [int(index) for index in images],
+            images,
             fields=fields,
             knows_statistics=not command.hide_statistics,
             knows_order=not command.hide_order,
+            mixture=mixture,
             checkpoint=command.out,
             network=command.network,
             network_seed=command.network_seed,

@@ -1,5 +1,6 @@
 """Builds attacks, criteria, client and sweep from the flags of `jaxleak run` and `jaxleak attack`."""
 
+import contextlib
 from dataclasses import replace
 from typing import Any
 
@@ -7,6 +8,7 @@ from jaxleak.cli.commands import AttackCommand, InferCommand, RiskCommand, RunCo
 from jaxleak.errors import InputError, check_choice, check_positive, naming
 
 Command = RunCommand | AttackCommand
+OTHER_SPLIT = {"train": "test", "test": "train"}
 ADAM_FLAGS = ("sign", "schedule", "warmup", "weight_decay", "langevin")
 # Flags that replace a field of every attack (the flag's name if it is another), where they are given.
 ATTACK_FIELDS = {
@@ -14,7 +16,7 @@ ATTACK_FIELDS = {
     **{
         name: name
         for name in (
-            "label", "objective", "scale", "layers", "label_term", "l1", "tv", "norm", "statistics", "group",
+            "label", "objective", "scale", "layers", "label_term", "l1", "tv", "patches", "norm", "statistics", "group",
             "consistency", "box", "box_by", "surrogate_model", "epoch_consistency", "dummies", "knows_defence",
         )
     },
@@ -238,6 +240,33 @@ def pictures(command: RunCommand | RiskCommand | InferCommand):
         pixel_max=command.pixel_max,
         length=command.length,
     )
+
+
+def private_images(command: RunCommand, data: Any):
+    """Indices of the private images, those given or drawn ones, and the attacker's mixture of patches of others."""
+    images = [int(index) for index in command.images or ()]
+    if command.images is None:
+        count = command.num_images or 4
+        images = data.random_batches(count, command.batch, command.image_seed, command.batch_labels)
+    return images, _own_patches(command, data, images)
+
+
+def _own_patches(command: RunCommand, data: Any, images: list[int]):
+    """The attacker's mixture of patches, where an attack has --patches: kept in the run directory, or fitted now.
+
+    It is fitted on the data set's other split; where there is none, on images that are not attacked.
+    """
+    if not command.patches:
+        return None
+    from jaxleak.threat.patches import fit_patches, read_patches
+
+    kept = read_patches(command.out)
+    if kept is not None:
+        return kept
+    if data.split in OTHER_SPLIT:
+        with contextlib.suppress(InputError):  # not prepared
+            return fit_patches(pictures(replace(command, split=OTHER_SPLIT[data.split])))
+    return fit_patches(data, exclude=images)
 
 
 def _sides(text: str | None) -> int | tuple[int, int] | None:

@@ -198,6 +198,9 @@ class AttackFlags:
     """TAG's alpha: weight of the gradients' L1 distance."""
     tv: Number = None
     """Weight of the total variation."""
+    patches: Number = None
+    """Weight of minus the mean log density of patches, by a mixture of Gaussians fitted on the data set's other split
+    (of `run`; needs scikit-learn)."""
     norm: Number = None
     """Weight of the images' norm."""
     statistics: Number = None

@@ -18,6 +18,7 @@ pruning.py        ... entries set to zero
 rounding.py       ... fewer bits
 precode.py        ... noise within the network
 own_defence.py    ... a function of one's own
+patches.py        what an attacker learned of patches of images
 training.py       networks trained before they are attacked
 checkpoint.py     ... kept beside the run
 own_update.py     an update of one's own, from a file

@@ -23,6 +23,7 @@ from jaxleak.threat.loss import ANY_LOSS, loss_gradient
 from jaxleak.threat.network import Network
 from jaxleak.threat.observe import follows
 from jaxleak.threat.optimizers import OPTIMIZERS
+from jaxleak.threat.patches import PatchMixture, write_patches
 from jaxleak.threat.private import Private
 from jaxleak.threat.sharing import Sharing
 from jaxleak.threat.validate import check_kinds, check_private, check_tensors
@@ -30,6 +31,7 @@ from jaxleak.threat.validate import check_kinds, check_private, check_tensors
 # Fields that reach a trial's program as its arguments, or not at all.
 ARGUMENTS = (
     *("images", "labels", "targets", "indices", "params", "update", "surrogates", "network_seed", "defence_seed"),
+    "mixture",
     *("training", "class_names", "weights_name", "dataset", "split"),
 )
 
@@ -46,6 +48,7 @@ class Victim(Private, Network, Sharing):
         knows_order: True if the attacker knows the client's `order` or `shuffle`; else it takes images in turn.
         surrogates: an image of the same data set for each update [u, h, w, c], not one of `images`; for the start of
             that name.
+        mixture: what the attacker learned of patches from images of its own (`patches.fit_patches`).
 
     Raises:
         InputError: a field is of another type or shape, or out of range, or fields do not go together.
@@ -60,6 +63,7 @@ class Victim(Private, Network, Sharing):
     knows_statistics: bool = True
     knows_order: bool = True
     surrogates: np.ndarray | None = None
+    mixture: PatchMixture | None = None
 
     def __post_init__(self):
         object.__setattr__(self, "defences", as_defences(self.defences))
@@ -103,14 +107,21 @@ class Victim(Private, Network, Sharing):
         """The same to a trial's program: of its arguments only shapes and types are left, and they take no memory."""
 
         names = ("images", "labels", "targets", "params", "update", "surrogates")
+
+        def empty(leaf):
+            return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
+
+        mixture = None if self.mixture is None else PatchMixture(*map(empty, self.mixture))
         arrays: dict[str, Any] = jax.tree.map(
-            lambda leaf: np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape),
+            empty,
             {name: getattr(self, name) for name in names} | {"labels": np.asarray(self.labels)},
         )
-        return replace(self, **arrays, training=None)
+        return replace(self, **arrays, mixture=mixture, training=None)
 
     def write_checkpoint(self, folder: Path) -> None:
-        """Keep the networks that were trained for this victim in a run directory, if there are any."""
+        """Keep in a run directory what was learned: networks trained for this victim, and a mixture of patches."""
+        if self.mixture is not None:
+            write_patches(folder, self.mixture)
         if self.training is None or self.params is None or "id" not in self.training:
             return
         networks: list[dict[str, PyTree]] = [{"params": self.params}]
@@ -212,6 +223,8 @@ class Victim(Private, Network, Sharing):
         if self.batch_stats is not None:
             extra["batch_stats"] = f"sha256:{_digest(self.batch_stats)}"
             extra["knows_statistics"] = self.knows_statistics
+        if self.mixture is not None:
+            extra["patches"] = f"sha256:{self.mixture.digest}"
         if self.update is not None:
             extra["update"] = f"sha256:{_digest(self.update)}"
         return {
