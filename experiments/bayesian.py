@@ -3,8 +3,9 @@
 LeNet on CIFAR-100, a network of its own for each image, label read from the update (`bias`), one start, pixels kept in
 [0, 1] by a change of variables, the same number of evaluations for all. Four attackers minimise total variation beside
 the squared L2 distance, L1 (both relative to the update's norm), the cosine distance, or the defence's own likelihood.
-For each defence and attacker the weight of total variation is the best of four on other images. Attackers meet the
-same noise and begin at the same start, so that their PSNRs are paired: Wilcoxon's signed rank test, two-sided.
+For each defence and attacker the weight of total variation is the best of four on other images. `patches` is the
+likelihood with a prior learned from CIFAR-100's test split in place of total variation. Attackers meet the same noise
+and begin at the same start, so that their PSNRs are paired: Wilcoxon's signed rank test, two-sided.
 
     python -m experiments.bayesian --data-dir DIR --images 40 --tuned-on 10
 """
@@ -36,7 +37,10 @@ ATTACKS = {
     "l1": replace(OTHERS, objective="l1", scale="relative"),
     "cosine": replace(OTHERS, objective="cosine"),
     "likelihood": BASE,
+    "patches": replace(BASE, tv=0.0),  # the likelihood, with patches in place of total variation
 }
+SAME_PRIOR = ("l2", "l1", "cosine", "likelihood")
+PER_TV = 1 / 800  # a weight of patches about as strong as one of total variation, in it
 WEIGHTS = {
     "l2": (5e-4, 2e-3, 8e-3, 3.2e-2),
     "l1": (1, 4, 16, 64),
@@ -58,21 +62,27 @@ def main() -> None:
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
     drawn = data.random_indices(options.tuned_on + options.images, seed=2111)
     others, chosen = drawn[: options.tuned_on], drawn[options.tuned_on :]
-    for name in chosen_runs(RUNS, options):
+    runs, mixture = chosen_runs(RUNS, options), None
+    if any(RUNS[name][1] == "patches" for name in runs):
+        mixture = jaxleak.fit_patches(jaxleak.load_dataset("cifar100", split="test", data_dir=options.data_dir))
+    for name in runs:
         defence, kind = RUNS[name]
-        weights = OWN[defence] if kind == "likelihood" else WEIGHTS[kind]
-        attacks = tuple(replace(ATTACKS[kind], name=f"tv {tv:g}", tv=float(tv)) for tv in weights)
-        tried = run_one("bayesian", f"{name}-tuning", sweep(data, defence, others, attacks), options)
-        medians = {attack.tv: median(tried.rows, attack.name) for attack in attacks}
-        best = max(medians, key=lambda tv: medians[tv])
-        run_one("bayesian", name, sweep(data, defence, chosen, (replace(ATTACKS[kind], name=kind, tv=best),)), options)
+        term, learned = ("patches", mixture) if kind == "patches" else ("tv", None)
+        grid = WEIGHTS.get(kind, OWN[defence])
+        weights = {f"{term} {weight:g}": weight * (PER_TV if learned else 1.0) for weight in grid}
+        attacks = tuple(replace(ATTACKS[kind], name=tried, **{term: weight}) for tried, weight in weights.items())
+        tried = run_one("bayesian", f"{name}-tuning", sweep(data, defence, others, attacks, learned), options)
+        medians = {getattr(attack, term): median(tried.rows, attack.name) for attack in attacks}
+        best = max(medians, key=lambda weight: medians[weight])
+        attack = replace(ATTACKS[kind], name=kind, **{term: best})
+        run_one("bayesian", name, sweep(data, defence, chosen, (attack,), learned), options)
         write_json(results_folder("bayesian") / f"{name}-weights.json", {"best": best, "medians": medians})
 
 
-def sweep(data, defence: str, images: list[int], attacks: tuple) -> jaxleak.Sweep:
+def sweep(data, defence: str, images: list[int], attacks: tuple, mixture=None) -> jaxleak.Sweep:
     """These attacks on images behind a defence, a network for each."""
     defences = tuple(map(jaxleak.parse_defence, DEFENCES[defence].split()))
-    victim = jaxleak.make_victim("lenet", data, images, network="per-image", defences=defences)
+    victim = jaxleak.make_victim("lenet", data, images, network="per-image", defences=defences, mixture=mixture)
     return jaxleak.Sweep(victim=victim, attacks=attacks, seeds=1, snapshots=())
 
 
@@ -98,7 +108,7 @@ def results() -> list[tables.Results]:
     lines, devices = [], []
     for defence, text in DEFENCES.items():
         found = {attack: psnrs(f"{defence}-{attack}") for attack in ATTACKS}
-        known = {attack: values for attack, values in found.items() if values}
+        known = {attack: found[attack] for attack in SAME_PRIOR if found[attack]}
         best = max(known, key=lambda attack: np.median(list(known[attack].values())), default=None)
         rival = max(known.keys() - {"likelihood"}, key=lambda a: np.median(list(known[a].values())), default=None)
         for attack, values in found.items():
@@ -111,30 +121,22 @@ def results() -> list[tables.Results]:
             weight = tables.stored(f"bayesian/{defence}-{attack}-weights.json")["best"]
             share = tables.interval([100 * bound for bound in jaxleak.wilson(good, len(psnr))], 0)
             line += [f"{weight:g}", f"{middle:.1f} ({low:.1f} to {high:.1f})", f"{good}/{len(psnr)}", share]
-            if attack == "likelihood" and rival:
-                line.append(f"{against(values, known[rival])} against {rival}")
+            other = {"likelihood": rival, "patches": "likelihood"}.get(attack)
+            if other in known:
+                line.append(f"{against(values, known[other])} against {other}")
             lines.append(line)
             devices.append(tables.stored(f"bayesian/{defence}-{attack}.json"))
     return [
         tables.Results(
             "Each defence and its best attacker",
             "bayesian",
-            (
-                "defence",
-                "attacker",
-                "total variation",
-                "PSNR in dB",
-                "above 20 dB",
-                "95 %",
-                "likelihood less the best other",
-            ),
+            ("defence", "attacker", "weight", "PSNR in dB", "above 20 dB", "95 %", "paired difference"),
             lines,
             tables.device(*devices),
             (
-                f"{EVALUATIONS} evaluations each. PSNR: median (quartiles). Total variation: weight, best of four on "
-                "other images.",
-                "Last column: median of paired differences, and p of Wilcoxon's signed rank test, two-sided.",
-                "Best: the highest median.",
+                f"{EVALUATIONS} evaluations each. PSNR: median (quartiles). Weight of the prior: best of four on others.",
+                "Likelihood: less the best other with total variation. Patches: less the likelihood with total variation.",
+                "Paired difference: median, and p of Wilcoxon's signed rank test. Best: of those with total variation.",
             ),
         )
     ]
