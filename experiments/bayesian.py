@@ -18,7 +18,7 @@ from scipy import stats
 
 import jaxleak
 from experiments import tables
-from experiments.harness import arguments, chosen_runs, results_folder, run_one, write_json
+from experiments.harness import arguments, chosen_runs, results_folder, run_one
 
 PAPER = "Bayesian attacker (Balunovic et al. 2022)"
 GOOD = 20  # dB
@@ -76,7 +76,6 @@ def main() -> None:
         best = max(medians, key=lambda weight: medians[weight])
         attack = replace(ATTACKS[kind], name=kind, **{term: best})
         run_one("bayesian", name, sweep(data, defence, chosen, (attack,), learned), options)
-        write_json(results_folder("bayesian") / f"{name}-weights.json", {"best": best, "medians": medians})
 
 
 def sweep(data, defence: str, images: list[int], attacks: tuple, mixture=None) -> jaxleak.Sweep:
@@ -118,14 +117,16 @@ def results() -> list[tables.Results]:
                 continue
             psnr = np.array(list(values.values()))
             good, low, middle, high = int(np.sum(psnr > GOOD)), *np.percentile(psnr, (25, 50, 75))
-            weight = tables.stored(f"bayesian/{defence}-{attack}-weights.json")["best"]
+            stored = tables.stored(f"bayesian/{defence}-{attack}.json")
+            settings = stored["settings"]["attacks"][0]
+            weight = settings["patches"] if attack == "patches" else settings["tv"]
             share = tables.interval([100 * bound for bound in jaxleak.wilson(good, len(psnr))], 0)
             line += [f"{weight:g}", f"{middle:.1f} ({low:.1f} to {high:.1f})", f"{good}/{len(psnr)}", share]
             other = {"likelihood": rival, "patches": "likelihood"}.get(attack)
             if other in known:
                 line.append(f"{against(values, known[other])} against {other}")
             lines.append(line)
-            devices.append(tables.stored(f"bayesian/{defence}-{attack}.json"))
+            devices.append(stored)
     return [
         tables.Results(
             "Each defence and its best attacker",
@@ -134,9 +135,10 @@ def results() -> list[tables.Results]:
             lines,
             tables.device(*devices),
             (
-                f"{EVALUATIONS} evaluations each. PSNR: median (quartiles). Weight of the prior: best of four on others.",
-                "Likelihood: less the best other with total variation. Patches: less the likelihood with total variation.",
-                "Paired difference: median, and p of Wilcoxon's signed rank test. Best: of those with total variation.",
+                f"{EVALUATIONS} evaluations each. PSNR: median (quartiles). Weight of the prior: best of four.",
+                "Paired difference: median, and p of Wilcoxon's signed rank test, two-sided.",
+                "`patches`: the likelihood with learned patches as its prior; all others have total variation.",
+                "Best: the highest median of those with total variation.",
             ),
         )
     ]

@@ -379,6 +379,36 @@ def relu(stored: Stored) -> list[Row]:
     return found
 
 
+BAYESIAN = {"gaussian": "gaussian:3e-3", "laplace": "laplace:3e-3", "prune": "prune:0.9", "int8": "int8:4"}
+BAYESIAN |= {"dp-sgd": "dp-sgd:1:1.5e-4"}
+
+
+@table("Each defence and its best attacker")
+def bayesian(stored: Stored) -> list[Row]:
+    found: list[Row] = []
+    for defence, text in BAYESIAN.items():
+        names = ("l2", "l1", "cosine", "likelihood", "patches")
+        runs = {name: stored.rows(f"bayesian/{defence}-{name}") for name in names}
+        medians = {name: rows.psnr.median() for name, rows in runs.items() if rows is not None and name != "patches"}
+        rival = max((name for name in medians if name != "likelihood"), key=lambda name: medians[name], default=None)
+        for name, rows in runs.items():
+            best = " (best)" if medians and name == max(medians, key=lambda name: medians[name]) else ""
+            if rows is None:
+                found.append([f"`{text}`", name, NOT_RUN, *[NONE] * 4])
+                continue
+            settings = stored.json(f"bayesian/{defence}-{name}")["settings"]["attacks"][0]
+            low, middle, high = quartiles(rows.psnr, ".1f")
+            cells = [f"{settings['patches' if name == 'patches' else 'tv']:g}", f"{middle} ({low} to {high})"]
+            cells += percent(rows.psnr > 20)
+            other = {"likelihood": rival, "patches": "likelihood"}.get(name)
+            if other in medians:
+                apart = rows.set_index("image").psnr - runs[other].set_index("image").psnr
+                p = stats.wilcoxon(apart.to_numpy()).pvalue
+                cells.append(f"{apart.median():+.1f} dB, p = {p:.1g} against {other}")
+            found.append([f"`{text}`", name + best, *cells, *[NONE] * (5 - len(cells))])
+    return found
+
+
 @table("DLG on networks with sigmoids")
 def deakin_models(stored: Stored) -> list[Row]:
     found = []
