@@ -99,7 +99,7 @@ def pictures(tmp_path_factory) -> Path:
         # counts and numbers
         *[
             (f"--{name} {value}", f"`{name.replace('-', '_')}` must be above 0; got {value}")
-            for name in ("seeds", "num-images", "lanes", "iterations", "max-evaluations", "history")
+            for name in ("seeds", "num-images", "lanes", "iterations", "max-evaluations", "history", "minutes")
             for value in (0, -3)
         ],
         ("--seeds 5000000000", "`seeds` times images times attacks must be at most 10,000,000; got 40,000,000,000."),
@@ -387,6 +387,13 @@ def test_bench_says_and_writes_what_it_found(monkeypatch, tmp_path):
     report = json.loads((tmp_path / "bench.json").read_text())
     assert report["settings"]["seconds"] == 5
     assert report["variants"][0]["evaluations_per_second"] is None
+
+
+def test_a_run_of_no_time_says_so(pictures, tmp_path):
+    said = call("run", "--dataset", pictures, "--images", 1, "--seeds", 2, "--minutes", 1e-9, "--out", tmp_path / "run")
+    assert said.code == 0, said.err
+    assert "partial: 0 of 4 trials" in said.out
+    assert said.out.splitlines()[-1].endswith("0 rows, summary.json; the time is over, and the same command goes on")
 
 
 # --- help ---

@@ -311,7 +311,15 @@ def test_the_tables_hold_the_flags_of_attack_and_threat_model():
             "line_search",
             "iterations",
         ),
-        *("max_evaluations", "stop_objective", "stop_relative", "success_objective", "success_cosine", "success_error"),
+        *(
+            "minutes",
+            "max_evaluations",
+            "stop_objective",
+            "stop_relative",
+            "success_objective",
+            "success_cosine",
+            "success_error",
+        ),
         *("mse_thresholds", "snapshots", "snapshot_seeds", "lanes", "x64", "figures", "report"),
         *("mix_versions", "shard", "on", "ray_address", "workers", "gpus_per_worker", "cpus_per_worker"),
     }

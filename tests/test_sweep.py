@@ -23,6 +23,7 @@ from jaxleak import (
     InputError,
     JaxoptLBFGS,
     OptaxLBFGS,
+    Ray,
     TorchLBFGS,
     attack,
     load_dataset,
@@ -506,6 +507,36 @@ def test_ctrl_c_keeps_what_is_finished_and_the_same_sweep_completes(data, tmp_pa
     assert_same_trials(result, whole)
     fresh = sum(row["evaluations"] for row in result.rows[kept:])
     assert result.summary["engine"]["evaluations"] == fresh  # of the last session
+
+
+def test_when_the_time_is_over_a_run_keeps_what_is_finished_and_the_same_sweep_completes(data, tmp_path, monkeypatch):
+    attacks = (QUICKEST, replace(QUICKEST, name="again"))
+    sweep, out = sweep_of(data, images=(4, 1), attacks=attacks, seeds=3, snapshots=()), tmp_path / "run"
+    minutes, began, original = [0.0], module.time.monotonic(), module.Progress.finished
+
+    def passes(self, *args):
+        """Every trial that ends takes half a minute."""
+        original(self, *args)
+        minutes[0] += 0.5 * args[0]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module.time, "monotonic", lambda: began + 60 * minutes[0])
+        patch.setattr(module.Progress, "finished", passes)
+        result = run_sweep(sweep, out, lanes=2, quiet=True, minutes=4)
+    assert not result.summary["complete"]
+    ended = Counter(row["attack"] for row in result.rows)
+    assert 4 <= ended["idlg"] < 6  # half of the time
+    assert ended["again"] > 0  # what was left of it
+    result = run_sweep(sweep, out, lanes=2, quiet=True)
+    assert result.summary["complete"]
+    assert sorted(row["trial"] for row in result.rows) == list(range(12))
+    assert_same_trials(result, run_sweep(sweep, quiet=True))
+
+
+def test_minutes_are_above_0_and_of_this_process(data, tmp_path):
+    for minutes, on, words in ((0, None, "above 0; got 0"), (1, Ray(), "runs in this process; leave it out on Ray")):
+        with pytest.raises(InputError, match=words):
+            run_sweep(sweep_of(data), tmp_path, minutes=minutes, on=on)
 
 
 def test_finished_trials_are_written_while_the_others_run(data, tmp_path, monkeypatch):

@@ -128,6 +128,12 @@ def test_a_wrong_network_explains_nothing(files, tmp_path):
     assert told["verdict"] == "unexplained"
 
 
+def test_no_restart_ends_in_no_time(files, tmp_path):
+    told = attack(files, tmp_path / "RUN", "--attack", "idlg", "--seeds", 2, "--minutes", 1e-9)
+    assert (told["verdict"], told["restarts"]) == ("unfinished", 0)
+    assert told["reasons"][0].startswith("no restart ended in time: give more --minutes")
+
+
 @pytest.mark.torch
 def test_lenet_from_pytorch(truth, tmp_path):
     folder = exported(tmp_path, truth, "lenet")

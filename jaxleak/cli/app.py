@@ -26,7 +26,7 @@ from jaxleak.cli.flags import (
     build_attacks,
     build_client,
     build_criteria,
-    lanes,
+    how_to_run,
     model_fields,
     normalise,
     own_victim,
@@ -120,12 +120,12 @@ def run(command: RunCommand) -> int:
     _prepare(command)
     sweep = build_sweep(command)
     with _interruptible(command.out):
-        result = run_sweep(
-            sweep, command.out, lanes=lanes(command), shard=shard, on=cluster, mix_versions=command.mix_versions
-        )
+        result = run_sweep(sweep, command.out, shard=shard, on=cluster, **how_to_run(command))
         _print_tables([result.summary], [command.out], by_image=sweep.victim.updates > 1)
-        print(f"{command.out}: {len(result.run.rows())} rows, summary.json")
-        if command.figures and (shard == ALL or result.summary["complete"]):
+        count, complete = len(result.run.rows()), result.summary["complete"]
+        late = "" if complete or command.minutes is None else "; the time is over, and the same command goes on"
+        print(f"{command.out}: {count} rows, summary.json{late}")
+        if command.figures and count and (shard == ALL or complete):
             for path in result.plot():
                 print(f"figure: {path}")
             if command.report:
@@ -192,10 +192,9 @@ def attack(command: AttackCommand) -> int:
         report, _ = audit(
             sweep,
             command.out,
-            lanes=lanes(command),
             moved_statistics=moved,
             stops=command.stop_objective is None,
-            mix_versions=command.mix_versions,
+            **how_to_run(command),
         )
     _console().print(evidence_table(report["attacks"]))
     for text in sentences(report):

@@ -53,9 +53,9 @@ def build_attacks(command: Command):
     from jaxleak.solvers import solver_name
     from jaxleak.solvers.jaxopt_lbfgs import LINE_SEARCHES
 
-    for name in ("seeds", "iterations", "max_evaluations", "history"):
+    for name in ("seeds", "iterations", "max_evaluations", "history", "minutes"):
         if getattr(command, name) is not None:
-            check_positive(name, getattr(command, name), integer=True)
+            check_positive(name, getattr(command, name), integer=name != "minutes")
     check_choice("line_search", command.line_search, LINE_SEARCHES)
     if command.lanes != "auto":
         check_positive("lanes", command.lanes, integer=True)
@@ -332,6 +332,7 @@ def build_client(command: Command | RiskCommand | InferCommand):
     return client
 
 
-def lanes(command: Command) -> int | None:
-    """Trials at once; None lets the engine choose."""
-    return None if command.lanes == "auto" else command.lanes
+def how_to_run(command: Command) -> dict[str, Any]:
+    """Arguments of `run_sweep` and `audit` on which no result of a trial depends."""
+    lanes = None if command.lanes == "auto" else command.lanes  # None lets the engine choose
+    return {"lanes": lanes, "mix_versions": command.mix_versions, "minutes": command.minutes}

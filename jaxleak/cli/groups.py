@@ -374,6 +374,9 @@ class BudgetFlags:
     """Budget of a trial: outer steps of at most 20 evaluations for L-BFGS (default 300), steps for adam (4800)."""
     max_evaluations: Count = None
     """A trial also ends once it has spent this many evaluations (default: no such limit)."""
+    minutes: Number = None
+    """The run ends after so long, compiling included, and keeps the trials that have ended; with --seeds 1000 it makes
+    as many as there is time for. The same command goes on (default: it ends when all have)."""
     stop_objective: Number = None
     """A trial ends when its objective is below this at the end of an iteration (default: 1e-6; ig never)."""
     stop_relative: Number = None

@@ -1,6 +1,7 @@
 """Running a sweep, in a run directory that can be resumed."""
 
 import tempfile
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -40,6 +41,7 @@ def attack(
     lanes: int | None = None,
     quiet: bool = False,
     mix_versions: bool = False,
+    minutes: float | None = None,
     **settings: Any,
 ) -> Result:
     """Attack `victim` from `seeds` random starts per image, all at once.
@@ -52,6 +54,7 @@ def attack(
         lanes: trials at once over all devices, fewer where they do not fit in the memory; None chooses.
         quiet: no progress lines.
         mix_versions: continue a run although the solvers have changed since.
+        minutes: the run ends after so long; trials that have not ended then have no row. None: when all have ended.
         settings: further fields of `Sweep` (`start_seed`, `criteria`, `snapshots`, `starts`).
 
     Returns:
@@ -70,7 +73,7 @@ def attack(
     """
     several: list[Any] = list(attacks) if isinstance(attacks, list | tuple) else [attacks]
     sweep = Sweep(victim=victim, attacks=tuple(get_attack(preset) for preset in several), seeds=seeds, **settings)
-    return run_sweep(sweep, out, lanes=lanes, quiet=quiet, mix_versions=mix_versions)
+    return run_sweep(sweep, out, lanes=lanes, quiet=quiet, mix_versions=mix_versions, minutes=minutes)
 
 
 def run_sweep(
@@ -83,6 +86,7 @@ def run_sweep(
     on: "Ray | None" = None,
     enough: Enough | None = None,
     mix_versions: bool = False,
+    minutes: float | None = None,
 ) -> Result:
     """Run what is still missing of a sweep. Ctrl-C writes what is finished and raises `KeyboardInterrupt`.
 
@@ -96,6 +100,8 @@ def run_sweep(
         enough: when to leave out the other restarts of an attack, for whoever wants a verdict and not a rate; None:
             never.
         mix_versions: continue a run although the solvers have changed since.
+        minutes: the run ends after so long, compiling included; its attacks share the time. Trials that have not ended
+            then have no row, and another call with the same settings begins them again. None: when all have ended.
 
     Raises:
         InputError: `out` holds a run with other settings or of other versions of the solvers, or cannot be written; a
@@ -116,6 +122,11 @@ def run_sweep(
         raise InputError("`shard` needs `out`, the run directory that all shards write to.")
     if lanes is not None:
         check_positive("lanes", lanes, integer=True)
+    if minutes is not None:
+        check_positive("minutes", minutes)
+        if on is not None:
+            raise InputError("`minutes` is for runs in this process; leave it out on Ray.")
+    until = np.inf if minutes is None else time.monotonic() + 60 * minutes
     sweep.check()
     for caution in warnings_before(sweep.victim, sweep.attacks, sweep.seeds):
         warnings.warn(caution, stacklevel=2)
@@ -132,7 +143,7 @@ def run_sweep(
         pictures = MEASURES[victim.modality].together(victim.batches(victim.images))
         labels = victim.batches(np.asarray(victim.labels))
         run.write_truth(np.asarray(victim.indices)[first], labels[:, 0], pictures, labels, victim.class_names)
-        session = Session(sweep, run, quiet, enough)
+        session = Session(sweep, run, quiet, enough, until)
         if on is None:
             summary = session.run_all(lanes)
         else:

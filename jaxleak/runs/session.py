@@ -48,7 +48,7 @@ class Enough(NamedTuple):
 
 
 class _EnoughError(Exception):
-    """The restarts of an attack have shown enough."""
+    """The restarts of an attack have shown enough, or its time is over."""
 
 
 class _Todo:
@@ -85,8 +85,8 @@ class _Todo:
 class Session:
     """The process that writes a run directory: trials are judged and written as they end, wherever they ran."""
 
-    def __init__(self, sweep: Sweep, run: Run, quiet: bool, enough: Enough | None = None):
-        self.sweep, self.run, self.enough = sweep, run, enough
+    def __init__(self, sweep: Sweep, run: Run, quiet: bool, enough: Enough | None = None, until: float = np.inf):
+        self.sweep, self.run, self.enough, self.until = sweep, run, enough, until
         self.done = run.done()
         rows, total = [row for row in run.rows() if run.shard.takes(row["trial"])], run.shard.size(sweep.total)
         self.before = len(rows)
@@ -135,8 +135,12 @@ class Session:
             if jobs.trial.size and not self._seen_enough(attack):
                 todo.append(_Todo(self.sweep, attack, jobs, lanes))
         try:
-            for current, following in itertools.zip_longest(todo, todo[1:]):
-                self._run_attack(current, following)
+            for left, (current, following) in zip(
+                range(len(todo), 0, -1), itertools.zip_longest(todo, todo[1:]), strict=True
+            ):
+                now = time.monotonic()
+                if now < self.until:  # attacks share the time that is left
+                    self._run_attack(current, following, now + (self.until - now) / left)
         except BaseException:
             with contextlib.suppress(StorageError):  # what ended the run is told first
                 self._end_of_engines()
@@ -169,8 +173,8 @@ class Session:
             self.run.write_summary(summary)
         return summary
 
-    def _run_attack(self, current: "_Todo", following: "_Todo | None") -> None:
-        """Run what is left of one attack; what follows is compiled meanwhile."""
+    def _run_attack(self, current: "_Todo", following: "_Todo | None", until: float) -> None:
+        """Run what is left of one attack, up to a time of `time.monotonic`; what follows is compiled meanwhile."""
         attack = current.attack
         self.progress.say(f"{attack.name}: compiling for {len(current.jobs.trial)} trials", passing=True)
         engine = current.take_engine()
@@ -183,6 +187,8 @@ class Session:
 
         def tell() -> None:
             self.progress.update(attack.name, engine.stats)
+            if time.monotonic() >= until:
+                raise _EnoughError
             if following is not None and engine.compile_cost < AHEAD_SECONDS:
                 following.compile_ahead()
 

@@ -1,6 +1,7 @@
 """An audit of an update: attack it from several starts, and say what can be said."""
 
 import contextlib
+import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -118,13 +119,14 @@ def audit(
     moved_statistics: bool = False,
     stops: bool = True,
     mix_versions: bool = False,
+    minutes: float | None = None,
 ) -> tuple[dict[str, Any], Result]:
     """Attack an update and judge it.
 
     Args:
         sweep: attacks and seeds, on a victim with a given update (`load_update`).
         out: run directory; `report.json`, `audit.html`, `best.npz`, `best.png` and `determined.png` are written there.
-        lanes, quiet, mix_versions: as for `run_sweep`.
+        lanes, quiet, mix_versions, minutes: as for `run_sweep`; judging comes on top of the minutes.
         moved_statistics: the update's file holds running statistics that moved.
         stops: whether attacks stop only where they have come near.
 
@@ -163,11 +165,15 @@ def audit(
         return [group_of(result, victim, attack, floor, known, stopped=not stops) for attack in sweep.attacks]
 
     enough = Enough(ENOUGH, max(NEAR, floor.value))
-    result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough, mix_versions=mix_versions)
+    began = time.monotonic()
+    result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough, mix_versions=mix_versions, minutes=minutes)
     groups = judged(result)
-    if not result.summary["complete"] and all(group.verdict.at_floor < 2 for group in groups):
+    if minutes is not None:
+        minutes -= (time.monotonic() - began) / 60
+    in_time = minutes is None or minutes > 0
+    if in_time and not result.summary["complete"] and all(group.verdict.at_floor < 2 for group in groups):
         again = run_sweep(  # it was not enough after all
-            sweep, result.run.path, lanes=lanes, quiet=quiet, mix_versions=mix_versions
+            sweep, result.run.path, lanes=lanes, quiet=quiet, mix_versions=mix_versions, minutes=minutes
         )
         again._keep, result = result._keep, again
         groups = judged(result)

@@ -121,7 +121,7 @@ def group_of(result: Result, victim: Victim, attack: Attack, floor: Floor, known
     if ended:
         group, ended, determined = _brought_to_floor(victim, attack, group, ended, floor, known)
     verdict = judge(
-        ended,
+        ended if group.total else None,
         group.distances < AGREES,
         floor.value,
         determined.sentences if determined else None,

@@ -48,7 +48,7 @@ class Verdict:
 
 
 def judge(
-    restarts: list[Restart],
+    restarts: list[Restart] | None,
     same: Bool[np.ndarray, "n b"],
     floor: float,
     undetermined: list[str] | None,
@@ -61,7 +61,7 @@ def judge(
     """The verdict on the restarts of one attack.
 
     Args:
-        restarts: the one that leaves least first.
+        restarts: the one that leaves least first; None: none ended in the time there was.
         same: for each image of each restart: it is the best one's.
         floor: share that a right model leaves.
         undetermined: parts of the best image that the update does not determine, as sentences; None: not known, as
@@ -71,6 +71,8 @@ def judge(
         needed: restarts that must agree: one of an attack in closed form.
         alone: advice where one restart explains the update and nothing agrees with it.
     """
+    if restarts is None:
+        return Verdict("unfinished", ["no restart ended in time: give more --minutes, or fewer --iterations"])
     explains = [restart.left <= floor for restart in restarts]
     count = sum(explains)
     if not restarts:
