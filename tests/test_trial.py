@@ -363,7 +363,9 @@ def plain_run() -> Ran:
     return scaled_run()
 
 
-@pytest.mark.parametrize("changes", [{"scale": "relative"}, {"scale": "per-tensor"}, {"tv": 0.01}], ids=str)
+@pytest.mark.parametrize(
+    "changes", [{"scale": "relative"}, {"scale": "per-tensor"}, {"tv": 0.01}, {"logarithm": True}], ids=str
+)
 def test_what_is_reported_is_the_published_objective(changes):
     """Whatever is minimised: at the last candidate, computed anew, and along the trace."""
     ran = scaled_run(**changes)
@@ -380,6 +382,29 @@ def test_the_path_does_not_depend_on_the_scale(plain_run):
     relative = scaled_run(scale="relative")
     np.testing.assert_allclose(relative.outcome.objective_trace, plain_run.outcome.objective_trace, rtol=1e-6)
     assert relative_error(relative.outcome.candidate, plain_run.outcome.candidate) < 1e-6
+
+
+@pytest.mark.parametrize("objective", ["l2", "cosine"])
+def test_terms_beside_a_logarithm_weigh_as_shares_of_the_distance(objective):
+    """The slope is that of the distance over the distance, plus the term's; at the truth it is a number too."""
+    settings = {"plain": {}, "term": {"tv": 0.3}, "logarithm": {"tv": 0.3, "logarithm": True}}
+    trials = {
+        name: Trial(attack=small_attack(objective=objective, **changes), victim=victim_of(GRAY8), threshold=1e-4)
+        for name, changes in settings.items()
+    }
+
+    def slopes(image):
+        found = {}
+        for name, trial in trials.items():
+            shared = trial.shared()
+            found[name] = trial.attacker.objective(shared, trial.prepare(shared, job()))(jnp.ravel(image))
+        return found
+
+    found = jax.tree.map(np.asarray, quick_jit(slopes)(GRAY8.candidate_image))
+    (distance, slope), (total, both), (value, by_shares) = (found[name] for name in settings)
+    assert value == pytest.approx(np.log(distance) + total - distance, rel=1e-9)
+    np.testing.assert_allclose(by_shares, slope / distance + both - slope, rtol=1e-7, atol=1e-9)
+    assert all(np.all(np.isfinite(part)) for part in quick_jit(slopes)(GRAY8.image)["logarithm"])
 
 
 @pytest.mark.parametrize("scale", ["none", "relative", "per-tensor"])

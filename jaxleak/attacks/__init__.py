@@ -1,6 +1,7 @@
 """The attack: from a shared update to candidates for the private data.
 
 presets.py        the published attacks, as plain data
+best.py           which of them fits a network and an update
 check.py          which of them make sense against which victim
 trial.py          one trial: prepare, start, step, outcome
 attacker.py       the labels it reads, the objective it minimises

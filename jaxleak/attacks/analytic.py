@@ -85,7 +85,7 @@ def first_dense(params: PyTree, image_shape: tuple[int, int, int], what: str) ->
 
 
 def _described(name: str, layer: PyTree) -> str:
-    kernel = layer.get("kernel")
+    kernel = layer.get("kernel") if isinstance(layer, Mapping) else None
     if kernel is None:
         return name
     return f"{name} [{', '.join(map(str, kernel.shape))}]" + ("" if "bias" in layer else " without bias")

@@ -260,7 +260,7 @@ class Attacker:
             matched = negative_log_likelihood(gradient, problem.update, self.victim.defences)
         else:
             matched = OBJECTIVES[attack.objective](scaled(gradient, problem.factors), problem.update)
-        total = matched
+        total = jnp.log(jnp.maximum(matched, self._lost(problem))) if attack.logarithm else matched
         if "l1" in weights:
             layers = getattr(self.victim.model, "layers", ())
             total += weights["l1"] * l1_distance(scaled(gradient, problem.factors), problem.update, layers)
@@ -326,6 +326,11 @@ class Attacker:
                 is_leaf=lambda leaf: isinstance(leaf, Outer),
             )
         return self.candidate.compared(gradient), logits, statistics
+
+    def _lost(self, problem: Problem) -> Array:
+        """Distances below this are lost in rounding."""
+        in_units = self.attack.objective == "l2" and self.attack.scale == "none"
+        return float(jnp.finfo(problem.norm2.dtype).eps) * (problem.norm2 if in_units else jnp.ones_like(problem.norm2))
 
     def _unscaled(self, problem: Problem, matched, gradient: PyTree) -> Float[Array, ""]:
         """The objective without scale or other terms, from the scaled one or anew."""

@@ -138,6 +138,23 @@ def check_label(attack: Attack, victim: Victim) -> None:
     Raises:
         InputError: with those that can.
     """
+    loss, outputs, readable = victim.client.loss, victim.num_classes, readable_labels(victim)
+    if attack.label not in readable:
+        several = f" of {victim.batch} images" if victim.batch > 1 else ""
+        reason = f"the client's loss is {loss.name}"
+        if LABEL_STRATEGIES[attack.label].holds_for(loss, outputs, victim.batch):
+            given = victim.targets is not None
+            reason = "its targets are no classes" if given else "the client's optimiser hides the gradient's size"
+        raise InputError(
+            f"`label` {attack.label} cannot be read from this update{several}: {reason}. "
+            f"Use label {', '.join(readable)}; the attack dlg has joint."
+        )
+    if attack.label_term and not (loss.targets == "classes" and loss.is_plain):
+        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss.name}.")
+
+
+def readable_labels(victim: Victim) -> list[str]:
+    """The label strategies that hold for the client's loss and the number of images."""
     client, outputs, given = victim.client, victim.num_classes, victim.targets is not None
     loss = client.loss
 
@@ -147,14 +164,4 @@ def check_label(attack: Attack, victim: Victim) -> None:
         sizes = rule.needs == "linear" and (client.clip is not None or client.optimizer != "sgd")
         return rule.holds_for(loss, outputs, victim.batch) and not vectors and not (sizes and rule.needs_network)
 
-    if not holds(attack.label):
-        several = f" of {victim.batch} images" if victim.batch > 1 else ""
-        reason = f"the client's loss is {loss.name}"
-        if LABEL_STRATEGIES[attack.label].holds_for(loss, outputs, victim.batch):
-            reason = "its targets are no classes" if given else "the client's optimiser hides the gradient's size"
-        raise InputError(
-            f"`label` {attack.label} cannot be read from this update{several}: {reason}. "
-            f"Use label {', '.join(filter(holds, LABEL_STRATEGIES))}; the attack dlg has joint."
-        )
-    if attack.label_term and not (loss.targets == "classes" and loss.is_plain):
-        raise InputError(f"`label_term` compares softmax outputs with labels; leave it 0 for the loss {loss.name}.")
+    return list(filter(holds, LABEL_STRATEGIES))

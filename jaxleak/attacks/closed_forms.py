@@ -86,7 +86,7 @@ def chain_of(victim: Victim) -> list[Link]:
     It is computed in a thread of its own: there no function is being traced.
     """
     with ThreadPoolExecutor(1) as pool:
-        return pool.submit(find_chain, victim.attacker_model, _shapes(victim), _shape(victim)).result()
+        return pool.submit(find_chain, victim.attacker_model, param_shapes(victim), _shape(victim)).result()
 
 
 def _check_chain(victim: Victim) -> None:
@@ -112,7 +112,7 @@ def _check_dense(victim: Victim) -> None:
 
 def _check_positions(victim: Victim) -> None:
     _one_gradient("april", victim)
-    positions = find_embedding(_shapes(victim), _shape(victim)).positions
+    positions = find_embedding(param_shapes(victim), _shape(victim)).positions
     if victim.update is not None:
         update: Any = victim.update
         for name in positions:
@@ -127,7 +127,7 @@ def _check_positions(victim: Victim) -> None:
 def _check_relu(victim: Victim) -> None:
     if victim.client.trains:
         raise InputError("`attack` spear reads one gradient of a batch; use no local steps.")
-    shapes = _shapes(victim)
+    shapes = param_shapes(victim)
     name = first_dense(shapes, _shape(victim), "spear")
     inputs, width = shapes[name]["kernel"].shape
     check_width(width, inputs, victim.batch)
@@ -154,7 +154,8 @@ def _has_relu(victim: Victim, name: str) -> bool:
     return bool(np.any(outputs <= 0)) and bool(np.all((slopes != 0) <= (outputs > 0)))
 
 
-def _shapes(victim: Victim) -> PyTree:
+def param_shapes(victim: Victim) -> PyTree:
+    """The types of the network's weights."""
     variables: Any = jax.eval_shape(victim.model.init, jax.random.key(0), jnp.zeros((1, *victim.shape)))
     return variables["params"]
 

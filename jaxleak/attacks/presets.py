@@ -25,14 +25,9 @@ from jaxleak.errors import InputError, check_choice, check_not_negative, check_p
 from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 
 WEIGHTS = ("label_term", "l1", "tv", "patches", "norm", "statistics", "consistency", "epoch_consistency")
-LATER = (
-    "surrogate_model",
-    "epoch_consistency",
-    "box_by",
-    "l1",
-    "stop_relative",
-    "patches",
-)  # fields that older runs do not name
+LATER = (  # fields that older runs do not name
+    *("surrogate_model", "epoch_consistency", "box_by", "l1", "stop_relative", "patches", "chosen", "logarithm"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +45,8 @@ class Attack:
             (`objectives.scale_factors`). What is reported, and what ends a trial, is the published objective whatever
             the scale.
         layers: the layers that are compared, "conv1" or with a weight "conv1:4"; () compares all.
+        logarithm: whether the distance's logarithm is minimised. Other terms then weigh as shares of the distance, and
+            fall with it.
         label_term: CPL's alpha, the weight of (prediction - label)^2 on softmax outputs (`objectives.label_distance`).
         l1: TAG's alpha, the weight of the L1 distance of the gradients (`objectives.l1_distance`).
         tv: weight of the total variation (`priors.total_variation`).
@@ -80,6 +77,8 @@ class Attack:
         stop_objective: a trial ends when the objective at the end of an iteration is below this; 0 never.
         stop_relative: a trial ends also when it is below this share of the squared norm of the update, of the layers
             compared; of a cosine distance, which has no units, when it is below this. 0 never.
+        chosen: of the attack `best`, `OPEN` until a victim is known, then what was chosen for it and why
+            (`best.resolved`). "" of attacks whose parts are named.
 
     Example:
         >>> import jaxleak
@@ -94,6 +93,7 @@ class Attack:
     objective: str = "l2"
     scale: str = "none"
     layers: tuple[str, ...] = ()
+    logarithm: bool = False
     label_term: float = 0.0
     l1: float = 0.0
     tv: float = 0.0
@@ -113,6 +113,7 @@ class Attack:
     max_evaluations: int | None = None
     stop_objective: float = 1e-6
     stop_relative: float = 0.0
+    chosen: str = ""
 
     def __post_init__(self):
         check_type("name", self.name, str, "a name")
@@ -193,7 +194,7 @@ class Attack:
     @property
     def published_as_it_is(self) -> bool:
         """True if the solver minimises a multiple of the published objective and nothing else."""
-        return self.scale in ("none", "relative") and not any(getattr(self, name) for name in WEIGHTS)
+        return self.scale in ("none", "relative") and not any(getattr(self, name) for name in ("logarithm", *WEIGHTS))
 
     @property
     def needs_check(self) -> bool:
@@ -286,24 +287,14 @@ SPEAR = replace(ANALYTIC, name="spear", label="counts", init="spear")
 RGAP = replace(ANALYTIC, name="rgap", init="rgap")
 # Source: Petrov et al. 2024 (DAGER).
 DAGER = replace(ANALYTIC, name="dager", label="text", init="dager")
+# Ours: one of these by what the network and the update are; `best.resolved` has the rules.
+OPEN = "by the network and the update"
+BEST = Attack(name="best", chosen=OPEN, stop_objective=0, stop_relative=1e-8)
 ATTACKS: dict[str, Attack] = {
     attack.name: attack
     for attack in (
-        DLG,
-        IDLG,
-        CPL,
-        TAG,
-        IG,
-        MODERN,
-        SME,
-        FEDAVG,
-        GRADINVERSION,
-        BAYES,
-        ANALYTIC,
-        APRIL,
-        SPEAR,
-        RGAP,
-        DAGER,
+        *(BEST, DLG, IDLG, CPL, TAG, IG, MODERN, SME, FEDAVG, GRADINVERSION, BAYES),
+        *(ANALYTIC, APRIL, SPEAR, RGAP, DAGER),
     )
 }
 
@@ -342,4 +333,6 @@ def named_attack(name: str) -> tuple[Attack, str | None]:
     """
     first, colon, solver = name.partition(":")
     preset = ATTACKS[check_choice("attack", first, ATTACKS)]
+    if colon and preset.chosen:
+        raise InputError(f"`solver` is chosen by the attack {first}; got {name!r}. Leave out what follows the colon.")
     return replace(preset, name=name), check_choice("solver", solver, SOLVERS) if colon else None

@@ -12,6 +12,7 @@ from jax.flatten_util import ravel_pytree
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxleak.attacks.attacker import Attacker, Job, Problem, Shared
+from jaxleak.attacks.best import resolved
 from jaxleak.attacks.candidate import CANDIDATES
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.distances import squared_norm
@@ -77,7 +78,7 @@ class Trial:
     """The pure functions of one trial, for one attack on one victim.
 
     Attributes:
-        attack: the attack.
+        attack: the attack; `best` becomes what it is for the victim.
         victim: the victim.
         threshold: the first iteration with an objective below this is noted (the success criterion's).
         snapshots: iterations whose candidates are kept.
@@ -92,6 +93,9 @@ class Trial:
     snapshots: tuple[int, ...] = ()
     starts: dict[str, Any] | None = None
     start_seed: int = 0
+
+    def __post_init__(self):
+        object.__setattr__(self, "attack", resolved(self.attack, self.victim))
 
     @functools.cached_property
     def attacker(self) -> Attacker:
@@ -109,7 +113,7 @@ class Trial:
             return None
         # Weights are arguments of the program, which has the terms whose weights are above 0.
         terms: dict[str, Any] = {name: float(getattr(self.attack, name) > 0) for name in WEIGHTS}
-        attack, kernels = replace(self.attack, name="", **terms), usable(np.zeros((), np.float32))
+        attack, kernels = replace(self.attack, name="", chosen="", **terms), usable(np.zeros((), np.float32))
         named = (  # what the names stand for today
             *(LABEL_STRATEGIES[attack.label], OBJECTIVES[attack.objective], INITS.get(attack.init)),
             CANDIDATES[self.victim.modality],

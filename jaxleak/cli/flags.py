@@ -16,8 +16,9 @@ ATTACK_FIELDS = {
     **{
         name: name
         for name in (
-            "label", "objective", "scale", "layers", "label_term", "l1", "tv", "patches", "norm", "statistics", "group",
-            "consistency", "box", "box_by", "surrogate_model", "epoch_consistency", "dummies", "knows_defence",
+            "label", "objective", "scale", "logarithm", "layers", "label_term", "l1", "tv", "patches", "norm",
+            "statistics", "group", "consistency", "box", "box_by", "surrogate_model", "epoch_consistency", "dummies",
+            "knows_defence",
         )
     },
 }  # fmt: skip
@@ -67,10 +68,25 @@ def build_attacks(command: Command):
             changes[name] = getattr(command, name)
     attacks = []
     for preset, named_solver in [named_attack(name) for name in command.attack]:
+        if preset.chosen:
+            attacks.append(_best(command, preset, changes))
+            continue
         solver = named_solver or command.solver or solver_name(preset.solver)
         built = with_solver(preset, build_solver(command, solver, preset.solver), command.iterations)
         attacks.append(replace(built, **changes, name="+".join([preset.name, *_variations(command)])))
     return tuple(attacks)
+
+
+def _best(command: Command, preset: Any, changes: dict[str, Any]):
+    """The attack `best` with what of it may be given: its budget, and what the attacker knows."""
+    from jaxleak.attacks.best import KEPT, refuse
+
+    given = [*changes, *(flag for flag in ("solver", "lr", *ADAM_FLAGS) if getattr(command, flag) is not None)]
+    given += [flag for flag in ("history", "line_search") if getattr(command, flag) != getattr(type(command), flag)]
+    free = (*KEPT, "label") if command.label == "known" else KEPT
+    refuse([ATTACK_FIELDS.get(name, name) for name in given if name not in free])
+    budget = {} if command.iterations is None else {"iterations": command.iterations}
+    return replace(preset, **changes, **budget, name="+".join([preset.name, *_variations(command)]))
 
 
 def _variations(command: Command) -> list[str]:

@@ -54,11 +54,11 @@ class StartHere:
     """Run directory: settings, one row per trial, reconstructions, summary.json, figures/ and report.html; or in an
     object store, as in s3://BUCKET/PATH."""
     attack: tuple[str, ...] = ("dlg", "idlg")
-    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
-    (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
-    gradinversion, bayes (knows the defence); closed forms: analytic (mlp), april (vit), spear (batches, mlp with
-    activation=relu), rgap (lenet and other chains, ReLUs too), dager (text); with a solver of its own after a colon, as
-    in dlg:torch-lbfgs."""
+    """Attacks: best (chosen by the network and the update), dlg (label optimised jointly), idlg (label read from the
+    head's gradient), cpl (from a pattern), tag (text, as dlg), ig (cosine, total variation, sign of the gradient),
+    modern, sme (many local steps), fedavg (epochs), gradinversion, bayes (knows the defence); closed forms: analytic
+    (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains, ReLUs too), dager
+    (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
     resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit, transformer (text);
@@ -92,11 +92,11 @@ class UpdateHere:
     model: str = "lenet"
     """A model's name, or a Python file with a function build_model(classes) (or file.py:function)."""
     attack: tuple[str, ...] = ("dlg", "idlg")
-    """Attacks: dlg (label optimised jointly), idlg (label read from the head's gradient), cpl (from a pattern), tag
-    (text, as dlg), ig (cosine, total variation, sign of the gradient), modern, sme (many local steps), fedavg (epochs),
-    gradinversion, bayes (knows the defence); closed forms: analytic (mlp), april (vit), spear (batches, mlp with
-    activation=relu), rgap (lenet and other chains, ReLUs too), dager (text); with a solver of its own after a colon, as
-    in dlg:torch-lbfgs."""
+    """Attacks: best (chosen by the network and the update), dlg (label optimised jointly), idlg (label read from the
+    head's gradient), cpl (from a pattern), tag (text, as dlg), ig (cosine, total variation, sign of the gradient),
+    modern, sme (many local steps), fedavg (epochs), gradinversion, bayes (knows the defence); closed forms: analytic
+    (mlp), april (vit), spear (batches, mlp with activation=relu), rgap (lenet and other chains, ReLUs too), dager
+    (text); with a solver of its own after a colon, as in dlg:torch-lbfgs."""
     seeds: int = 16
     """Random starts per attack, at most: it ends when the verdict is certain."""
     image_shape: tuple[int, int, int] = (32, 32, 3)
@@ -190,6 +190,8 @@ class AttackFlags:
     who knows the defences (likelihood)."""
     scale: Name = None
     """What the objective is measured in: none (as published), relative (to the shared gradient), per-tensor."""
+    logarithm: YesNo = None
+    """Minimise the distance's logarithm: the terms below then weigh as shares of the distance, and fall with it."""
     layers: Names = None
     """Layers to compare, each with a weight if you like: conv1 head:0.5; '*' is all others."""
     label_term: Number = None

@@ -96,6 +96,9 @@ class Session:
             successes=sum(row["success"] for row in rows),
             write=(lambda line: None) if quiet else None,
         )
+        for attack in sweep.attacks:
+            if attack.chosen:
+                self.progress.say(f"{attack.name}: {attack.chosen}")
         self.here = {key: environment()[key] for key in ENVIRONMENT_COLUMNS}
         if rows and len(rows) < total:
             self.progress.say(f"{run.path}: continuing, {len(rows)} of {total} trials are there")
@@ -295,6 +298,7 @@ class Session:
             "start": attack.init,
             "label_strategy": attack.label,
             "objective_kind": attack.objective,
+            "chosen": attack.chosen or None,
             "dummies": dummies,
             "reason": judged.reason,
             **self.constant,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jaxleak.attacks.best import resolved
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.presets import Attack
 from jaxleak.attacks.trial import Job, Trial
@@ -27,7 +28,7 @@ class Sweep:
 
     Attributes:
         victim: who is attacked.
-        attacks: with which attacks.
+        attacks: with which attacks; `best` becomes what it is for the victim.
         seeds: restarts per update and attack; trial seeds 0..seeds-1.
         start_seed: seed from which starts are drawn. A start depends on it, the image's index and the trial seed only.
         criteria: success criteria.
@@ -79,6 +80,7 @@ class Sweep:
         for name, start in (self.starts or {}).items():
             if len(start) < self.seeds:
                 raise InputError(f"`starts` holds {len(start)} rows of {name}; `seeds` asks for {self.seeds}.")
+        object.__setattr__(self, "attacks", tuple(resolved(attack, self.victim) for attack in self.attacks))
         for attack in self.attacks:
             check_attack(attack, self.victim)
 

@@ -127,5 +127,6 @@ def threat_model(settings: dict[str, Any]) -> list[tuple[str, str]]:
         *([("The model", fields)] if fields else []),
         ("The client sends", shared(settings)),
         ("The attacker knows", known(settings)),
+        *[(f"The attack {one['name']} is", one["chosen"]) for one in settings["attacks"] if one.get("chosen")],
         ("Solved means", success(settings)),
     ]

@@ -73,6 +73,7 @@ COLUMNS = (
     Column("start", "string", "where candidates start"),
     Column("label_strategy", "string", "where labels come from"),
     Column("objective_kind", "string", "l2 or cosine"),
+    Column("chosen", "string", "what the attack best was here, and why; null: its parts were named", True),
     Column("batch", "int64", "images of an update"),
     Column("dummies", "int64", "images that were optimised"),
     Column("labels_right", "int64", "how many labels were right"),

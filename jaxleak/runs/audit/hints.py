@@ -4,12 +4,12 @@ import contextlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Float, PyTree
 
+from jaxleak.attacks.best import piecewise_linear
 from jaxleak.attacks.closed_forms import CLOSED_FORMS
 from jaxleak.attacks.labels import head_gradient
 from jaxleak.attacks.presets import Attack
@@ -229,22 +229,3 @@ def stuck_hint(victim: Victim, attack: Attack) -> list[Hint]:
     if attack.init == "rgap" or (attack.objective == "cosine" and attack.tv and "rgap" not in advice):
         advice = "best.png is what this attack comes to; more --seeds or --iterations may come nearer"
     return [Hint("stuck", text + advice)]
-
-
-def piecewise_linear(victim: Victim) -> bool:
-    """True if the network's program has kinks and no smooth activation."""
-    names: set[str] = set()
-
-    def walk(jaxpr: Any) -> None:
-        for equation in jaxpr.eqns:
-            names.add(equation.primitive.name)
-            for value in equation.params.values():
-                for inner in value if isinstance(value, tuple | list) else (value,):
-                    inner = getattr(inner, "jaxpr", inner)
-                    if hasattr(inner, "eqns"):
-                        walk(inner)
-
-    x = jax.ShapeDtypeStruct((victim.batch, *victim.shape), np.float32)
-    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), np.float32), victim.params)
-    walk(jax.make_jaxpr(lambda p, x: victim.attacker_model.apply({"params": p}, x))(params, x).jaxpr)
-    return bool(names & {"max", "reduce_window_max", "sign"}) and not names & {"logistic", "tanh", "erf", "log1p"}

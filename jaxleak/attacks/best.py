@@ -1,0 +1,161 @@
+"""The attack `best`: what fits the network and the update at hand, chosen before anything is run.
+
+Example:
+    >>> import jaxleak
+    >>> photos = jaxleak.load_dataset("photos")
+    >>> victim = jaxleak.make_victim("lenet", photos, images=[6], fields={"activation": "relu"})
+    >>> jaxleak.Sweep(victim=victim, attacks=(jaxleak.ATTACKS["best"],), seeds=1).attacks[0].chosen
+    'rgap: one image, and the network is a chain with relu'
+"""
+
+from dataclasses import fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxleak.attacks.analytic import first_dense
+from jaxleak.attacks.check import check_attack, readable_labels
+from jaxleak.attacks.closed_forms import param_shapes
+from jaxleak.attacks.presets import ANALYTIC, APRIL, BEST, IDLG, IG, OPEN, RGAP, SPEAR, Attack
+from jaxleak.errors import InputError
+from jaxleak.threat.chain import find_chain
+from jaxleak.threat.victim import Victim
+
+KINKS = {"max", "reduce_window_max", "sign", "relu", "leaky_relu"}
+SMOOTH = {"logistic", "tanh", "erf", "erfc", "log1p"}
+PIECEWISE_LINEAR = {"relu", "leaky_relu"}  # of the activations in chains
+SEPARABLE = 16  # images of a batch, at most, that `spear` is asked to tell apart
+KEPT = (
+    *("name", "layers", "dummies", "knows_defence"),  # what is chosen keeps these of the attack
+    *("iterations", "max_evaluations", "stop_objective", "stop_relative"),
+)
+SEARCH = replace(IDLG, scale="relative", box=True)  # behind smooth activations
+SEVERAL = replace(SEARCH, tv=1e-4)  # the same of several images
+EVALUATIONS = 20  # of an iteration: those of L-BFGS
+BOUNDED = replace(IG, logarithm=True, tv=10)  # behind kinks
+
+
+def resolved(attack: Attack, victim: Victim) -> Attack:
+    """The attack, where it is `best` as what that is for this victim; `Attack.chosen` says which and why.
+
+    Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
+    without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the relative squared distance,
+    of several images with a little total variation; where it has kinks signed Adam on the cosine distance, with a total
+    variation that is lowered as that falls (experiments/best.py). Labels come from the rule that holds for the client's
+    loss and batch.
+
+    Raises:
+        InputError: parts of `best` were replaced that it chooses itself, or the victim has texts.
+    """
+    if attack.chosen != OPEN:
+        return attack
+    _check_open(attack)
+    if victim.modality != "image":
+        raise InputError("`attack` best is for images; of text use dager, tag or dlg.")
+    found, why = _closed_form(attack, victim) or _search(attack, victim)
+    kept: dict[str, Any] = {name: getattr(attack, name) for name in KEPT}
+    if found.solver.closed_form:
+        kept |= {"iterations": found.iterations, "max_evaluations": None}
+    kept |= {"label": attack.label} if attack.label == "known" else {}
+    if found.solver == IG.solver:
+        kept["iterations"] *= EVALUATIONS
+    return replace(found, **kept, chosen=why)
+
+
+def _check_open(attack: Attack) -> None:
+    free = (*KEPT, "label")
+    given = [field.name for field in fields(Attack) if getattr(attack, field.name) != getattr(BEST, field.name)]
+    refuse([name for name in given if name not in free])
+    if attack.label not in (BEST.label, "known"):
+        refuse(["label"])
+
+
+def refuse(given: list[str]) -> None:
+    """Raise if any of these parts, which `best` chooses itself, was given.
+
+    Raises:
+        InputError: one was.
+    """
+    if given:
+        only = "; only known may be given" if given[0] == "label" else ""
+        raise InputError(
+            f"`{given[0]}` is chosen by the attack best, for the network and the update{only}. Leave it out, or name "
+            "another attack."
+        )
+
+
+def _closed_form(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
+    """The closed form that gives the images, and why; None where none does."""
+    spoilt = bool(victim.defences) or victim.client.trains or victim.client.clients > 1 or bool(attack.layers)
+    if spoilt or attack.knows_defence or (attack.dummies or victim.batch) != victim.batch or _has_silent(victim):
+        return None
+    (height, width, channels), one, shapes = victim.shape, victim.batch == 1, param_shapes(victim)
+    shape = height, width, channels
+    dense = _applies(lambda: first_dense(shapes, shape, "best"))
+    if one and dense and _fits(ANALYTIC, victim):
+        return ANALYTIC, "analytic: one image, and the first layer is dense"
+    if 1 < victim.batch <= SEPARABLE and dense and _fits(SPEAR, victim):
+        return SPEAR, f"spear: {victim.batch} images, and a ReLU behind a first layer that is dense"
+    if one and _fits(APRIL, victim):
+        return APRIL, "april: one image, and learnt positions behind the patches"
+    if one and _fits(RGAP, victim):
+        links = find_chain(victim.attacker_model, shapes, shape)
+        kinks = [name for name in dict.fromkeys(link.activation for link in links) if name in PIECEWISE_LINEAR]
+        if kinks:
+            return RGAP, f"rgap: one image, and the network is a chain with {' and '.join(kinks)}"
+    return None
+
+
+def _fits(attack: Attack, victim: Victim) -> bool:
+    return _applies(lambda: check_attack(attack, victim))
+
+
+def _applies(check: Any) -> bool:
+    try:
+        check()
+    except InputError:
+        return False
+    return True
+
+
+def _has_silent(victim: Victim) -> bool:
+    """True if a tensor of a given update is zero everywhere: it may be frozen, and equations may lack it."""
+    return victim.update is not None and not all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(victim.update))
+
+
+def _search(attack: Attack, victim: Victim) -> tuple[Attack, str]:
+    label = attack.label if attack.label == "known" else label_rule(victim)
+    images = "one image" if victim.batch == 1 else f"{victim.batch} images"
+    if piecewise_linear(victim):
+        found, why = BOUNDED, "Adam on the cosine distance: the network has kinks"
+    else:
+        found, why = SEARCH if victim.batch == 1 else SEVERAL, "L-BFGS on the L2 distance: the network is smooth"
+    return replace(found, label=label), f"{why}; label {label} of {images}"
+
+
+def label_rule(victim: Victim) -> str:
+    """The strategy that reads labels of the client's loss and batch, "joint" where none does."""
+    head = param_shapes(victim).get("head", {})
+    single, several = (("bias", "idlg"), ("counts", "counts-published")) if "bias" in head else (("idlg",), ())
+    wanted = (single if victim.batch == 1 else several) if "kernel" in head else ()
+    return next((name for name in wanted if name in readable_labels(victim)), "joint")
+
+
+def piecewise_linear(victim: Victim) -> bool:
+    """True if the network's program has kinks and no smooth activation."""
+    names: set[str] = set()
+
+    def walk(jaxpr: Any) -> None:
+        for equation in jaxpr.eqns:
+            names.update((equation.primitive.name, str(equation.params.get("name", ""))))
+            for value in equation.params.values():
+                for inner in value if isinstance(value, tuple | list) else (value,):
+                    inner = getattr(inner, "jaxpr", inner)
+                    if hasattr(inner, "eqns"):
+                        walk(inner)
+
+    x = jax.ShapeDtypeStruct((victim.batch, *victim.shape), jnp.float32)
+    walk(jax.make_jaxpr(lambda p, x: victim.attacker_model.apply({"params": p}, x))(param_shapes(victim), x).jaxpr)
+    return bool(names & KINKS) and not names & SMOOTH
