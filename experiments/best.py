@@ -4,10 +4,11 @@ CIFAR-100 images, a network of its own for each update, torch's default initiali
 BatchNorm in evaluation mode, one start, the same number of evaluations for each attack of a setting. ConvNet and
 ResNet20-4 have 8 channels in the first layer. Labels are read from the update. `adam` is signed Adam within bounds and
 `lbfgs` L-BFGS on variables whose sigmoids are the pixels, both on the cosine distance: `-0.03` is the weight of the
-total variation, `-falling` is 10 beside the distance's logarithm. `refined` goes on from `rgap` with `lbfgs-0.03`.
+total variation, `-falling` is 10 beside the distance's logarithm. `l2` is L-BFGS on the relative squared distance,
+`-box` within bounds, `-tv` with a total variation of 1e-4. `refined` goes on from `rgap` with `lbfgs-0.03`.
 `consensus` spends a fifth of the evaluations on each of four starts, and the last from the mean of the better two.
 
-    python -m experiments.best --data-dir DIR [--only convnet resnet20-4]
+    python -m experiments.best --data-dir DIR [--only "convnet 4" "lenet-relu 1"]
 """
 
 import json
@@ -27,6 +28,7 @@ RELU = {"activation": "relu", "weight_init": "torch"}
 NARROW = {"width": 8, "train": False}
 FALLING: dict[str, Any] = {"logarithm": True, "tv": 10.0}
 COSINE = replace(jaxleak.IDLG, objective="cosine", box=True, stop_objective=0.0)
+L2 = replace(jaxleak.IDLG, scale="relative", stop_objective=0.0, stop_relative=1e-8)
 
 
 @dataclass(frozen=True)
@@ -41,14 +43,16 @@ class Setting:
 
 SEARCHES = ("best", "adam-0.03", "lbfgs-0.03")
 SETTINGS = {
-    ("lenet-relu", 1): Setting("lenet", RELU, 1000, (*SEARCHES, "adam-falling", "lbfgs-falling", "idlg", "refined")),
+    ("resnet20-4", 1): Setting("resnet20-4", NARROW, 300, SEARCHES),
+    ("convnet", 1): Setting("convnet", NARROW, 300, SEARCHES),
+    ("lenet-sigmoid", 1): Setting("lenet", {}, 1000, ("best", "lbfgs-0.03", "idlg", "l2", "l2-box-tv")),
+    ("lenet-sigmoid", 4): Setting("lenet", {}, 1000, ("best", "lbfgs-0.03", "idlg", "l2", "l2-box")),
     ("lenet-relu", 4): Setting("lenet", RELU, 1000, (*SEARCHES, "lbfgs-falling", "idlg", "consensus")),
-    ("lenet-sigmoid", 1): Setting("lenet", {}, 1000, ("best", "adam-0.03", "lbfgs-0.03", "idlg", "l2")),
-    ("lenet-sigmoid", 4): Setting("lenet", {}, 1000, ("best", "adam-0.03", "lbfgs-0.03", "idlg", "l2")),
-    ("resnet20-4", 1): Setting("resnet20-4", NARROW, 300, (*SEARCHES, "idlg", "consensus")),
-    ("convnet", 1): Setting("convnet", NARROW, 300, (*SEARCHES, "idlg")),
     ("resnet20-4", 4): Setting("resnet20-4", NARROW, 300, SEARCHES),
     ("convnet", 4): Setting("convnet", NARROW, 300, SEARCHES),
+    ("lenet-relu", 1): Setting(
+        "lenet", RELU, 1000, ("adam-falling", "adam-0.03", "lbfgs-0.03", "idlg", "best", "refined")
+    ),
 }
 
 
@@ -62,7 +66,9 @@ def attack_of(name: str, evaluations: int, batch: int) -> jaxleak.Attack:
         "lbfgs-0.03": replace(COSINE, tv=0.03, iterations=evaluations // 20, **label),
         "lbfgs-falling": replace(COSINE, **FALLING, iterations=evaluations // 20, **label),
         "idlg": replace(jaxleak.IDLG, iterations=evaluations // 20),
-        "l2": replace(jaxleak.IDLG, scale="relative", stop_objective=0.0, stop_relative=1e-8, **label),
+        "l2": replace(L2, **label),
+        "l2-box": replace(L2, box=True, **label),
+        "l2-box-tv": replace(L2, box=True, tv=1e-4, **label),
     }[name]
     return replace(found, name=name, max_evaluations=None if name == "best" else evaluations)
 
@@ -74,11 +80,11 @@ def main() -> None:
         results_folder("best") / "images.jsonl",
         {(row["setting"], row["batch"], row["attack"]) for row in rows()},
     )
-    models = chosen_runs(dict.fromkeys(name for name, _ in SETTINGS), options)
+    names = chosen_runs([f"{model} {batch}" for model, batch in SETTINGS], options)
     for (model, batch), setting in SETTINGS.items():
         chosen = [int(index) for index in data.random_indices(options.images, seed=2026)]
         for name in setting.attacks:
-            if model not in models or (model, batch, name) in done:
+            if f"{model} {batch}" not in names or (model, batch, name) in done:
                 continue
 
             def victim(images: list[int], setting=setting, batch=batch) -> jaxleak.Victim:
@@ -143,7 +149,8 @@ def results() -> list[tables.Results]:
     for (model, batch), setting in SETTINGS.items():
         for name in setting.attacks:
             own = [row for row in made if (row["setting"], row["batch"], row["attack"]) == (model, batch, name)]
-            line = [f"{model}, {batch}", f"`{name}`"]
+            what = f": {own[0]['chosen'].partition(':')[0]}" if own and name == "best" else ""
+            line = [f"{model}, {batch}", f"`{name}`{what}"]
             if not own:
                 lines.append([*line, tables.NOT_RUN])
                 continue
