@@ -33,7 +33,6 @@ from experiments.leak_cells import (
     BATCHES,
     DEFENCES,
     LOCAL_LR,
-    LOCAL_STEPS,
     NETWORKS,
     TRAININGS,
     Cell,
@@ -172,3 +171,7 @@ def told(row: dict[str, Any]) -> list[str]:
     used = f"{np.median(row['evaluations']):,.0f}"
     share = [f"{good}/{count}", tables.interval(jaxleak.wilson(good, count))]
     return [*share, f"{np.median(row['psnr']):.1f}", used, str(row["labels_right"]), risk]
+
+
+if __name__ == "__main__":
+    main()
