@@ -98,11 +98,11 @@ class Network(NamedTuple):
 
 _RELU = {"activation": "relu", "weight_init": "torch"}
 _RESNET = {"stage_sizes": (1, 1, 1), "width": 8, "weight_init": "torch"}
-_LENET, _DEEP = (1000, 300), (300, 80)
+_LENET, _DEEP = (500, 200), (200, 60)
 NETWORKS = {
-    "lenet-sigmoid": Network("LeNet, sigmoid", "lenet", {}, "–", (1500, 300), smooth=True, normalise="none"),
+    "lenet-sigmoid": Network("LeNet, sigmoid", "lenet", {}, "–", (1000, 200), smooth=True, normalise="none"),
     "lenet-relu": Network("LeNet, ReLU", "lenet", _RELU, "–", _LENET, closed="rgap"),
-    "mlp": Network("MLP 256-256", "mlp", {**_RELU, "hidden": (256, 256)}, "–", _LENET, False, "analytic", "spear"),
+    "mlp": Network("MLP 64-64, ReLU", "mlp", {**_RELU, "hidden": (64, 64)}, "–", _LENET, False, "analytic", "spear"),
     "vit": Network("ViT, 2 blocks of 64", "vit", {"dim": 64, "depth": 2}, "–", _DEEP, True, "april"),
     "vgg": Network("VGG-like, width 8", VGG, {"width": 8}, evaluations=_DEEP),
     "convnet-eval": Network("ConvNet, width 4", "convnet", {"width": 4, "train": False}, "evaluation", _DEEP),
