@@ -21,6 +21,7 @@ EXPERIMENTS = (
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "deakin_models", "relu", "relu_verdicts", "best"),
     "bayesian",
+    "leak_map",
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april", "text"),
     "infer",

@@ -2,73 +2,19 @@
 
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
-import jax.numpy as jnp
-from jax import lax
-
 import jaxleak
+from experiments.leak_networks import VGG, PreActResNet
 
+IMAGES = 40
 EPOCH = 765  # steps of 64 images: all of the training split but the 40 that are attacked and 1,000 held out
 TRAININGS = {"untrained": 0, "epoch": EPOCH, "trained": 4 * EPOCH}
 BATCHES, LOCAL_STEPS, LOCAL_LR = (1, 2, 4, 8), (0, 5), 0.01
 DEFENCES = {"none": "", "weak": "clip:1 gaussian:0.001", "strong": "clip:1 gaussian:0.01"}
 # How far a value is from the plain case. Cells are run in the order of the sum: the ends of each axis come first.
 FAR = {"untrained": 0, "trained": 2, "epoch": 3, 1: 0, 8: 2, 2: 3, 4: 3, 0: 0, 5: 2, "none": 0, "strong": 2, "weak": 3}
-CONV = {"padding": 1, "conv_general_dilated": jaxleak.fast_conv}
-
-
-class VGG(nn.Module):
-    """Two 3x3 convolutions and 2x2 maxima, three times, then two dense layers: after Simonyan & Zisserman 2015."""
-
-    num_classes: int
-    width: int = 8
-
-    @nn.compact
-    def __call__(self, x):
-        for stage in range(3):
-            for number in range(2):
-                layer = nn.Conv(self.width * 2**stage, (3, 3), **CONV, name=f"conv{2 * stage + number}")
-                x = nn.relu(layer(x))
-            x = nn.max_pool(x, (2, 2), strides=(2, 2))
-        x = nn.relu(nn.Dense(64, name="dense")(x.reshape(x.shape[0], -1)))
-        return nn.Dense(self.num_classes, name="head")(x)
-
-
-class BatchNorm(nn.Module):
-    """By the mean and variance of the batch at hand, as in train mode."""
-
-    @nn.compact
-    def __call__(self, x):
-        scale, bias = (self.param(name, nn.initializers.constant(c), x.shape[-1:]) for name, c in PARAMETERS)
-        mean = jnp.mean(x, axis=(0, 1, 2))
-        return (x - mean) * scale * lax.rsqrt(jnp.mean(jnp.square(x - mean), axis=(0, 1, 2)) + 1e-5) + bias
-
-
-PARAMETERS = (("scale", 1.0), ("bias", 0.0))
-
-
-class PreActResNet(nn.Module):
-    """A block of norm, ReLU, convolution, twice, in each of three stages: after He et al. 2016 (identity mappings)."""
-
-    num_classes: int
-    width: int = 8
-    groups: int = 0  # of GroupNorm; 0: BatchNorm in train mode
-
-    @nn.compact
-    def __call__(self, x):
-        norm = (lambda: nn.GroupNorm(self.groups, use_fast_variance=False)) if self.groups else BatchNorm
-        x = nn.Conv(self.width, (3, 3), **CONV)(x)
-        for stage in range(3):
-            channels, strides = self.width * 2**stage, 2 if stage else 1
-            y = nn.relu(norm()(x))
-            z = nn.Conv(channels, (3, 3), strides=strides, **CONV)(y)
-            z = nn.Conv(channels, (3, 3), **CONV)(nn.relu(norm()(z)))
-            short = {**CONV, "padding": 0}
-            x = z + (nn.Conv(channels, (1, 1), strides=strides, **short)(y) if stage else x)
-        x = jnp.mean(nn.relu(norm()(x)), axis=(1, 2))
-        return nn.Dense(self.num_classes, name="head")(x)
 
 
 class Network(NamedTuple):
@@ -83,6 +29,7 @@ class Network(NamedTuple):
         smooth: its activation has a slope everywhere.
         closed, closed_batch: attacks that solve it, from the gradient of one image, and of several.
         normalise: of its input.
+        twin: the same in evaluation mode, whose training it shares.
     """
 
     what: str
@@ -94,6 +41,7 @@ class Network(NamedTuple):
     closed: str = ""
     closed_batch: str = ""
     normalise: str = "cifar100"
+    twin: str = ""
 
 
 _RELU = {"activation": "relu", "weight_init": "torch"}
@@ -106,10 +54,10 @@ NETWORKS = {
     "vit": Network("ViT, 2 blocks of 64", "vit", {"dim": 64, "depth": 2}, "–", _DEEP, True, "april"),
     "vgg": Network("VGG-like, width 8", VGG, {"width": 8}, evaluations=_DEEP),
     "convnet-eval": Network("ConvNet, width 4", "convnet", {"width": 4, "train": False}, "evaluation", _DEEP),
-    "convnet-train": Network("ConvNet, width 4", "convnet", {"width": 4}, "train", _DEEP),
+    "convnet-train": Network("ConvNet, width 4", "convnet", {"width": 4}, "train", _DEEP, twin="convnet-eval"),
     "convnet-group": Network("ConvNet, GroupNorm", "convnet-gn", {"width": 4, "groups": 2}, "–", _DEEP),
     "resnet-eval": Network("ResNet-8, width 8", "resnet20-4", {**_RESNET, "train": False}, "evaluation", _DEEP),
-    "resnet-train": Network("ResNet-8, width 8", "resnet20-4", _RESNET, "train", _DEEP),
+    "resnet-train": Network("ResNet-8, width 8", "resnet20-4", _RESNET, "train", _DEEP, twin="resnet-eval"),
     "resnet-group": Network("ResNet-8, GroupNorm", "resnet20-4", {**_RESNET, "norm": "group", "groups": 4}, "–", _DEEP),
     "resnet-softplus": Network(
         "ResNet-8, softplus", "resnet20-4", {**_RESNET, "activation": "softplus", "train": False}, "evaluation",
@@ -118,6 +66,9 @@ NETWORKS = {
     "preact-train": Network("pre-activation ResNet-8", PreActResNet, {}, "train", _DEEP),
     "preact-group": Network("pre-activation, GroupNorm", PreActResNet, {"groups": 4}, "–", _DEEP),
 }  # fmt: skip
+
+
+AXES = (NETWORKS, TRAININGS, BATCHES, LOCAL_STEPS, DEFENCES)
 
 
 class Cell(NamedTuple):
@@ -136,7 +87,7 @@ class Cell(NamedTuple):
 
 def all_cells() -> dict[str, Cell]:
     """Every cell by its name, the most important first."""
-    cells = [Cell(*values) for values in product(NETWORKS, TRAININGS, BATCHES, LOCAL_STEPS, DEFENCES)]
+    cells = [Cell(*values) for values in product(*AXES)]
     return {cell.name: cell for cell in sorted(cells, key=lambda cell: sum(FAR[value] for value in cell[1:]))}
 
 
@@ -159,3 +110,37 @@ def attack_of(cell: Cell) -> jaxleak.Attack:
         return replace(base, name="L2", scale="relative", tv=0.0 if cell.batch == 1 else 1e-4)
     tv = {"none": 0.003 if network.smooth else 0.03, "weak": 0.03, "strong": 0.1}[cell.defence]
     return replace(base, name="cosine", objective="cosine", tv=tv)
+
+
+def victim_of(cell: Cell, data: jaxleak.Dataset, kept: dict[str, jaxleak.Victim], runs: Path) -> jaxleak.Victim:
+    """The victim of a cell.
+
+    Args:
+        cell: which one.
+        data: CIFAR-100.
+        kept: victims with a trained network, one for each, to which new ones are added.
+        runs: where these networks lie; they are trained once.
+    """
+    network = NETWORKS[cell.network]
+    own = network.twin or cell.network
+    trained = f"{own}-{cell.training}"
+    if trained not in kept:
+        kind, steps = NETWORKS[own], TRAININGS[cell.training]
+        images = data.random_batches(IMAGES // max(BATCHES), max(BATCHES), seed=2026, labels="distinct")
+        named = isinstance(kind.model, str)
+        model = kind.model if named else kind.model(data.num_classes, **kind.fields)
+        folder = runs / "leak_map" / "networks" / trained
+        victim = jaxleak.make_victim(
+            model, data, images, network="shared", fields=kind.fields if named else None, normalise=kind.normalise,
+            trained_steps=steps, checkpoint=folder,
+        )  # fmt: skip
+        if steps:
+            folder.mkdir(parents=True, exist_ok=True)
+            victim.write_checkpoint(folder)
+        kept[trained] = replace(victim, surrogates=None)
+    victim = kept[trained]
+    if network.twin:
+        victim = victim.in_training()
+    defences = tuple(map(jaxleak.parse_defence, DEFENCES[cell.defence].split()))
+    client = jaxleak.Client(steps=cell.steps, lr=LOCAL_LR) if cell.steps else jaxleak.Client()
+    return replace(victim, batch=cell.batch, client=client, defences=defences)

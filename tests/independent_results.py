@@ -409,6 +409,35 @@ def bayesian(stored: Stored) -> list[Row]:
     return found
 
 
+MAPPED = ("untrained", "epoch", "trained"), (1, 2, 4, 8), (0, 5), ("none", "weak", "strong")
+MAPPED_NETWORKS = (
+    *("lenet-sigmoid", "lenet-relu", "mlp", "vit", "vgg", "convnet-eval", "convnet-train", "convnet-group"),
+    *("resnet-eval", "resnet-train", "resnet-group", "resnet-softplus", "preact-train", "preact-group"),
+)
+
+
+@table("What leaks: CIFAR-100 images above 20 dB, one start")
+def leak_map(stored: Stored) -> list[Row]:
+    if not (stored.folder / "leak_map/cells.jsonl").exists():
+        return [[NOT_RUN, *[NONE] * 12]]
+    cells, risks, found = stored.lines("leak_map/cells").set_index("cell"), {}, []
+    if (stored.folder / "leak_map/risk.jsonl").exists():
+        risks = stored.lines("leak_map/risk").dropna(subset="psnr").set_index("cell").psnr
+    assert cells.index.is_unique
+    for network, training, batch, steps, defence in product(MAPPED_NETWORKS, *MAPPED):
+        name = f"{network}-{training}-b{batch}-s{steps}-{defence}"
+        if name not in cells.index:
+            continue
+        row, psnr = cells.loc[name], pd.Series(cells.psnr[name])
+        assert (row.batch, row.steps, row.defence) == (batch, steps, defence)
+        assert len(psnr) == batch * len(row.evaluations) == 40
+        setting = [ANY, row["mode"], training, str(batch), str(steps), defence, row.attack]
+        measured = [f"{psnr.median():.1f}", f"{np.median(row.evaluations):,.0f}", str(row.labels_right)]
+        found.append([*setting, *share(psnr > 20), *measured, f"{risks[name]:.1f}" if name in risks else NONE])
+    assert len(found) == len(cells)
+    return found
+
+
 @table("DLG on networks with sigmoids")
 def deakin_models(stored: Stored) -> list[Row]:
     found = []
