@@ -36,7 +36,7 @@ class Network(NamedTuple):
     model: Any
     fields: dict[str, Any]
     mode: str = "–"
-    evaluations: tuple[int, int] = (200, 60)
+    evaluations: tuple[int, int] = (150, 50)
     smooth: bool = False
     closed: str = ""
     closed_batch: str = ""
@@ -46,9 +46,9 @@ class Network(NamedTuple):
 
 _RELU = {"activation": "relu", "weight_init": "torch"}
 _RESNET = {"stage_sizes": (1, 1, 1), "width": 8, "weight_init": "torch"}
-_LENET, _DEEP = (500, 200), (200, 60)
+_LENET, _DEEP = (250, 100), (150, 50)
 NETWORKS = {
-    "lenet-sigmoid": Network("LeNet, sigmoid", "lenet", {}, "–", (1000, 200), smooth=True, normalise="none"),
+    "lenet-sigmoid": Network("LeNet, sigmoid", "lenet", {}, "–", (600, 100), smooth=True, normalise="none"),
     "lenet-relu": Network("LeNet, ReLU", "lenet", _RELU, "–", _LENET, closed="rgap"),
     "mlp": Network("MLP 64-64, ReLU", "mlp", {**_RELU, "hidden": (64, 64)}, "–", _LENET, False, "analytic", "spear"),
     "vit": Network("ViT, 2 blocks of 64", "vit", {"dim": 64, "depth": 2}, "–", _DEEP, True, "april"),
