@@ -61,7 +61,7 @@ NETWORKS = {
     "resnet-group": Network("ResNet-8, GroupNorm", "resnet20-4", {**_RESNET, "norm": "group", "groups": 4}, "–", _DEEP),
     "resnet-softplus": Network(
         "ResNet-8, softplus", "resnet20-4", {**_RESNET, "activation": "softplus", "train": False}, "evaluation",
-        _DEEP, smooth=True,
+        (600, 100), smooth=True,
     ),
     "preact-train": Network("pre-activation ResNet-8", PreActResNet, {}, "train", _DEEP),
     "preact-group": Network("pre-activation, GroupNorm", PreActResNet, {"groups": 4}, "–", _DEEP),

@@ -31,8 +31,9 @@ def shares(rows: dict[str, dict[str, Any]]) -> tuple[Places, Places, dict[tuple[
 def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     """The share of images above 20 dB of each cell; a dot where `risk` expects more of its first update, a ring where
     it expects less."""
-    import matplotlib as mpl
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.patches import Rectangle
 
     lines, columns, found = shares(rows)
     if not found:
@@ -43,17 +44,17 @@ def draw(rows: dict[str, dict[str, Any]], path: Path) -> None:
     axes.set_xlim(0, len(columns))
     axes.set_ylim(len(lines), 0)
     axes.axis("off")
-    colours = mpl.colormaps["cividis"]
+    colours = colormaps["cividis"]
     for (y, line), (x, column) in product(enumerate(lines), enumerate(columns)):
         row = found.get((line, column))
         if row is None:
-            axes.add_patch(mpl.patches.Rectangle((x, y), 1, 1, facecolor="white", edgecolor="#dddddd", linewidth=0.4))
+            axes.add_patch(Rectangle((x, y), 1, 1, facecolor="white", edgecolor="#dddddd", linewidth=0.4))
             axes.text(x + 0.5, y + 0.5, "not run", ha="center", va="center", fontsize=4, color="#999999")
             continue
         good, count = sum(psnr > GOOD for psnr in row["psnr"]), len(row["psnr"])
         ink = "white" if good < 0.55 * count else "black"
         shade = colours(good / count)
-        axes.add_patch(mpl.patches.Rectangle((x, y), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.6))
+        axes.add_patch(Rectangle((x, y), 1, 1, facecolor=shade, edgecolor="white", linewidth=0.6))
         axes.text(x + 0.5, y + 0.53, f"{good}/{count}", ha="center", va="center", fontsize=6.5, color=ink)
         if row["risk"] is not None:
             inside = ink if row["risk"] > GOOD else "none"
@@ -96,10 +97,11 @@ def _name_columns(axes: Any, columns: Places) -> None:
 
 
 def _legend(figure: Any, colours: Any, wide: float, high: float, count: int) -> None:
-    import matplotlib as mpl
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
     bar = figure.add_axes((0.1 / wide, 0.33 / high, 1.5 / wide, 0.1 / high))
-    scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(0, 1), colours)
+    scale = ScalarMappable(Normalize(0, 1), colours)
     figure.colorbar(scale, cax=bar, orientation="horizontal", ticks=[0, 0.5, 1]).ax.tick_params(labelsize=6, length=2)
     bounds = (
         f"{good}/40 is {100 * low:.0f} to {100 * high:.0f} %"
@@ -107,7 +109,7 @@ def _legend(figure: Any, colours: Any, wide: float, high: float, count: int) -> 
         for low, high in [wilson(good, 40)]
     )
     text = (
-        "Images above 20 dB of 40 (CIFAR-100, one start); colour: their share.\n"
+        "Images above 20 dB of 40 (CIFAR-100, one start, at most 600 evaluations: a lower bound).\n"
         f"95 % intervals: {', '.join(bounds)}.\n"
         f"Dot: jaxleak risk expects more than 20 dB; ring: less. {count} cells."
     )

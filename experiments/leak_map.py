@@ -7,8 +7,9 @@ from seed 0, serves all cells of a line, so intervals are about images. "Epoch" 
 whole update to norm 1 and add Gaussian noise to each entry: sigma 0.001 (weak) or 0.01 (strong).
 
 The attack is the strongest known today for the network (`leak_cells.attack_of`). Closed forms evaluate no gradient; the
-others have this budget of evaluations for an update, with local steps in brackets: LeNet with sigmoids 600 (100),
-with ReLUs and MLP 250 (100), all else 150 (50). That is what two minutes on a busy core allow, and more finds more.
+others have this budget of evaluations for an update, with local steps in brackets: LeNet with sigmoids and ResNet
+with softplus 600 (100), LeNet with ReLUs and MLP 250 (100), all else 150 (50). That is what two minutes on a busy core
+allow; a longer search finds more, so shares of searches are lower bounds.
 
 Cells are run in the order of their importance; those that have a row are left out, so running again goes on. `--only`
 takes patterns, `--minutes N` stops at the first end of a cell after N minutes. With `--risk` the cells that have a row
