@@ -11,6 +11,7 @@ and begin at the same start, so that their PSNRs are paired: Wilcoxon's signed r
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -99,7 +100,8 @@ def psnrs(name: str) -> dict[int, float]:
 def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
     """Median difference of pairs, and the p of Wilcoxon's signed rank test."""
     apart = np.array([ours[image] - theirs[image] for image in ours])
-    return f"{np.median(apart):+.1f} dB, p = {stats.wilcoxon(apart).pvalue:.1g}"
+    test: Any = stats.wilcoxon(apart)
+    return f"{np.median(apart):+.1f} dB, p = {test.pvalue:.1g}"
 
 
 def results() -> list[tables.Results]:

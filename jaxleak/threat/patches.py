@@ -91,7 +91,7 @@ def fit_patches(
         components, reg_covar=1e-4, max_iter=30, tol=1e-2, random_state=seed, init_params="k-means++"
     )
     model.fit(centred(drawn))  # float32
-    parts = np.log(model.weights_), model.means_, model.precisions_cholesky_
+    parts = np.log(np.asarray(model.weights_)), model.means_, model.precisions_cholesky_
     return PatchMixture(*(np.asarray(part, np.float64) for part in parts))
 
 
