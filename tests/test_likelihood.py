@@ -296,8 +296,8 @@ def test_chains_without_a_likelihood_are_refused(defences, words):
 
 
 def test_settings_that_do_not_go_with_it():
-    for changes in ({"scale": "relative"}, {"layers": ("head",)}):
-        with pytest.raises(InputError, match="leave out `scale` and `layers`"):
+    for changes in ({"scale": "relative"}, {"layers": ("head",)}, {"logarithm": True}):
+        with pytest.raises(InputError, match="leave out `scale`, `logarithm` and `layers`"):
             replace(LIKELY, **changes)
     several = jaxleak.make_victim("lenet", PHOTOS, [6, 12], batch=2, defences=(parse_defence("dp-sgd:1:0.1"),))
     with pytest.raises(InputError, match="of updates of one image"):

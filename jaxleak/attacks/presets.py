@@ -148,9 +148,10 @@ class Attack:
                     f"`{name}`{value and ' by' + value} needs the solver {able}: it is not a step of "
                     f"{solver_name(self.solver)}. Leave `{name}` out, or use {able}."
                 )
-        if self.objective == "likelihood" and (self.layers or self.scale != "none"):
+        if self.objective == "likelihood" and (self.layers or self.scale != "none" or self.logarithm):
             raise InputError(
-                "`objective` likelihood is in units of what the defences do to entries; leave out `scale` and `layers`."
+                "`objective` likelihood is a logarithm already, in units of what the defences do to entries; leave out "
+                "`scale`, `logarithm` and `layers`."
             )
         if self.box_by and not self.box:
             raise InputError("`box_by` says how pixels are kept in [0, 1]; give --box True too.")
