@@ -3,7 +3,8 @@
 LeNet with L-BFGS, ResNet-18 (CIFAR form) with Adam; on a CPU the ResNet has a reduced width, which is in its settings.
 The PyTorch variants need the extra `torch`. Further flags are handed to `jaxleak bench`.
 
-The whole zoo (`--zoo`): every model at its own width, 32 pixels (Inception v3: 299), beside the loop in PyTorch.
+The whole zoo (`--zoo`): every model at its own width, 32 pixels (Inception v3: 299) or 16 tokens of a text, beside the
+loop in PyTorch.
 
     python -m experiments.throughput [--zoo]
 """
@@ -37,6 +38,7 @@ LOOPS = ("jaxleak", "pytorch-processes", "pytorch-serial")
 ZOO = {
     "lenet-cpl": (),
     "mlp": (),
+    "transformer": (),
     "vit": ("--lanes", "8"),
     **dict.fromkeys(("convnet", "convnet-gn", "resnet20-4"), ("--lanes", "2")),
     "resnet18": ("--width", "64", "--lanes", "2"),
@@ -78,7 +80,8 @@ def zoo() -> tables.Results:
         told = {one["name"]: one for one in report["variants"]}
         ours, work = told["jaxleak"], report["machine"]["evaluation"]["flops"]
         ratios, spreads = report["ratios"]["jaxleak"], report["ratios_spread"]["jaxleak"]
-        cells = [settings["width"] or tables.NONE, settings["image_size"], f"{work / 1e9:,.2f}", ours["lanes"]]
+        size = settings["image_size"] or f"{settings['shape'][0]} tokens"
+        cells = [settings["width"] or tables.NONE, size, f"{work / 1e9:,.2f}", ours["lanes"]]
         cells += [f"{told[name]['evaluations_per_second']:,.2f}" for name in LOOPS]
         for other in LOOPS[1:]:
             low, high = spreads[other]

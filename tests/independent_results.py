@@ -797,7 +797,8 @@ def zoo(stored: Stored) -> list[Row]:
         told = stored.json(f"throughput/zoo-{model}")
         rounds = {one["name"]: np.array(one["rounds"]) for one in told["variants"]}
         lanes = next(one["lanes"] for one in told["variants"] if one["name"] == "jaxleak")
-        cells = [ANY, str(told["settings"]["image_size"]), ANY, str(lanes)]
+        size = told["settings"]["image_size"]
+        cells = [ANY, str(size) if size else "16 tokens", ANY, str(lanes)]
         cells += [f"{np.median(rounds[name]):,.2f}" for name in ("jaxleak", *SAME[:2])]
         for other in SAME[:2]:
             count = min(len(rounds["jaxleak"]), len(rounds[other]))

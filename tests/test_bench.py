@@ -42,6 +42,7 @@ from jaxleak.models.weights import to_torch
 from jaxleak.results.verdict import Criteria
 from jaxleak.solvers import TorchLBFGS
 from tests.oracles import cases
+from tests.oracles.parity import load
 from tests.oracles.require_torch import require_torch
 
 TINY = Settings(image_size=8, num_classes=3, history=4, iterations=2)
@@ -288,7 +289,7 @@ def test_two_loop_lbfgs_is_torchs_without_its_tests():
 def test_stock_models_and_objective_are_jaxleaks(model):
     """With jaxleak's parameters, so that every one has its place in the stock model too."""
     size = {"lenet": 8, "resnet18": 16}[model]  # BatchNorm needs two values per channel in the last stage
-    settings = {**TINY.plain(), "model": model, "width": None if model == "lenet" else 2, "image_size": size}
+    settings = replace(TINY, model=model, width=None if model == "lenet" else 2, image_size=size).plain()
     trial = variants.trial(settings)
     shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings))
     stock = plain_vmap.LeNet(3) if model == "lenet" else plain_vmap.ResNet18(3, 2)
@@ -907,7 +908,7 @@ def test_a_measurement_in_processes(tmp_path, monkeypatch):
     assert result["machine"]["flops_per_second"] > 1e6
 
 
-# --- every model of images ---
+# --- every model ---
 
 
 @pytest.mark.torch
@@ -917,7 +918,7 @@ def test_pytorchs_network_is_ours(name):
     torch = require_torch()
     networks = importlib.import_module("jaxleak.bench.networks.build")
     settings = Settings(model=name)
-    shape = (settings.image_size, settings.image_size, 3)
+    shape = settings.shape
     with torch.device("meta"):
         net = networks.build(*settings.network(), shape)
     model = build_model(name, settings.num_classes)
@@ -928,6 +929,45 @@ def test_pytorchs_network_is_ours(name):
     assert {body.get(name, {}).get(tensor, tensor): size for tensor, size in ours.items()} == {
         tensor: tuple(parameter.shape) for tensor, parameter in net.named_parameters()
     }
+
+
+@pytest.mark.torch
+def test_the_torch_loop_of_texts_is_ours():
+    """Update, objective and its batched form, at the same weights and candidate."""
+    loop, vmapped, torch = torch_loop(), torch_loop("pytorch_vmap"), require_torch()
+    settings = Settings(model="transformer", num_classes=11)
+    trial = variants.trial(settings.plain())
+    shared, job = trial.shared(), jax.tree.map(lambda leaf: leaf[0], variants.jobs(settings.plain()))
+    problem = jax.jit(trial.prepare)(shared, job)
+    drawn = np.random.default_rng(0).normal(size=settings.candidate)
+    vectors, logits = drawn[: 15 * 64].reshape(1, 15, 64), drawn[15 * 64 :].reshape(1, 15, 11)
+
+    net = torch_loop("networks.build").build(*settings.network(), settings.shape).to(torch.float64)
+    weights = jax.tree.map(np.asarray, shared.params)
+    net = load(net, to_torch(trial.victim.model, weights, settings.shape))
+    tokens = torch.from_numpy(trial.victim.images[:1].astype(np.int64))
+    read, label = net.vectors(tokens).detach(), torch.nn.functional.one_hot(net.targets(tokens), 11).double()
+    net.embed = torch.nn.Identity()
+    theirs = loop.Problem(net, read, label)
+    value = theirs.objective(torch.from_numpy(vectors), torch.from_numpy(logits)).item()
+    gradient, (batched,) = vmapped.batched_objective(theirs, read)(torch.from_numpy(drawn)[None])
+    assert batched.item() == pytest.approx(value, rel=1e-9)
+    assert gradient.shape == (1, settings.candidate)
+    parts = {"embeddings": jnp.asarray(vectors), "label": jnp.asarray(logits)}
+    ours = jax.jit(trial.attacker.values)(shared, problem, parts)
+    assert float(ours[0]) == pytest.approx(value, rel=1e-5)
+
+
+def test_texts_are_measured_too():
+    settings = Settings(model="transformer")
+    assert (settings.solver, settings.num_classes, settings.shape) == ("lbfgs", 512, (16,))
+    assert settings.candidate == 15 * 64 + 15 * 512
+    assert not {"plain-vmap", "jaxopt", "jaxleak-cosine"} & set(settings.only)
+    assert machine.evaluation_work({**Settings(model="transformer", num_classes=5).plain()})[0] > 1e6
+    with pytest.raises(InputError, match="`image_size` is of pictures; transformer reads texts of 16 tokens"):
+        Settings(model="transformer", image_size=8)
+    with pytest.raises(InputError, match="`only` jaxleak-cosine is an attack on pictures; got `model` transformer"):
+        Settings(model="transformer", only=("jaxleak-cosine",))
 
 
 def test_a_models_own_width_and_size():

@@ -24,7 +24,7 @@ SMALL = {"dim": 6, "heads": 2, "depth": 2, "mlp_ratio": 1.5}
 def test_transformer_equals_torch(task):
     """Logits, loss, the parameters' gradient with that of the embeddings, and the attack's objective with its slope."""
     torch = require_torch()
-    oracle = importlib.import_module("tests.oracles.torch_transformer")
+    oracle = importlib.import_module("jaxleak.bench.networks.transformer")
     model = Transformer(SIZE, task=task, **SMALL)
     params = some_variables(model, (LENGTH,))["params"]
     net = oracle.Transformer(SIZE, LENGTH, 6, 2, 2, 9, task == "causal")

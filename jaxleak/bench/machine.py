@@ -64,7 +64,7 @@ def evaluation_work(settings: dict[str, Any]) -> tuple[float, float]:
     length n per pair) or 10 n for Adam. Bytes: the m pairs read twice, as float32, for L-BFGS; Adam's x and two moments
     read and written. Weights, activations and what stays in caches are not in the bytes.
     """
-    size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
+    size = settings["candidate"]
     with jax.default_device(jax.devices("cpu")[0]):  # a GPU's compiler does not count
         stock = settings["model"] in STOCK
         objective, *types = (variants.stock_objective(settings),) if stock else variants.own_objective(settings)

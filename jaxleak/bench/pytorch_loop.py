@@ -26,8 +26,8 @@ MILESTONES = (2.667, 1.6, 1.142)  # and where its learning rate falls to a tenth
 
 
 def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """DLG's `cross_entropy_for_onehot`: `label` is a distribution over classes [b, k]."""
-    return torch.mean(torch.sum(-label * torch.log_softmax(logits, dim=-1), 1))
+    """DLG's `cross_entropy_for_onehot`: `label` is a distribution over classes [b, k], of texts for each place."""
+    return torch.mean(torch.sum(-label * torch.log_softmax(logits, dim=-1), -1))
 
 
 class Problem:
@@ -134,11 +134,16 @@ def prepare_torch(task: dict[str, Any]) -> None:
 
 
 def problem_of(task: dict[str, Any]) -> tuple[Problem, Tensor]:
-    """A problem with random weights and private image, and that image [1, 3, s, s]."""
-    size, classes = task["settings"]["image_size"], task["settings"]["num_classes"]
+    """A problem with random weights and private image, and that image [1, 3, s, s]; or vectors of tokens [1, t, e]."""
+    classes, shape = task["settings"]["num_classes"], tuple(task["settings"]["shape"])
     kind, fields = task["network"]
-    net = build(kind, fields, (size, size, 3))
-    image, label = torch.rand(1, 3, size, size), torch.zeros(1, classes)
+    net: Any = build(kind, fields, shape)
+    if len(shape) == 1:
+        tokens = torch.randint(classes, (1, *shape))
+        vectors = net.vectors(tokens).detach()
+        net.embed = nn.Identity()  # its gradient is not compared
+        return Problem(net, vectors, nn.functional.one_hot(net.targets(tokens), classes).float()), vectors
+    image, label = torch.rand(1, shape[2], *shape[:2]), torch.zeros(1, classes)
     label[0, 3] = 1
     return Problem(net, image, label), image
 
@@ -157,7 +162,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     restarts = Restarts(
         problem,
         image=torch.empty_like(image),
-        logits=torch.empty(1, settings["num_classes"]),
+        logits=torch.empty_like(problem.label),
         solver="signed-adam" if task["variant"] == "pytorch-cosine-processes" else settings["solver"],
         history=settings["history"],
         iterations=settings["iterations"],

@@ -24,7 +24,7 @@ def profile_of(task: dict[str, Any]) -> dict[str, Any]:
     restarts = pytorch_loop.Restarts(
         problem,
         image=image,
-        logits=torch.empty(1, task["settings"]["num_classes"]),
+        logits=torch.empty_like(problem.label),
         solver="adam",
         history=1,
         iterations=100,

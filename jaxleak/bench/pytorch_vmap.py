@@ -31,9 +31,9 @@ def batched_objective(problem: Problem, image: Tensor):
     update = dict(zip(parameters, problem.update, strict=True))
 
     def loss(parameters: dict[str, Tensor], pixels: Tensor, label_logits: Tensor) -> Tensor:
-        label = torch.softmax(label_logits, dim=-1)
+        label = torch.softmax(label_logits.view_as(problem.label), dim=-1)
         output = functional_call(network, parameters, (pixels.view_as(image),))
-        return cross_entropy(logits(output), label[None])
+        return cross_entropy(logits(output), label)
 
     def objective(x: Tensor) -> Tensor:
         gradient = grad(loss)(parameters, x[: image.numel()], x[image.numel() :])
@@ -179,7 +179,7 @@ def work(task: dict[str, Any], link: Link) -> None:
     problem, image = problem_of(task)
 
     def batch(lanes: int) -> Batch:
-        x = torch.randn(lanes, image.numel() + settings["num_classes"])
+        x = torch.randn(lanes, image.numel() + problem.label.numel())
         solver = {name: settings[name] for name in ("solver", "history", "iterations")}
         return Batch(problem, image=image, x=x, **solver, compiled=compiled)
 

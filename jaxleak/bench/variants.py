@@ -41,31 +41,37 @@ def attack(settings: dict[str, Any], variant: str) -> Attack:
 
 
 def victim(settings: dict[str, Any], network: str) -> Victim:
-    """Four embedded photographs, perhaps cropped, with a head of as many classes as are asked for."""
+    """Four embedded photographs, perhaps cropped, or texts, with a head of as many classes as are asked for."""
+    shape, classes, name = tuple(settings["shape"]), settings["num_classes"], settings["model"]
+    model = build_model(name, classes, **({} if settings["width"] is None else {"width": settings["width"]}))
+    params = weights(model, shape) if network == "shared" else None
+    if len(shape) == 1:
+        texts = load_dataset("text", length=shape[0])
+        made = make_victim(name, texts, texts.random_indices(4, 0), network=network)
+        within = {"images": made.images % classes, "labels": np.asarray(made.labels) % classes}
+        return replace(made, model=model, num_classes=classes, params=params, **within)
     data = load_dataset("photos")
     made = make_victim("lenet", data, data.random_indices(4, 0), network=network)
-    size, classes, name = settings["image_size"], settings["num_classes"], settings["model"]
-    model = build_model(name, classes, **({} if settings["width"] is None else {"width": settings["width"]}))
-    times = -(-size // made.images.shape[1])  # larger ones repeat the photographs
+    times = -(-shape[0] // made.images.shape[1])  # larger ones repeat the photographs
     return replace(
         made,
         model=model,
         model_name=name,
         num_classes=classes,
-        images=np.tile(made.images, (1, times, times, 1))[:, :size, :size],
+        images=np.tile(made.images, (1, times, times, 1))[:, : shape[0], : shape[1]],
         labels=np.asarray(made.labels) % classes,
         surrogates=None,
-        params=weights(model, size) if network == "shared" else None,
+        params=params,
     )
 
 
-def weights(network: nn.Module, image_size: int) -> Any:
+def weights(network: nn.Module, shape: tuple[int, ...]) -> Any:
     """Each weight from U(-0.5, 0.5), as DLG draws them.
 
     Differs: not drawn by `init`, of which the compilation would take longer than that of a step's gradient.
     """
-    image = jax.ShapeDtypeStruct((1, image_size, image_size, 3), float)
-    rng, types = np.random.default_rng(0), jax.eval_shape(network.init, jax.random.key(0), image)["params"]
+    data = jax.ShapeDtypeStruct((1, *shape), float)
+    rng, types = np.random.default_rng(0), jax.eval_shape(network.init, jax.random.key(0), data)["params"]
     return jax.tree.map(lambda leaf: rng.uniform(-0.5, 0.5, leaf.shape).astype(leaf.dtype), types)
 
 
@@ -124,7 +130,7 @@ def stock_objective(settings: dict[str, Any]) -> Callable:
     image = jnp.asarray(attacked.images[:1])
     label = 50.0 * jax.nn.one_hot(attacked.labels[:1], settings["num_classes"])  # as logits: certain
     private = plain_vmap.Candidate(image, label)
-    params = weights(network, settings["image_size"])
+    params = weights(network, tuple(settings["shape"]))
     update = jax.jit(jax.grad(partial(plain_vmap.loss, network)))(params, private)
     objective = plain_vmap.matching_objective(network, params, update)
     unflatten = ravel_pytree(private)[1]

@@ -55,7 +55,7 @@ def run_engine(
     from jaxleak.engine import Engine
     from jaxleak.engine.choice import first_lanes
     from jaxleak.engine.memory import tree_bytes
-    from jaxleak.results.metrics import image_metrics
+    from jaxleak.results.measures import MEASURES
 
     trial = variants.trial(settings, name)
     searches = lanes == "auto"
@@ -68,7 +68,8 @@ def run_engine(
     began, threads = time.perf_counter(), set(threading.enumerate())
 
     def on_finished(finished) -> None:
-        image_metrics(finished.outcomes.candidate[:, 0], trial.victim.images[finished.jobs.slot])
+        measured = MEASURES[trial.victim.modality].all
+        measured(finished.outcomes.candidate[:, 0], trial.victim.images[finished.jobs.slot])
 
     def until_settled() -> None:
         settled = not searches or engine.best is not None or time.perf_counter() - began > SEARCH_SECONDS
@@ -109,7 +110,7 @@ def run_loop(settings: dict[str, Any], name: str, lanes: int, about: dict[str, A
 
     began = time.perf_counter()
     loop = variants.LOOPS[name](settings)
-    size = settings["image_size"] ** 2 * 3 + settings["num_classes"]
+    size = settings["candidate"]
 
     def start(seed):
         return jax.vmap(loop.init)(jax.random.normal(jax.random.key(seed), (lanes, size)))

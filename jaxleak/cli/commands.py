@@ -225,7 +225,7 @@ class BenchCommand:
     """
 
     model: str = "lenet"
-    """One of the models of images (see `jaxleak models`): the LeNets with L-BFGS, the others with Adam."""
+    """One of `jaxleak models`: the LeNets and the transformer (texts of 16 tokens) with L-BFGS, others with Adam."""
     image_size: Count = None
     """Pixels of a side (default: 32, of inception3 299)."""
     only: Names = None

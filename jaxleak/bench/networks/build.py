@@ -11,6 +11,7 @@ from jaxleak.bench.networks.densenet import DenseNet
 from jaxleak.bench.networks.inception import Inception3, Make
 from jaxleak.bench.networks.lenet import LeNet
 from jaxleak.bench.networks.resnet import ResNet
+from jaxleak.bench.networks.transformer import Transformer
 from jaxleak.bench.networks.vit import ViT
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
@@ -25,15 +26,15 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def build(kind: str, fields: dict[str, Any], shape: tuple[int, int, int]) -> nn.Module:
+def build(kind: str, fields: dict[str, Any], shape: tuple[int, ...]) -> nn.Module:
     """The network that a model of jaxleak is, every weight from U(-0.5, 0.5).
 
     Args:
-        kind: the model's class: LeNet, MLP, ConvNet, ResNet, DenseNet, Inception3 or ViT.
+        kind: the model's class: LeNet, MLP, ConvNet, ResNet, DenseNet, Inception3, ViT or Transformer.
         fields: its fields; activations and blocks by name.
-        shape: height, width and channels of the images.
+        shape: height, width and channels of the images, or the tokens of a text.
     """
-    height, width, channels = shape
+    height, width, channels = shape if len(shape) == 3 else (1, *shape, 1)
     classes, act = fields["num_classes"], ACTIVATIONS[fields["activation"]]()
     groups = fields["groups"] if fields.get("norm") == "group" else None
 
@@ -56,7 +57,11 @@ def build(kind: str, fields: dict[str, Any], shape: tuple[int, int, int]) -> nn.
     def vit() -> nn.Module:
         dim = fields["dim"]
         sizes = (fields["patch_size"], dim, fields["depth"], fields["heads"], round(fields["mlp_ratio"] * dim))
-        return ViT(classes, shape, *sizes, act, fields["encoder"] == "sequential")
+        return ViT(classes, (height, width, channels), *sizes, act, fields["encoder"] == "sequential")
+
+    def transformer() -> nn.Module:
+        sizes = (fields["dim"], fields["depth"], fields["heads"], round(fields["mlp_ratio"] * fields["dim"]))
+        return Transformer(classes, width, *sizes, fields["task"] == "causal")
 
     net = {
         "LeNet": lenet,
@@ -66,6 +71,7 @@ def build(kind: str, fields: dict[str, Any], shape: tuple[int, int, int]) -> nn.
         "DenseNet": densenet,
         "Inception3": lambda: Inception3(classes, Make(fields["width"], act, groups), fields["aux"]),
         "ViT": vit,
+        "Transformer": transformer,
     }[kind]()
     for parameter in net.parameters():
         nn.init.uniform_(parameter, -0.5, 0.5)

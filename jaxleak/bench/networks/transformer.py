@@ -69,5 +69,8 @@ class Transformer(nn.Module):
 
     def loss(self, logits: Tensor, ids: Tensor) -> Tensor:
         """Cross-entropy of the tokens that are predicted."""
-        targets = ids[:, 1:] if self.causal else ids[:, self.hidden]
-        return functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+        return functional.cross_entropy(logits.flatten(0, 1), self.targets(ids).flatten())
+
+    def targets(self, ids: Tensor) -> Tensor:
+        """The tokens that are predicted."""
+        return ids[:, 1:] if self.causal else ids[:, self.hidden]
