@@ -361,7 +361,7 @@ def no_worker(monkeypatch):
         ),
         ("--only jaxopt jaxleek", "got 'jaxleek'. Did you mean 'jaxleak'?"),
         ("--only", "`only` must name at least one of pytorch-processes,"),
-        ("--model lenett", "resnet34, resnet50, vit; got 'lenett'. Did you mean 'lenet'?"),
+        ("--model lenett", "resnet50, transformer, vit; got 'lenett'. Did you mean 'lenet'?"),
         ("--lanes auto 0", "`lanes` must be above 0; got 0."),
         ("--seconds -1", "`seconds` must be above 0; got -1.0."),
         ("--seconds inf", "`seconds` must be finite; got inf."),
