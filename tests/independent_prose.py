@@ -36,6 +36,7 @@ WITHOUT_ROWS = (
     *("**Only arrays that are mostly zero", "**Tests compile quickly.**", "- **", "**The embedding's own equations.**"),
     *("One file is one table", "The commands read prepared", "- Brackets are", "Measurements behind decisions in the"),
 )
+STAGES = ("untrained", "epoch", "trained")  # of the leak map
 Phrases = Iterator[str]
 TEXTS: list[Callable[[Stored], Phrases]] = []
 
@@ -61,6 +62,37 @@ def times(rows: pd.DataFrame, others: pd.DataFrame) -> tuple[int, float, int]:
     shared = both[both.solved & both.solved_other]
     ratio = np.exp(np.log(shared.threshold_evaluations / shared.threshold_evaluations_other).mean())
     return len(shared), float(ratio), int((both.solved != both.solved_other).sum())
+
+
+@text
+def leak_map(stored: Stored) -> Phrases:
+    rows = stored.lines("leak_map/cells").set_index("cell")
+    good, median = rows.psnr.map(lambda psnr: int(np.sum(np.array(psnr) > 20))), rows.psnr.map(np.median)
+    closed = rows[rows.attack.isin(["analytic", "spear", "april"])].index
+    assert (good[closed] == 40).all()
+    yield f"all {good[closed].sum()} images of {len(closed)} cells"
+
+    def both(network: str, rest: str) -> str:
+        return " and ".join(str(good[f"{network}-{training}-{rest}"]) for training in ("untrained", "trained"))
+
+    batches = [both("lenet-sigmoid", f"b{batch}-s0-none") for batch in (1, 2, 8)]
+    yield f"sigmoids gives away {batches[0]} of 40 images"
+    yield f"in batches of two {batches[1]}, of eight {batches[2]}."
+    weak, strong = (both("lenet-sigmoid", f"b1-s0-{noise}") for noise in ("weak", "strong"))
+    yield f"With weak noise it is {weak}, with strong noise {strong} ("
+    relu = {
+        rest: [good[f"lenet-relu-{training}-{rest}"] for training in STAGES] for rest in ("b1-s5-none", "b1-s0-weak")
+    }
+    yield "{} of 40 untrained, {} after an epoch and {} after four; through".format(*relu["b1-s5-none"])
+    yield "250 find {}, {} and {}.".format(*relu["b1-s0-weak"])
+    deep = rows.network.isin(["vgg", "convnet-eval", "convnet-train", "resnet-eval", "resnet-train", "preact-train"])
+    assert deep.sum() == 6
+    assert (good[deep] == 0).all()
+    yield f"softplus gives away {good['resnet-softplus-untrained-b1-s0-none']} of 40 after 600"
+    for network, name in (("convnet", "of the ConvNet"), ("resnet", "of ResNet-8")):
+        evaluation, train = (median[f"{network}-{mode}-untrained-b1-s0-none"] for mode in ("eval", "train"))
+        yield f"{evaluation:.1f} and {train:.1f} dB {name}"
+    yield f"ends at {median['preact-train-untrained-b1-s0-none']:.1f} dB after 150 evaluations"
 
 
 @text
