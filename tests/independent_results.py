@@ -386,9 +386,11 @@ BAYESIAN |= {"dp-sgd": "dp-sgd:1:1.5e-4"}
 @table("Each defence and its best attacker")
 def bayesian(stored: Stored) -> list[Row]:
     found: list[Row] = []
-    for defence, text in BAYESIAN.items():
-        names = ("l2", "l1", "cosine", "likelihood", "patches")
-        runs = {name: stored.rows(f"bayesian/{defence}-{name}") for name in names}
+    attacks = ("l2", "l1", "cosine", "likelihood", "patches")
+    groups = [(text, {name: f"bayesian/{defence}-{name}" for name in attacks}) for defence, text in BAYESIAN.items()]
+    long = {name: f"bayesian/laplace-{name}-long" for name in ("l2", "likelihood")}
+    for text, files in (*groups, ("laplace:3e-3, 1,000 evaluations", long)):
+        runs = {name: stored.rows(file) for name, file in files.items()}
         medians = {name: rows.psnr.median() for name, rows in runs.items() if rows is not None and name != "patches"}
         rival = max((name for name in medians if name != "likelihood"), key=lambda name: medians[name], default=None)
         for name, rows in runs.items():
@@ -396,7 +398,7 @@ def bayesian(stored: Stored) -> list[Row]:
             if rows is None:
                 found.append([f"`{text}`", name, NOT_RUN, *[NONE] * 4])
                 continue
-            settings = stored.json(f"bayesian/{defence}-{name}")["settings"]["attacks"][0]
+            settings = stored.json(files[name])["settings"]["attacks"][0]
             low, middle, high = quartiles(rows.psnr, ".1f")
             cells = [f"{settings['patches' if name == 'patches' else 'tv']:g}", f"{middle} ({low} to {high})"]
             cells += percent(rows.psnr > 20)

@@ -9,6 +9,7 @@ bounds.py         changes of variables that keep pixels in [0, 1]
 candidate.py      what is optimised in place of the private data: start, units, box, priors
 objectives.py     the objective's terms and scales
 distances.py      how far two gradients are apart
+likelihood.py     how likely a defended update is
 layer_weights.py  layers that count more or less
 labels.py         rules that read labels from an update
 priors.py         what images look like

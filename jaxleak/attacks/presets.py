@@ -276,7 +276,7 @@ GRADINVERSION = Attack(
 # Source: Balunovic et al. 2022, the Bayes optimal adversary's objective with total variation for log p(x).
 # Differs: theirs is minimised by Adam; here by L-BFGS on variables whose sigmoids are the pixels.
 BAYES = replace(
-    IDLG, name="bayes", objective="likelihood", label="bias", tv=0.1, box=True, knows_defence=True, stop_objective=0
+    IDLG, name="bayes", objective="likelihood", label="bias", tv=1.0, box=True, knows_defence=True, stop_objective=0
 )
 # Source: Phong et al. 2017; Geiping et al. 2020, proposition 3.1.
 ANALYTIC = Attack(name="analytic", label="bias", init="analytic", solver=NoSolver(), iterations=1)

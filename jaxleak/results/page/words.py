@@ -110,7 +110,8 @@ def success(settings: dict[str, Any]) -> str:
     """The success criteria, in words."""
     criteria = Criteria(**settings["criteria"])
     kinds = {attack["objective"] for attack in settings["attacks"]}
-    limits = [f"an objective below {criteria.threshold(kind):g}" + (" (1 - cosine)" if kind == "cosine" else "")
+    units = {"cosine": " (1 - cosine)", "likelihood": " (nats per entry)"}
+    limits = [f"an objective below {criteria.threshold(kind):g}" + units.get(kind, "")
               for kind in sorted(kinds, reverse=True)]  # fmt: skip
     if settings["victim"].get("modality") == "text":
         wrong = math.ceil(criteria.relative_error) - 1

@@ -72,7 +72,7 @@ COLUMNS = (
     Column("dtype", "string", "float32 or float64"),
     Column("start", "string", "where candidates start"),
     Column("label_strategy", "string", "where labels come from"),
-    Column("objective_kind", "string", "l2 or cosine"),
+    Column("objective_kind", "string", "l2, l1, cosine or likelihood"),
     Column("chosen", "string", "what the attack best was here, and why; null: its parts were named", True),
     Column("batch", "int64", "images of an update"),
     Column("dummies", "int64", "images that were optimised"),
