@@ -442,6 +442,13 @@ def test_what_a_likelihood_may_not_be(said, words):
     assert "\n" not in str(caught.value)
 
 
+def test_a_mask_that_noise_covers_says_nothing():
+    masked = says(uniform, mask=lambda shared: shared)
+    jaxleak.Sweep(victim=victim_of(masked), attacks=(LIKELY,), seeds=1)
+    with pytest.raises(InputError, match="draws, and does not say how likely"):
+        jaxleak.Sweep(victim=victim_of(masked, "gaussian:0.1"), attacks=(LIKELY,), seeds=1)
+
+
 def test_an_own_likelihood_comes_last():
     victim = victim_of(says(uniform, log_likelihood=penalty), "int8")
     with pytest.raises(InputError, match="must be the last defence"):

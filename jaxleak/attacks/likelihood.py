@@ -54,7 +54,7 @@ def check_chain(defences: tuple[Defence, ...], images: int) -> None:
     chain = Chain.of(defences)
     steady = chain.before if chain.own or not chain.noise else chain.before[:-1]
     for defence in steady:
-        if isinstance(defence, OwnDefence) and defence.random and not (defence.sparse and defence is steady[-1]):
+        if isinstance(defence, OwnDefence) and defence.random and not (defence.sparse and defence is chain.before[-1]):
             raise InputError(
                 f"`objective` likelihood: {defence.name} draws, and does not say how likely an update is. Give it "
                 "`log_likelihood`, a function of the shared and clean update, and name it last; or use l2 or cosine."
