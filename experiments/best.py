@@ -45,7 +45,7 @@ SEARCHES = ("best", "adam-0.03", "lbfgs-0.03")
 SETTINGS = {
     ("resnet20-4", 1): Setting("resnet20-4", NARROW, 300, SEARCHES),
     ("convnet", 1): Setting("convnet", NARROW, 300, SEARCHES),
-    ("lenet-sigmoid", 1): Setting("lenet", {}, 1000, ("best", "lbfgs-0.03", "idlg", "l2", "l2-box-tv")),
+    ("lenet-sigmoid", 1): Setting("lenet", {}, 1000, ("best", "lbfgs-0.03", "idlg", "l2", "l2-box", "l2-box-tv")),
     ("lenet-sigmoid", 4): Setting("lenet", {}, 1000, ("best", "lbfgs-0.03", "idlg", "l2", "l2-box")),
     ("lenet-relu", 4): Setting("lenet", RELU, 1000, (*SEARCHES, "lbfgs-falling", "idlg", "consensus")),
     ("resnet20-4", 4): Setting("resnet20-4", NARROW, 300, SEARCHES),

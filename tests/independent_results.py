@@ -440,6 +440,33 @@ def leak_map(stored: Stored) -> list[Row]:
     return found
 
 
+BEST = {
+    **{f"{model}, 1": ("best", "adam-0.03", "lbfgs-0.03") for model in ("resnet20-4", "convnet")},
+    "lenet-sigmoid, 1": ("best", "lbfgs-0.03", "idlg", "l2", "l2-box", "l2-box-tv"),
+    "lenet-sigmoid, 4": ("best", "lbfgs-0.03", "idlg", "l2", "l2-box"),
+    "lenet-relu, 4": ("best", "adam-0.03", "lbfgs-0.03", "lbfgs-falling", "idlg", "consensus"),
+    **{f"{model}, 4": ("best", "adam-0.03", "lbfgs-0.03") for model in ("resnet20-4", "convnet")},
+    "lenet-relu, 1": ("adam-falling", "adam-0.03", "lbfgs-0.03", "idlg", "best", "refined"),
+}
+
+
+@table("The attack best, and what its options buy")
+def best(stored: Stored) -> list[Row]:
+    there, found = (stored.folder / "best/images.jsonl").exists(), []
+    images = stored.lines("best/images") if there else pd.DataFrame(columns=["setting", "batch", "attack"])
+    for setting, attacks in BEST.items():
+        for attack in attacks:
+            rows = images[(images.setting + ", " + images.batch.astype(str) == setting) & (images.attack == attack)]
+            if not len(rows):
+                found.append([setting, f"`{attack}`", NOT_RUN, *[NONE] * 3])
+                continue
+            low, middle, high = quartiles(rows.psnr, ".1f")
+            name = f"`best`: {rows.chosen.iloc[0].split(':')[0]}" if attack == "best" else f"`{attack}`"
+            evaluations = f"{rows.evaluations.median():,.0f}"
+            found.append([setting, name, evaluations, f"{middle} ({low} to {high})", *percent(rows.psnr > 20)])
+    return found
+
+
 @table("DLG on networks with sigmoids")
 def deakin_models(stored: Stored) -> list[Row]:
     found = []

@@ -31,7 +31,7 @@ KEPT = (
     *("name", "layers", "dummies", "knows_defence"),  # what is chosen keeps these of the attack
     *("iterations", "max_evaluations", "stop_objective", "stop_relative"),
 )
-SEARCH = replace(IDLG, scale="relative", box=True)  # behind smooth activations
+SEARCH = replace(IDLG, scale="relative", box=True, tv=1e-5)  # behind smooth activations
 SEVERAL = replace(SEARCH, tv=1e-4)  # the same of several images
 EVALUATIONS = 20  # of an iteration: those of L-BFGS
 BOUNDED = replace(IG, logarithm=True, tv=10)  # behind kinks
@@ -42,9 +42,9 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
 
     Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
     without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the relative squared distance,
-    of several images with a little total variation; where it has kinks signed Adam on the cosine distance, with a total
-    variation that is lowered as that falls (experiments/best.py). Labels come from the rule that holds for the client's
-    loss and batch.
+    with a little total variation, of several images with more; where it has kinks signed Adam on the cosine distance,
+    with a total variation that is lowered as that falls (experiments/best.py). Labels come from the rule that holds for
+    the client's loss and batch.
 
     Raises:
         InputError: parts of `best` were replaced that it chooses itself, or the victim has texts.
@@ -100,7 +100,8 @@ def _closed_form(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
         return SPEAR, f"spear: {victim.batch} images, and a ReLU behind a first layer that is dense"
     if one and _fits(APRIL, victim):
         return APRIL, "april: one image, and learnt positions behind the patches"
-    if one and _fits(RGAP, victim):
+    plain = all(path[-1].key in ("kernel", "bias") for path, _ in jax.tree.leaves_with_path(shapes))
+    if one and plain and _fits(RGAP, victim):  # a chain has no norms; finding one runs the network once
         links = find_chain(victim.attacker_model, shapes, shape)
         kinks = [name for name in dict.fromkeys(link.activation for link in links) if name in PIECEWISE_LINEAR]
         if kinks:
