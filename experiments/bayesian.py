@@ -105,8 +105,8 @@ def psnrs(name: str) -> dict[int, float]:
 def against(ours: dict[int, float], theirs: dict[int, float]) -> str:
     """Median difference of pairs, and the p of Wilcoxon's signed rank test."""
     apart = np.array([ours[image] - theirs[image] for image in ours])
-    test: Any = stats.wilcoxon(apart)
-    return f"{np.median(apart):+.1f} dB, p = {test.pvalue:.1g}"
+    tested: Any = stats.wilcoxon(apart)
+    return f"{np.median(apart):+.1f} dB, p = {tested.pvalue:.1g}"
 
 
 def results() -> list[tables.Results]:

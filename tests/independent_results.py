@@ -838,18 +838,7 @@ def zoo(stored: Stored) -> list[Row]:
     return found
 
 
-ZOO = (
-    "lenet-cpl",
-    "mlp",
-    "transformer",
-    "vit",
-    "convnet",
-    "convnet-gn",
-    "resnet20-4",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-)
+ZOO = ("lenet-cpl", "mlp", "transformer", "vit", "convnet", "convnet-gn", "resnet20-4", "resnet18", "resnet34")
 ZOO += ("resnet50", "densenet121", "resnet101", "resnet152", "resnet32-10", "inception3")
 DEEP = ("resnet18-16", "resnet18-64", "resnet18-64-224", "convnet-64", "densenet121", "inception3", "vit")
 

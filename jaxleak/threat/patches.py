@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -87,7 +87,7 @@ def fit_patches(
     rows, columns = (rng.integers(0, side - SIDE + 1, patches) for side in data.image_shape[:2])
     which = np.arange(patches) % len(images)
     drawn = np.stack([images[i, r : r + SIDE, c : c + SIDE] for i, r, c in zip(which, rows, columns, strict=True)])
-    model = GaussianMixture(
+    model: Any = GaussianMixture(
         components, reg_covar=1e-4, max_iter=30, tol=1e-2, random_state=seed, init_params="k-means++"
     )
     model.fit(centred(drawn))  # float32
