@@ -22,7 +22,7 @@ from jaxleak.runs.audit.assumptions import _loss_of_batch, with_steps
 from jaxleak.runs.audit.audit import audit, fitted, silent_tensors
 from jaxleak.runs.audit.floor import floor_of, number_type
 from jaxleak.runs.audit.hints import Found, piecewise_linear, scattered_zeros, stuck_hint, swapped
-from jaxleak.runs.audit.information import information
+from jaxleak.runs.audit.information import Information, information
 from jaxleak.runs.audit.page import Page, Table
 from jaxleak.runs.audit.polish import CURVED, polish
 from jaxleak.runs.audit.refit import lowered
@@ -759,6 +759,18 @@ def test_more_noise_hides_more(params):
     assert known.error(known.noise_for(0.1)) == pytest.approx(0.1, rel=1e-3)
 
 
+def test_what_is_free_is_not_hidden():
+    """Two of four directions are free: one who knows pictures guesses them right; noise hides all from both."""
+    values = np.array([0.0, 1e-20, 1.0, 4.0])
+    known = Information((1, 1, 1, 4), values, np.ones(4), lambda f: f, exact=True)
+    assert list(known.free) == [True, True, False, False]
+    assert known.error(1e-3) == pytest.approx(12**-0.5)
+    assert known.error(1e-3, filled=True) == pytest.approx(np.sqrt((1e-6 + 1e-6 / 4) / 4), rel=1e-3)
+    loud = known.error(1e3, filled=True)
+    assert loud == pytest.approx(np.sqrt(2 / 4 / 12), rel=1e-3)  # of what is not free all is a guess
+    assert known.error(known.noise_for(0.1, filled=True), filled=True) == pytest.approx(0.1, rel=1e-3)
+
+
 def test_risk_orders_defences_by_what_they_hide(params, tmp_path):
     pixels = photos(6)
     victim = victim_of(params, None, images=pixels)
@@ -772,7 +784,8 @@ def test_risk_orders_defences_by_what_they_hide(params, tmp_path):
     assert errors["fp16"] == pytest.approx(errors["clip:1 fp16"], rel=0.2)
     assert errors["none"] < errors["prune:0.9"]
     assert errors["gaussian:1e-1"] > 0.1
-    assert [line.hidden for line in found.lines] == [line.error > 0.1 for line in found.lines]
+    assert [line.hidden for line in found.lines] == [line.filled < 20 for line in found.lines]
+    assert all(line.filled >= line.psnr for line in found.lines)
     assert 1e-3 < found.hiding_noise < 1e-1
     page, json_file, picture = write_risk([found], tmp_path / "RISK", victim)
     assert json.loads(json_file.read_text())["updates"][0]["defences"][0]["defence"] == "none"

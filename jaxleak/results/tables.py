@@ -220,10 +220,14 @@ def risk_table(lines: Sequence[dict[str, Any]]) -> "Table":
 
     table = Table(title="What the best attack can expect", title_justify="left", box=box.SIMPLE_HEAD)
     rows = [
-        [line["defence"], f"{line['psnr']:.1f}", f"{line['error']:.2g}", "yes" if line["hidden"] else "no"]
+        [
+            *(line["defence"], f"{line['psnr']:.1f}", f"{line['filled']:.1f}", f"{line['error']:.2g}"),
+            "yes" if line["hidden"] else "no",
+        ]
         for line in lines
     ]
-    return _fill(table, ["defence"], ["PSNR\n[dB]", "error\nper pixel", "hidden\n(20 dB)"], rows)
+    heads = ["PSNR\n[dB]", "knowing\npictures", "error\nper pixel", "hidden\n(20 dB)"]
+    return _fill(table, ["defence"], heads, rows)
 
 
 def rates_by_image(summary: Summary) -> "Table":

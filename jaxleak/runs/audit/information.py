@@ -17,7 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, PyTree
+from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxleak.engine.compiler import chunk_options
 from jaxleak.kernels.precision import float64, full_precision
@@ -61,17 +61,27 @@ class Information:
         """The smallest singular value of the Jacobian; None where it is not known."""
         return float(np.sqrt(max(self.values[0], 0))) if self.exact else None
 
-    def variances(self, noise: float) -> Float[np.ndarray, "m"]:
-        """Variance of the best attack's error along each direction, at noise of this standard deviation."""
-        prior = 1 / (PIXEL_VARIANCE * self.pixels)
-        # Eigenvalues that rounding may have made are 0.
-        rounding = self.pixels * np.finfo(np.float64).eps * float(self.values[-1])
-        values = np.where(self.values > rounding, self.values, 0)
-        return 1 / (values / max(noise, 1e-140) ** 2 + prior)
+    @property
+    def free(self) -> Bool[np.ndarray, "m"]:
+        """Directions that the update leaves free: their eigenvalues are 0, or may have been made by rounding."""
+        return self.values <= self.pixels * np.finfo(np.float64).eps * float(self.values[-1])
 
-    def error(self, noise: float) -> float:
+    def variances(self, noise: float, *, filled: bool = False) -> Float[np.ndarray, "m"]:
+        """Variance of the best attack's error along each direction, at noise of this standard deviation.
+
+        Args:
+            noise: on each entry.
+            filled: of an attack that knows what pictures look like: directions that are free are right, and along no
+                other it is wrong by more than a pixel of which nothing is known.
+        """
+        prior = 1 / (PIXEL_VARIANCE * (1 if filled else self.pixels))
+        values = np.where(self.free, 0, self.values)
+        found = 1 / (values / max(noise, 1e-140) ** 2 + prior)
+        return np.where(self.free, 0, found) if filled else found
+
+    def error(self, noise: float, *, filled: bool = False) -> float:
         """Expected root mean squared error per pixel, in 0..0.29; 0.29 is that of a guess."""
-        total = float(np.sum(self.counts * self.variances(noise))) / self.pixels
+        total = float(np.sum(self.counts * self.variances(noise, filled=filled))) / self.pixels
         return float(np.sqrt(min(total, PIXEL_VARIANCE)))
 
     def error_map(self, noise: float) -> Float[np.ndarray, "b h w c"]:
@@ -79,14 +89,14 @@ class Information:
         diagonal = np.clip(self.spread(self.variances(noise)), 0, PIXEL_VARIANCE)
         return np.sqrt(diagonal).reshape(self.shape)
 
-    def noise_for(self, error: float) -> float:
+    def noise_for(self, error: float, *, filled: bool = False) -> float:
         """Standard deviation of the noise at which the expected error per pixel is this; inf if none makes it so."""
         low, high = -30.0, 15.0
-        if self.error(10.0**high) < error:
+        if self.error(10.0**high, filled=filled) < error:
             return float("inf")
         for _ in range(60):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.error(10.0**middle) < error else (low, middle)
+            low, high = (middle, high) if self.error(10.0**middle, filled=filled) < error else (low, middle)
         return 10.0**high
 
 

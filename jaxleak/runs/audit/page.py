@@ -97,11 +97,16 @@ def made_by(environment: Mapping[str, Any]) -> str:
     return f"jaxleak {environment['jaxleak_version']}, Python {environment['python']}, {versions}; on {device}; {date}."
 
 
+def decibels(psnr: float, filled: float) -> str:
+    """PSNR of attackers who know nothing of pictures, and of those who do, where they differ."""
+    return f"{psnr:.0f} dB" if f"{psnr:.0f}" == f"{filled:.0f}" else f"{psnr:.0f} to {filled:.0f} dB"
+
+
 def defence_rows(lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """What each defence leaves to the best attacker who knows it, the strongest last."""
     return [
-        [line["defence"], f"{line['psnr']:.0f} dB", "hidden" if line["hidden"] else "visible"]
-        for line in sorted(lines, key=lambda line: line["error"])
+        [line["defence"], decibels(line["psnr"], line["filled"]), "hidden" if line["hidden"] else "visible"]
+        for line in sorted(lines, key=lambda line: (-line["filled"], line["error"]))
     ]
 
 
@@ -174,13 +179,13 @@ def audit_page(report: Mapping[str, Any], victim: Any, sweep: Any, environment: 
 
 
 def _not_tried(report: Mapping[str, Any], sweep: Any) -> list[str]:
-    from jaxleak.attacks.presets import ATTACKS
+    from jaxleak.attacks.presets import ATTACKS, BEST
 
     run = [attack.name for attack in sweep.attacks]
     texts = [
         *(f"{head}: {text}" for head, text in threat_model(sweep.settings()) if head.startswith("The ")),
         f"Attacks that were run: {', '.join(run)}, {sweep.seeds} starts each. "
-        f"Not run: {', '.join(name for name in ATTACKS if name not in run)}.",
+        f"Not run: {', '.join(name for name in ATTACKS if name not in run and name != BEST.name)}.",
     ]
     tried = [entry["assumption"] for entry in report["tried"] if entry["left"] is not None]
     skipped = [entry["assumption"] for entry in report["tried"] if entry["left"] is None]
@@ -212,7 +217,7 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
     others = [
         [
             str(number),
-            f"{update['psnr']:.0f} dB",
+            decibels(update["psnr"], update["psnr_filled"]),
             "–" if update["hiding_noise"] is None else f"{update['hiding_noise']:.2g}",
         ]
         for number, update in enumerate(updates)
@@ -223,7 +228,7 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
         "What an update tells",
         f"{count} of {victim.model_name} from {images}. No attack was run.",
         "It shows the picture" if visible else "It hides the picture",
-        f"The best attacker can expect a picture of {first['psnr']:.0f} dB from the update as it is.",
+        f"The best attacker can expect {decibels(first['psnr'], first['psnr_filled'])} from the update as it is.",
         "bad" if visible else "good",
         [noise],
         [
@@ -249,7 +254,8 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
         {
             "How to read it": [
                 "Computed from the Fisher information of the update at these pictures: the least error of an unbiased "
-                "attacker. Attackers with knowledge of pictures may do better where little is visible.",
+                "attacker. Of two numbers the larger is that of one who knows what pictures look like: what the update "
+                "leaves free is right. Hidden is what is hidden from that one too.",
                 "An update of other pictures, other weights or another batch tells something else.",
             ]
         },

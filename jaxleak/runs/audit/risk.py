@@ -43,14 +43,16 @@ class Line:
 
     Attributes:
         defence: its text, several joined by " ", or "none".
-        error: expected root mean squared error per pixel, 0..0.29.
+        error: expected root mean squared error per pixel, 0..0.29, of one who knows nothing of pictures.
         psnr: the same as PSNR [dB].
-        hidden: the error is above 0.1 (below 20 dB).
+        filled: PSNR [dB] at most, of one who does (`Information.variances`).
+        hidden: `filled` is below 20 dB.
     """
 
     defence: str
     error: float
     psnr: float
+    filled: float
     hidden: bool
 
 
@@ -77,8 +79,9 @@ class Risk:
 
     @property
     def hiding_noise(self) -> float:
-        """Standard deviation of the noise on every entry that hides the images (20 dB); inf if none does."""
-        return self.information.noise_for(HIDDEN)
+        """Standard deviation of the noise on every entry that hides the images (20 dB), whatever an attacker knows of
+        pictures; inf if none does."""
+        return self.information.noise_for(HIDDEN, filled=True)
 
     @property
     def sentences(self) -> list[str]:
@@ -86,7 +89,13 @@ class Risk:
         noise = self.hiding_noise
         words = f"noise of {noise:.2g} on every entry" if math.isfinite(noise) else "no noise"
         size = f"the update's entries are {self.size:.2g} (root mean square)"
-        return [f"{words} would hide the images (20 dB); {size}", *rank_sentences(self.layers)]
+        free = round(float(np.sum(self.information.counts[self.information.free])))
+        told = f"{free:,} of {self.information.pixels:,} directions are free: knowing pictures, they are guessed right"
+        return [
+            f"{words} would hide the images (20 dB); {size}",
+            *([told] if free else []),
+            *rank_sentences(self.layers),
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """The content of `risk.json`."""
@@ -94,6 +103,7 @@ class Risk:
         known = self.information
         return {
             "psnr": self.lines[0].psnr,
+            "psnr_filled": self.lines[0].filled,
             "hiding_noise": hiding if math.isfinite(hiding) else None,
             "hiding_noise_over_update": hiding / self.size if math.isfinite(hiding) and self.size else None,
             "exact": known.exact,
@@ -102,7 +112,8 @@ class Risk:
             "layers": [layer.as_dict() for layer in self.layers],
             "defences": [vars(line) for line in self.lines],
             "noise": [
-                {"noise": noise, "psnr": psnr(known.error(noise))} for noise in self.size * np.logspace(-6, 2, 17)
+                {"noise": noise, "psnr": psnr(known.error(noise)), "filled": psnr(known.error(noise, filled=True))}
+                for noise in self.size * np.logspace(-6, 2, 17)
             ],
         }
 
@@ -184,9 +195,9 @@ def risk_at(
     known = information(victim, params, pixels, target, shares) if known is None else known
     lines = []
     for text, defences in stated.items():
-        error = _error(victim, params, pixels, target, shared, shares, defences, known, noise)
-        lines.append(Line(text, error, psnr(error), error > HIDDEN))
-    lines.sort(key=lambda line: (line.defence != UNDEFENDED, line.error))
+        error, filled = _errors(victim, params, pixels, target, shared, shares, defences, known, noise)
+        lines.append(Line(text, error, psnr(error), psnr(filled), filled > HIDDEN))
+    lines.sort(key=lambda line: (line.defence != UNDEFENDED, -line.filled, line.error))
     return Risk(pixels, known, noise, size, lines)
 
 
@@ -203,7 +214,7 @@ def _one(victim: Victim, update: int, seed: int) -> tuple[PyTree, np.ndarray, np
         return jax.tree.map(np.asarray, params), pixels, target
 
 
-def _error(
+def _errors(
     victim: Victim,
     params: PyTree,
     pixels: np.ndarray,
@@ -213,10 +224,14 @@ def _error(
     defences: tuple[Defence, ...],
     known: Information,
     noise: float,
-) -> float:
-    """Expected error per pixel under these defences, by an attacker who knows them."""
+) -> tuple[float, float]:
+    """Expected errors per pixel under these defences, by attackers who know them: of pictures nothing, or all."""
+
+    def both(found: Information, noise: float) -> tuple[float, float]:
+        return found.error(noise), found.error(noise, filled=True)
+
     if not defences:
-        return known.error(noise)
+        return both(known, noise)
     with float64():
         x = victim.to_input(jnp.asarray(pixels))
     seen = _through(defences, shared, victim.batch, noise, functools.partial(follows, victim.client_model, params, x))
@@ -226,14 +241,14 @@ def _error(
     first = float(variances[0].ravel()[0])
     alike = all(np.allclose(variance, first, rtol=1e-6, atol=0) for variance in variances)
     if alike and all(np.all(mask) for mask in seen.masks) and not seen.clipped:
-        return known.error(math.sqrt(first) / seen.factor)
+        return both(known, math.sqrt(first) / seen.factor)
     weights = [
         share * mask * (first / variance)
         for share, mask, variance in zip(jax.tree.leaves(shares), seen.masks, variances, strict=True)
     ]
     tree = jax.tree.structure(shared).unflatten(weights)
     changed = information(victim, params, pixels, target, tree, free_of_scale=seen.clipped, spectrum_only=True)
-    return changed.error(math.sqrt(first) / seen.factor)
+    return both(changed, math.sqrt(first) / seen.factor)
 
 
 @dataclass(frozen=True)
@@ -312,7 +327,10 @@ def draw(found: Risk) -> bytes:
             figure.colorbar(shown, ax=axes, fraction=0.08).ax.tick_params(labelsize=6)
     curve = figure.add_subplot(grid[:, 1])
     levels = found.size * np.logspace(-6, 2, 81)
-    curve.semilogx(levels, [psnr(found.information.error(level)) for level in levels], color="#1f4e79")
+    for filled, style, label in ((True, "--", "who knows pictures"), (False, "-", "who knows nothing of them")):
+        decibels = [psnr(found.information.error(level, filled=filled)) for level in levels]
+        curve.semilogx(levels, decibels, style, color="#1f4e79", linewidth=1.2, label=label)
+    curve.legend(title="an attacker", title_fontsize=7, fontsize=7, frameon=False)
     curve.axhline(20, color="#999999", linewidth=0.8, linestyle=":")
     curve.axvline(found.noise, color="#b5482a", linewidth=1)
     curve.text(
@@ -324,14 +342,14 @@ def draw(found: Risk) -> bytes:
     lines = found.lines[::-1]
     bars.barh(
         [line.defence for line in lines],
-        [line.psnr for line in lines],
+        [line.filled for line in lines],
         color=["#9db4c8" if line.hidden else "#1f4e79" for line in lines],
         height=0.62,
     )
     for place, line in enumerate(lines):
-        bars.text(line.psnr + 0.8, place, f"{line.psnr:.0f}", fontsize=7, va="center")
+        bars.text(line.filled + 0.8, place, f"{line.filled:.0f}", fontsize=7, va="center")
     bars.axvline(20, color="#999999", linewidth=0.8, linestyle=":")
-    bars.set_xlabel("best PSNR to expect [dB]; pale: hidden (below 20)", fontsize=8)
+    bars.set_xlabel("PSNR at most [dB]; pale: hidden (below 20)", fontsize=8)
     for axes in (curve, bars):
         axes.tick_params(labelsize=7)
         axes.spines[["top", "right"]].set_visible(False)
