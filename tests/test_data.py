@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -594,6 +595,13 @@ def test_npz_mistakes(tmp_path, arrays, message):
 def test_a_file_that_is_not_an_npz(tmp_path, content):
     (tmp_path / "a.npz").write_bytes(content)
     assert "is neither a folder of pictures nor a readable .npz file" in fails(tmp_path / "a.npz")
+
+
+def test_a_part_of_an_npz_that_is_no_array(tmp_path):
+    np.savez(tmp_path / "a.npz", images=GOOD)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("labels.npy", b"0 1 0")
+    assert "(labels in it is no array)" in fails(tmp_path / "a.npz")
 
 
 def test_in_an_array_without_labels_each_picture_is_a_class(tmp_path):

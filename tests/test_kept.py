@@ -96,7 +96,8 @@ def test_what_the_key_leaves_out_is_not_in_the_program():
         "dataset": "other",
         "split": "other",
     }
-    assert set(ARGUMENTS) - set(arguments) == {"params", "update"}  # whether they are there is in the shared types
+    # Whether these are there is in the shared types.
+    assert set(ARGUMENTS) - set(arguments) == {"params", "update", "mixture"}
     attack = replace(ATTACK, init="surrogate")
     other = trial_of(replace(one, **arguments), attack, start_seed=7)
     assert other.key == trial_of(one, attack).key

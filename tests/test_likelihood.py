@@ -262,6 +262,7 @@ def test_trials_on_lanes_equal_one_alone_and_the_row_has_the_likelihood():
         assert row["relative_objective"] == row["objective"]
 
 
+@pytest.mark.slow
 def test_it_recovers_an_image_behind_noise_and_an_undefended_one():
     for defences in ((), ("gaussian:1e-4",)):
         result = jaxleak.attack(victim_of(*defences), replace(LIKELY, max_evaluations=900), seeds=2, quiet=True)

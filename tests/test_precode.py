@@ -68,7 +68,7 @@ def test_gradient_is_pytorchs():
         np.testing.assert_allclose(ours[name]["bias"], layer["bias"].grad.numpy(), rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("body", ["lenet", "mlp", "vit"])
+@pytest.mark.parametrize("body", ["lenet", "mlp", pytest.param("vit", marks=pytest.mark.slow)])
 def test_the_attackers_gradient_is_the_clients(body):
     model, params, x, target, noise = drawn(2, body=body)
     called = with_noise(model, noise)
@@ -109,6 +109,7 @@ def test_who_knows_of_the_noise_explains_the_update_at_the_truth(photos, batch):
         assert left < 1e-20 if knows else left > 1e-3
 
 
+@pytest.mark.slow
 def test_who_knows_of_the_noise_gets_the_image(photos):
     victim = jaxleak.make_victim("lenet", photos, [0], defences=(jaxleak.parse_defence("precode:64"),))
     attack = replace(ATTACK, name="plain", objective="cosine", tv=1e-6, stop_objective=0.0, max_evaluations=500)

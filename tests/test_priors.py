@@ -172,6 +172,8 @@ def test_an_attack_with_patches_keeps_them_in_the_run(tmp_path):
     victim = {"settings": jaxleak.Run.open(tmp_path / "run").settings}["settings"]["victim"]
     assert victim["patches"] == f"sha256:{kept.digest}"
     assert {row["attack"] for row in jaxleak.Run.open(tmp_path / "run").rows()} == {"idlg+patches=0.01"}
+    (tmp_path / "run/patches.npz").write_bytes(b"PK")
+    assert "patches.npz is damaged" in refusal(*command)
     refused = refusal(
         "run", "--dataset", "text", "--model", "transformer", "--attack", "dlg", "--patches", 1, "--out", tmp_path
     )

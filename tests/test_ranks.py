@@ -83,8 +83,8 @@ def test_only_where_rgap_applies(data):
     tokens = {"patch_size": 4, "dim": 8, "depth": 1, "heads": 2}
     attention = jaxleak.make_victim("vit", data, [0], fields=tokens)
     for victim in (pairs, defended, steps, attention):
-        assert not _risk(victim).layers
-        assert len(_risk(victim).sentences) == 1
+        assert not ranks.layer_ranks(victim, *[None] * 3)
+    assert not ranks.rank_sentences([])
 
 
 def test_large_layers_are_counted_only(data, monkeypatch):

@@ -123,7 +123,7 @@ def test_rows_follow_the_schema(small):
     for row in small.rows:
         assert list(row) == [column.name for column in COLUMNS]
         for name, kind, *_ in COLUMNS:
-            missing = row[name] is None and name.startswith(("threshold_", "reason", "tokens_", "rouge"))
+            missing = row[name] is None and name.startswith(("threshold_", "reason", "tokens_", "rouge", "chosen"))
             assert missing or type(row[name]) is kinds[kind], name
 
 

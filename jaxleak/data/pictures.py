@@ -130,6 +130,9 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
         else:
             with archive:
                 arrays = {key: archive[key] for key in archive.files}
+            raw = [key for key, value in arrays.items() if not isinstance(value, np.ndarray)]
+            if raw:  # numpy hands out the bytes of what does not begin as its arrays do
+                raise ValueError(f"{raw[0]} in it is no array")
     except Exception as error:  # numpy and zipfile raise a dozen types for a file that is not an archive
         problem = "it holds Python objects" if "allow_pickle" in str(error) else one_line(error)
         raise InputError(

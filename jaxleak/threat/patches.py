@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import zipfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -9,6 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxleak.data import Dataset
+from jaxleak.data.decode import one_line
 from jaxleak.data.paths import reachable, write_atomically
 from jaxleak.errors import InputError, check_positive
 
@@ -100,8 +102,14 @@ def read_patches(folder: str | Path) -> PatchMixture | None:
     path = reachable(folder) / FILE
     if not path.exists():
         return None
-    with np.load(io.BytesIO(path.read_bytes())) as kept:
-        return PatchMixture(*(kept[name] for name in PatchMixture._fields))
+    try:
+        with np.load(io.BytesIO(path.read_bytes())) as kept:
+            return PatchMixture(*(np.asarray(kept[name], np.float64) for name in PatchMixture._fields))
+    except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"`out`: {path} is damaged ({one_line(error)}), and trials must go on with the patches they began with. "
+            "Restore it, or begin another run."
+        ) from None
 
 
 def write_patches(folder: Path, mixture: PatchMixture) -> None:

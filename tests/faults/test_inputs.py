@@ -292,8 +292,8 @@ def test_updates_and_weights_are_trees_of_floats_and_alike(victim):
 def test_wrong_types_for_an_attack(victim, tmp_path):
     run = jaxleak.attack
     assert "`victim` must be a Victim, " in refused(run, "lenet", "idlg", seeds=1)
-    assert "`attack` must be an Attack or a name, one of dlg, " in refused(run, victim, 3, seeds=1)
-    assert "`attack` must be an Attack or a name, one of dlg, " in refused(run, victim, [None], seeds=1)
+    assert "`attack` must be an Attack or a name, one of best, dlg, " in refused(run, victim, 3, seeds=1)
+    assert "`attack` must be an Attack or a name, one of best, dlg, " in refused(run, victim, [None], seeds=1)
     assert "`attacks` must be a tuple of Attack objects" in refused(Sweep, victim=victim, attacks=("idlg",), seeds=1)
     assert "`solver` must be a solver, as in Adam()" in refused(Attack, name="mine", solver="adam")
     assert "`update` must be the path of a file of tensors (safetensors, .npz, torch.save); got " in refused(
