@@ -17,10 +17,9 @@ import numpy as np
 
 from jaxleak.attacks.analytic import first_dense
 from jaxleak.attacks.check import check_attack, readable_labels
-from jaxleak.attacks.closed_forms import param_shapes
+from jaxleak.attacks.closed_forms import chain_of, param_shapes
 from jaxleak.attacks.presets import ANALYTIC, APRIL, BEST, IDLG, IG, OPEN, RGAP, SPEAR, Attack
 from jaxleak.errors import InputError
-from jaxleak.threat.chain import find_chain
 from jaxleak.threat.victim import Victim
 
 KINKS = {"max", "reduce_window_max", "sign", "relu", "leaky_relu"}
@@ -102,8 +101,8 @@ def _closed_form(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
         return APRIL, "april: one image, and learnt positions behind the patches"
     plain = all(path[-1].key in ("kernel", "bias") for path, _ in jax.tree.leaves_with_path(shapes))
     if one and plain and _fits(RGAP, victim):  # a chain has no norms; finding one runs the network once
-        links = find_chain(victim.attacker_model, shapes, shape)
-        kinks = [name for name in dict.fromkeys(link.activation for link in links) if name in PIECEWISE_LINEAR]
+        found = dict.fromkeys(link.activation for link in chain_of(victim))
+        kinks = [name for name in found if name in PIECEWISE_LINEAR]
         if kinks:
             return RGAP, f"rgap: one image, and the network is a chain with {' and '.join(kinks)}"
     return None

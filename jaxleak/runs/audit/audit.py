@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
+from jaxleak.attacks.best import piecewise_linear
 from jaxleak.attacks.presets import RGAP
 from jaxleak.errors import InputError
 from jaxleak.results.agreement import AGREES, draw, write_best
@@ -23,7 +24,7 @@ from jaxleak.runs.audit.assumptions import search
 from jaxleak.runs.audit.determinacy import draw_map
 from jaxleak.runs.audit.floor import Floor, clips, floor_of
 from jaxleak.runs.audit.group import NEAR, Group, Known, compared, group_of
-from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, piecewise_linear, scale_hint
+from jaxleak.runs.audit.hints import Found, Hint, factor_between, hints_before, scale_hint
 from jaxleak.runs.audit.page import audit_page
 from jaxleak.runs.audit.refit import names_of, stop_for, targets_of, update_at
 from jaxleak.runs.audit.report import write
