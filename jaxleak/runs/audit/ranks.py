@@ -7,8 +7,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.linalg
-import scipy.sparse
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from jaxleak.attacks.closed_forms import CLOSED_FORMS, chain_of
@@ -113,6 +111,8 @@ def _passes(links: list[Link], victim: Victim, params: PyTree, x: Array, target:
 
 
 def _rank_of(link: Link, weights: PyTree, u: Array, products: Array, slope: Array) -> LayerRank:
+    from scipy.linalg import get_lapack_funcs
+
     kernel, name, unknowns = np.asarray(weights["kernel"]), "/".join(link.path), u.size
     if link.dense:  # its input is read off the gradients of weights and biases, wherever there is a slope
         return LayerRank(name, unknowns, kernel.size, 0, unknowns if bool(jnp.any(slope)) else 0)
@@ -121,7 +121,7 @@ def _rank_of(link: Link, weights: PyTree, u: Array, products: Array, slope: Arra
     if unknowns > DIRECT:
         return LayerRank(name, unknowns, kernel.size, int(np.sum(known)), None)
     gram = _normal_matrix(_patches(link), kernel.reshape(-1, kernel.shape[-1]), np.asarray(slope), known, unknowns)
-    (factor,) = scipy.linalg.get_lapack_funcs(("pstrf",), (gram,))
+    (factor,) = get_lapack_funcs(("pstrf",), (gram,))
     *_, rank, _ = factor(gram, tol=SEEN**2 * np.max(np.diag(gram)), overwrite_a=True)
     return LayerRank(name, unknowns, kernel.size, int(np.sum(known)), int(rank))
 
@@ -145,6 +145,8 @@ def _normal_matrix(
     unknowns: int,
 ) -> Float[np.ndarray, "n n"]:
     """Of the equations by gradient and by outputs, each kind with rows of about unit length."""
+    from scipy.sparse import coo_array, csr_array
+
     groups, places, entries = patches.shape
     gram = np.zeros((unknowns, unknowns))
     across, along = np.linalg.norm(slope), np.linalg.norm(kernel)
@@ -153,17 +155,13 @@ def _normal_matrix(
         inside = met >= 0
         for entry in range(entries):  # each weight's gradients, one for each channel
             where = inside[:, entry]
-            to = scipy.sparse.coo_array(
-                (np.ones(np.sum(where)), (met[where, entry], np.flatnonzero(where))), (unknowns, places)
-            )
+            to = coo_array((np.ones(np.sum(where)), (met[where, entry], np.flatnonzero(where))), (unknowns, places))
             columns = to.tocsr() @ slopes / (across or 1)
             some = np.flatnonzero(np.any(columns, axis=1))
             gram[np.ix_(some, some)] += columns[some] @ columns[some].T
         for channel in range(weights.shape[1]):
             rows, kept = np.nonzero(inside & seen[:, [channel]])
-            outputs = scipy.sparse.csr_array(
-                (weights[kept, channel] / (along or 1), (rows, met[rows, kept])), (places, unknowns)
-            )
+            outputs = csr_array((weights[kept, channel] / (along or 1), (rows, met[rows, kept])), (places, unknowns))
             product = (outputs.T @ outputs).tocoo()
             gram[product.row, product.col] += product.data
     return gram * weights.shape[1]
