@@ -587,20 +587,6 @@ RIGHT = ("gradient", "clipped, by its direction", "half precision", "local steps
 
 
 @text
-def relu_again(stored: Stored) -> Phrases:
-    low = stored.rows("relu/rgap").psnr
-    low = low[low < 20]
-    assert len(low) == 4
-    yield f"The rows end at {low.min():.1f} to {low.max():.1f} dB for them"
-    if stored.rows("relu/rgap-again") is None:
-        return
-    again, before = (stored.rows(f"relu/{name}").set_index("image").psnr for name in ("rgap-again", "rgap"))
-    assert set(again.index) == set(before.index[before < 20])
-    pairs = [f"{before[image]:.1f} to {again[image]:.1f}" for image in (46679, 21021, 35179, 40284)]
-    yield f"the {len(again)} images below 20 dB with what they showed mended: {', '.join(pairs)} dB"
-
-
-@text
 def clusters(stored: Stored) -> Phrases:
     rates = ray_rates(stored)
     ratios, one = rates["ray"] / rates["one process"], np.median(rates["one process"])
