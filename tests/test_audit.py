@@ -14,7 +14,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import jaxleak
-from jaxleak import ATTACKS, DLG, IDLG, IG, InputError, Sweep, parse_defence
+from jaxleak import ATTACKS, DLG, IDLG, IG, InputError, Sweep, build_model, parse_defence
 from jaxleak.models import LeNet
 from jaxleak.models.own import adapt_model
 from jaxleak.models.weights import to_torch
@@ -533,6 +533,21 @@ def kinked() -> tuple[Any, Any, Any]:
     weights = draw_params(model, jax.random.key(3), (16, 16, 3))
     update = client_update(Client(), model, weights, jnp.asarray(photos(6, colour=True)), jnp.asarray(HOT))
     return model, weights, jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+
+
+@pytest.mark.parametrize("client", [Client(), Client(steps=1, lr=0.05, momentum=0.9)], ids=["gradient", "step"])
+def test_a_closed_form_that_applies_is_tried_without_being_asked(client, tmp_path):
+    model = adapt_model(build_model("mlp", CLASSES, hidden=(24,)), SHAPE, num_classes=CLASSES)
+    weights = draw_params(model, jax.random.key(4), SHAPE)
+    update = client_update(client, model, weights, jnp.asarray(photos(6)), jnp.asarray(HOT))
+    update = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), update)
+    victim = victim_of(weights, update, model=model, client=client)
+    short = replace(IDLG, iterations=2)
+    report, _ = audit(Sweep(victim=victim, attacks=(short,), seeds=1, snapshots=()), tmp_path / "run", quiet=True)
+    assert (report["attack"], report["verdict"]) == ("analytic", "recovered")
+    assert report["truth"]["right"]
+    assert [attack["attack"] for attack in report["attacks"]] == ["idlg", "analytic"]
+    assert (tmp_path / "run" / "analytic" / "summary.json").exists()
 
 
 @pytest.mark.slow

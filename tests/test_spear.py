@@ -158,7 +158,6 @@ def test_a_relu_of_an_own_model_is_found(pictures):
         ("mlp", {"hidden": ()}, {}, "spear needs a ReLU right behind the first dense layer, whose gradient is 0"),
         ("mlp", {"hidden": (3,), "activation": "relu"}, {}, "spear needs a first dense layer at least as wide as"),
         ("lenet", {}, {}, "spear needs a model whose first layer is dense, such as mlp; got conv1 [5, 5, 3, 12]"),
-        ("mlp", RELU, {"client": Client(steps=2)}, "`attack` spear reads one gradient of a batch; use no local steps."),
         ("mlp", RELU, {"dummies": 2}, "`dummies` must be the update's images, 4, with the start spear."),
     ],
 )  # fmt: skip

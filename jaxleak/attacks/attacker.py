@@ -148,7 +148,7 @@ class Attacker:
         leak = None
         if problem is not None:
             params = problem.params if problem.params != () else shared.params
-            leak = Leak(problem.update, params, problem.label)
+            leak = Leak(self._gradient(params, problem.update), params, problem.label)
 
         def draw(key):
             surrogate: Any = shared.surrogates[job.slot] if self.attack.init == "surrogate" else ()
@@ -189,9 +189,7 @@ class Attacker:
             return label[jnp.arange(count) % victim.batch]
         strategy = LABEL_STRATEGIES[attack.label]
         assert strategy.read is not None
-        if victim.client.trains:  # about the mean gradient, where the steps are SGD's and small
-            unit = victim.client.length(victim.batch)
-            update = jax.tree.map(lambda leaf: leaf / unit, update)
+        update = self._gradient(params, update)
         logits = jnp.zeros((0, victim.num_classes))
         if strategy.needs_network:
             outputs: Any = victim.attacker_model.apply({"params": params}, self.candidate.probes())
@@ -202,6 +200,14 @@ class Attacker:
         update, logits = class_gradient(update, logits, loss, self._images_of_a_step)
         found = strategy.read(update, self.candidate.labels_read, logits)
         return (victim.target(found) if label.ndim == 2 else found).astype(label.dtype)
+
+    def _gradient(self, params: PyTree, update: PyTree) -> PyTree:
+        """The mean gradient; of several local steps about, where they are SGD's and small."""
+        client, images = self.victim.client, self.victim.batch
+        if client.shares_gradient(images):
+            return client.gradient(update, params, images)
+        unit = client.length(images)
+        return jax.tree.map(lambda leaf: leaf / unit, update)
 
     @property
     def _images_of_a_step(self) -> int:

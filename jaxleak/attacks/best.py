@@ -53,7 +53,7 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     _check_open(attack)
     if victim.modality != "image":
         raise InputError("`attack` best is for images; of text use dager, tag or dlg.")
-    found, why = _closed_form(attack, victim) or _search(attack, victim)
+    found, why = closed_form_of(attack, victim) or _search(attack, victim)
     kept: dict[str, Any] = {name: getattr(attack, name) for name in KEPT}
     if found.solver.closed_form:
         kept |= {"iterations": found.iterations, "max_evaluations": None}
@@ -85,10 +85,16 @@ def refuse(given: list[str]) -> None:
         )
 
 
-def _closed_form(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
-    """The closed form that gives the images, and why; None where none does."""
-    spoilt = bool(victim.defences) or victim.client.trains or victim.client.clients > 1 or bool(attack.layers)
-    if spoilt or attack.knows_defence or (attack.dummies or victim.batch) != victim.batch or _has_silent(victim):
+def closed_form_of(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
+    """The closed form that gives a victim's images, and why; None where none does.
+
+    Args:
+        attack: whose layers, dummies and knowledge of the defence count.
+        victim: of images.
+    """
+    plain = not (victim.defences or attack.layers or attack.knows_defence or _has_silent(victim))
+    plain &= victim.client.shares_gradient(victim.batch) and victim.client.clients == 1
+    if not plain or (attack.dummies or victim.batch) != victim.batch:
         return None
     (height, width, channels), one, shapes = victim.shape, victim.batch == 1, param_shapes(victim)
     shape = height, width, channels
@@ -99,8 +105,8 @@ def _closed_form(attack: Attack, victim: Victim) -> tuple[Attack, str] | None:
         return SPEAR, f"spear: {victim.batch} images, and a ReLU behind a first layer that is dense"
     if one and _fits(APRIL, victim):
         return APRIL, "april: one image, and learnt positions behind the patches"
-    plain = all(path[-1].key in ("kernel", "bias") for path, _ in jax.tree.leaves_with_path(shapes))
-    if one and plain and _fits(RGAP, victim):  # a chain has no norms; finding one runs the network once
+    unnormed = all(path[-1].key in ("kernel", "bias") for path, _ in jax.tree.leaves_with_path(shapes))
+    if one and unnormed and _fits(RGAP, victim):  # a chain has no norms; finding one runs the network once
         found = dict.fromkeys(link.activation for link in chain_of(victim))
         kinks = [name for name in found if name in PIECEWISE_LINEAR]
         if kinks:

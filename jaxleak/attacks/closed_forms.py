@@ -102,8 +102,17 @@ def read_spans(victim: Victim, leak: Leak, key: Array) -> Float[Array, "d t"]:
 
 
 def _one_gradient(name: str, victim: Victim) -> None:
-    if victim.batch > 1 or victim.client.trains:
-        raise InputError(f"`attack` {name} reads one image from one gradient; use --batch 1 and no local steps.")
+    if victim.batch > 1:
+        raise InputError(f"`attack` {name} reads one image from one gradient; use --batch 1.")
+    _check_one_step(name, victim)
+
+
+def _check_one_step(name: str, victim: Victim) -> None:
+    """Raise InputError unless the update is one gradient, which the client may have taken a step of SGD along."""
+    if not victim.client.shares_gradient(victim.batch):
+        raise InputError(
+            f"`attack` {name} reads one gradient; use no local steps, or one of SGD on all images without clipping."
+        )
 
 
 def _check_dense(victim: Victim) -> None:
@@ -125,8 +134,7 @@ def _check_positions(victim: Victim) -> None:
 
 
 def _check_relu(victim: Victim) -> None:
-    if victim.client.trains:
-        raise InputError("`attack` spear reads one gradient of a batch; use no local steps.")
+    _check_one_step("spear", victim)
     shapes = param_shapes(victim)
     name = first_dense(shapes, _shape(victim), "spear")
     inputs, width = shapes[name]["kernel"].shape

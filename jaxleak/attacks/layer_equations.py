@@ -16,6 +16,7 @@ RIDGE = 30  # times the rounding of the mean square of a column, on the diagonal
 DETERMINED = 1e-3  # relative error of a random input, solved for, up to which equations have one solution
 SPLITS, PENALTY, RELAXED = 600, 0.03, 1.6  # steps of ADMM, weight over the mean square of a column, over-relaxation
 AGREE = 1e-2  # relative distance of two solutions, from different starts, that are the same
+BELOW = 1e-3  # of its largest number: a solution that is further below 0 is not one of at least 0
 SUPPORTED = 300  # iterations of conjugate gradients on the inputs that are above 0
 
 
@@ -113,8 +114,8 @@ def least_squares(
         apart = jnp.linalg.norm(starts[0] - starts[1])
         agree = apart < AGREE * jnp.linalg.norm(starts[0])
         free = jnp.any(starts > 0, axis=0).astype(dtype).reshape(link.shape)
-        one = agree & one_solution(free, maxiter=SUPPORTED)
         inputs = solved(equations.right, free, maxiter=SUPPORTED)
+        one = agree & (jnp.min(inputs) >= -BELOW * jnp.max(inputs)) & one_solution(free, maxiter=SUPPORTED)
         replaced = one & ~found[1]
         return jnp.where(replaced, inputs, found[0]), found[1] | one
 

@@ -191,6 +191,26 @@ class Client:
         response = sgd_response(len(rates), self.momentum, self.dampening, self.nesterov)
         return float(np.sum(rates * (response if self.optimizer == "sgd" else 1.0)))
 
+    def shares_gradient(self, images: int) -> bool:
+        """True if an update of so many images is one gradient of all of them, but for what `gradient` undoes."""
+        if not self.trains:
+            return True
+        whole = self.batch is None or self.batch >= images // self.clients
+        return whole and self.total_steps(images) == 1 and self.optimizer == "sgd" and self.clip is None
+
+    def gradient(self, update: PyTree, params: PyTree, images: int) -> PyTree:
+        """The gradient behind an update where `shares_gradient`: without the step's length and its weight decay.
+
+        Args:
+            update: what the client shared.
+            params: the weights it began with.
+            images: of the update.
+        """
+        if not self.trains:
+            return update
+        unit, decay = self.length(images), self.weight_decay or 0.0
+        return jax.tree.map(lambda leaf, weight: leaf / unit - decay * weight, update, params)
+
     def total_passes(self, images: int) -> int:
         """Passes over a client's images that are begun."""
         return -(-self.total_steps(images) // self._steps_per_pass(images // self.clients)) if self.trains else 1

@@ -1,6 +1,5 @@
 """An audit of an update: attack it from several starts, and say what can be said."""
 
-import contextlib
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,8 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Float
 
-from jaxleak.attacks.best import piecewise_linear
-from jaxleak.attacks.presets import RGAP
+from jaxleak.attacks.best import closed_form_of
+from jaxleak.attacks.presets import BEST
 from jaxleak.errors import InputError
 from jaxleak.results.agreement import AGREES, draw, write_best
 from jaxleak.results.matching import batch_metrics, match
@@ -168,20 +167,23 @@ def audit(
     enough = Enough(ENOUGH, max(NEAR, floor.value))
     began = time.monotonic()
     result = run_sweep(sweep, out, lanes=lanes, quiet=quiet, enough=enough, mix_versions=mix_versions, minutes=minutes)
-    groups = judged(result)
+    groups, read = judged(result), list[Group]()
+    if reading := _in_closed_form(sweep, silent):
+        attack = reading[0].attacks[0]
+        progress.say(f"audit: reading the images in closed form ({attack.name})", passing=True)
+        solved = run_sweep(reading[0], result.run.path / attack.name, quiet=True, mix_versions=mix_versions)
+        read = [group_of(solved, victim, attack, reading[1], known, stopped=False)]
     if minutes is not None:
         minutes -= (time.monotonic() - began) / 60
     in_time = minutes is None or minutes > 0
-    if in_time and not result.summary["complete"] and all(group.verdict.at_floor < 2 for group in groups):
+    unsure = all(group.verdict.at_floor < 2 for group in groups) and not any(group.verdict.at_floor for group in read)
+    if in_time and not result.summary["complete"] and unsure:
         again = run_sweep(  # it was not enough after all
             sweep, result.run.path, lanes=lanes, quiet=quiet, mix_versions=mix_versions, minutes=minutes
         )
         again._keep, result = result._keep, again
         groups = judged(result)
-    if layers := _by_layers(sweep, silent):
-        progress.say("audit: solving one layer after the other (rgap)", passing=True)
-        solved = run_sweep(layers[0], result.run.path / "rgap", quiet=True, mix_versions=mix_versions)
-        groups.append(group_of(solved, victim, layers[0].attacks[0], layers[1], known, stopped=False))
+    groups += read
     best = min(groups, key=lambda group: (VERDICTS.index(group.verdict.verdict), group.left))
     verdict = _of_all(groups, best, floor)
     hints, tried = list(before), []
@@ -213,15 +215,14 @@ def audit(
     return report, result
 
 
-def _by_layers(sweep: Sweep, silent: list[str]) -> tuple[Sweep, Floor] | None:
-    """The attack rgap and its floor, where searches get stuck and it applies; None where it is among the attacks."""
-    victim = sweep.victim
-    if any(attack.init == RGAP.init for attack in sweep.attacks) or victim.modality != "image" or victim.defences:
+def _in_closed_form(sweep: Sweep, silent: list[str]) -> tuple[Sweep, Floor] | None:
+    """The closed form that gives such images, and its floor; None where none does, or it is among the attacks."""
+    if sweep.victim.modality != "image":
         return None
-    with contextlib.suppress(InputError):  # it does not apply
-        if not victim.client.trains and victim.batch == 1 and piecewise_linear(victim):
-            return fitted(replace(sweep, attacks=(RGAP,), seeds=1, snapshots=()), silent)
-    return None
+    chosen = closed_form_of(BEST, sweep.victim)
+    if chosen is None or any(attack.init == chosen[0].init for attack in sweep.attacks):
+        return None
+    return fitted(replace(sweep, attacks=(chosen[0],), seeds=1, snapshots=()), silent)
 
 
 def _prevented(victim: Victim, best: Group) -> list[dict[str, Any]] | None:
