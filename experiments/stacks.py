@@ -101,8 +101,8 @@ def results() -> list[tables.Results]:
             tables.device(*stored.values()),
             (
                 "Fits: norm of what the true image leaves, over the update's; of opacus, of its direction.",
-                "The audit does not know the image; PSNR is of the image found that explains the update best. Asked for "
-                "is `idlg`; audits try a closed form that applies beside it.",
+                "The audit does not know the image; PSNR is of the image found that explains the update best.",
+                "Asked for is `idlg`; audits try a closed form that applies beside it.",
             ),
         )
     ]

@@ -587,6 +587,12 @@ RIGHT = ("gradient", "clipped, by its direction", "half precision", "local steps
 
 
 @text
+def relu_lowest(stored: Stored) -> Phrases:
+    psnr = stored.rows("relu/rgap").psnr
+    yield f"The lowest of {len(psnr)} images ends at {psnr.min():.1f} dB"
+
+
+@text
 def clusters(stored: Stored) -> Phrases:
     rates = ray_rates(stored)
     ratios, one = rates["ray"] / rates["one process"], np.median(rates["one process"])

@@ -765,9 +765,9 @@ def risk(stored: Stored) -> list[Row]:
 def stacks(stored: Stored) -> list[Row]:
     found = []
     for name in ("flower", "opacus", "opacus-noise", "huggingface"):
-        told, cells = stored.json(f"stacks/{name}"), [NOT_RUN, *[NONE] * 4]
+        told, cells = stored.json(f"stacks/{name}"), [NOT_RUN, *[NONE] * 5]
         if told:
-            cells = [told["version"], f"{told['fits']:.1g}", told["verdict"]]
+            cells = [told["version"], f"{told['fits']:.1g}", told["verdict"], f"`{told['attack']}`"]
             cells += [f"{told['psnr']:.0f}", f"{told['seconds']:.0f}"]
         found.append([f"`{name}`", ANY, *cells])
     return found
