@@ -12,7 +12,10 @@ import jaxleak
 from jaxleak.attacks.layer_equations import Equations
 from jaxleak.kernels.precision import float64
 from jaxleak.runs.audit import ranks
+from jaxleak.runs.audit.counting import told_at_most
+from jaxleak.runs.audit.information import information, sharing
 from jaxleak.threat.chain import Link
+from jaxleak.threat.network import draw_params
 
 KERNELS = {
     "stride": {"strides": 2, "padding": 1},
@@ -93,3 +96,56 @@ def test_large_layers_are_counted_only(data, monkeypatch):
     assert found.layers[0].rank is None
     assert not found.layers[0].exact
     assert "conv1 has 64" in found.sentences[1]
+
+
+class Small(nn.Module):
+    """Two convolutions and a head, on [b, 8, 8, 1]."""
+
+    activation: str = "tanh"
+
+    @nn.compact
+    def __call__(self, x):
+        act = getattr(nn, self.activation)
+        x = act(nn.Conv(3, (3, 3), strides=2, name="first")(x))
+        x = act(nn.Conv(4, (3, 3), strides=2, name="second")(x))
+        return nn.Dense(5, name="head")(x.reshape(len(x), -1))
+
+
+COUNTED = {  # model, and the numbers that an update of 1 and of 4 images tells at most
+    # Behind the first convolution 48 numbers of each image follow from its outputs, behind the second 16.
+    "chain": (Small(), {1: 27 + 3 + 48, 4: 27 + 3 + 108 + 4 + 4 * 16}),
+    # The first gradient has the rank of the batch; what is behind follows from 7 numbers of each image.
+    "mlp": (jaxleak.build_model("mlp", 5, hidden=(7,)), {1: (64 + 7 - 1) + 7 + 7, 4: 4 * (64 + 7 - 4) + 7 + 4 * 7}),
+}
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+@pytest.mark.parametrize("name", COUNTED)
+def test_an_update_tells_no_more_numbers_than_counting_says(name, batch, tmp_path, monkeypatch):
+    """Beside the Jacobian's rank; where pixels are more, the randomised spectrum has that many free directions."""
+    model, counted = COUNTED[name]
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "own.npz", images=rng.random((5, 8, 8, 1)), labels=np.arange(5))
+    data = jaxleak.load_dataset(tmp_path / "own.npz")
+    victim = jaxleak.make_victim(model, data, list(range(batch)), batch=batch, network="shared")
+    pixels, target = rng.random((batch, 8, 8, 1)), np.eye(5)[np.arange(batch)]
+    params = jax.tree.map(
+        lambda leaf: np.asarray(leaf, np.float64), draw_params(victim.model, jax.random.key(0), (8, 8, 1))
+    )
+    exact = information(victim, params, pixels, target)
+    with float64():
+        update = jax.tree.map(np.asarray, sharing(victim, params, pixels.shape, target)(jnp.asarray(pixels).ravel()))
+    weights = jax.tree.map(lambda _: np.ones(()), params)
+    told = told_at_most(victim, params, update, weights, batch)
+    rank = int(np.sum(exact.values > 1e-11 * exact.values[-1]))
+    assert rank <= told
+    assert told == counted[batch]
+    monkeypatch.setattr("jaxleak.runs.audit.information.EXACT", 10)
+    guessed = information(victim, params, pixels, target)
+    assert not guessed.exact
+    assert np.sum(guessed.counts) == pytest.approx(pixels.size)
+    free = np.sum(guessed.counts[guessed.free])
+    assert free >= max(0, pixels.size - told)
+    if told < pixels.size:
+        assert guessed.error(1e-9) == exact.error(1e-9)
+        np.testing.assert_allclose(guessed.error_map(1e-9), exact.error_map(1e-9), rtol=0.2)

@@ -11,7 +11,7 @@ Function of Zhang et al. 2023 inverts.
 
 import functools
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from jaxleak.engine.compiler import chunk_options
 from jaxleak.kernels.precision import float64, full_precision
+from jaxleak.runs.audit.counting import told_at_most
 from jaxleak.threat.client import client_update
 from jaxleak.threat.victim import Victim
 
@@ -112,7 +113,8 @@ def information(
 ) -> Information:
     """The information of an update about the images it is computed from, in float64.
 
-    Exact up to `EXACT` pixels, from one product J^T J e per pixel; above by stochastic Lanczos quadrature.
+    Exact up to `EXACT` pixels, from one product J^T J e per pixel. Above by stochastic Lanczos quadrature, with as many
+    free directions as counting says there are at least (`counting.told_at_most`); others it may miss.
 
     Args:
         victim: model, client and normalisation.
@@ -144,7 +146,10 @@ def information(
                 exact=True,
                 basis=basis,
             )
-        return _randomised(victim, free_of_scale, arguments, tuple(pixels.shape))
+        found = _randomised(victim, free_of_scale, arguments, tuple(pixels.shape))
+        update = compiled(victim, _update, free_of_scale, arguments)(*arguments)
+        told = told_at_most(victim, params, update, weights, len(pixels))
+        return _freed(found, max(0, count - told))
 
 
 def sharing(victim: Victim, params, shape: tuple[int, ...], target) -> Callable[[Array], PyTree]:
@@ -186,6 +191,25 @@ def _columns(victim: Victim, free_of_scale: bool, params, pixels, target, weight
 
 def _applied(victim: Victim, free_of_scale: bool, params, pixels, target, weights, vectors) -> Float[Array, "s p"]:
     return jax.vmap(product(victim, free_of_scale, params, pixels, target, weights))(vectors)
+
+
+def _update(victim: Victim, free_of_scale: bool, params, pixels, target, weights) -> PyTree:
+    del free_of_scale, weights
+    return sharing(victim, params, pixels.shape, target)(pixels.ravel())
+
+
+def _freed(found: Information, free: int) -> Information:
+    """The information with so many directions free, in place of those with the smallest eigenvalues."""
+    if not free:
+        return found
+    before = np.cumsum(found.counts) - found.counts
+    kept = np.clip((before + found.counts - free) / np.where(found.counts > 0, found.counts, 1), 0, 1)
+
+    def spread(f: np.ndarray) -> np.ndarray:
+        return found.spread(kept * f[1:]) + f[0] * free / found.pixels
+
+    values, counts = np.append(0.0, found.values), np.append(float(free), kept * found.counts)
+    return replace(found, values=values, counts=counts, spread=spread)
 
 
 def _no_map(values: np.ndarray) -> np.ndarray:

@@ -35,6 +35,7 @@ from jaxleak.threat.victim import Victim
 # What is compared where nothing else is asked for, the weakest first.
 COMPARED = ("fp16", "int8", "gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "prune:0.5")
 UNDEFENDED = "none"
+MISSED = "so many pixels have a randomised spectrum, which may miss free directions: figures are at most what is known"
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Risk:
         return [
             f"{words} would hide the images (20 dB); {size}",
             *([told] if free else []),
+            *([MISSED] if not self.information.exact else []),
             *rank_sentences(self.layers),
         ]
 
