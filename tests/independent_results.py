@@ -386,12 +386,12 @@ BAYESIAN |= {"dp-sgd": "dp-sgd:1:1.5e-4"}
 @table("Each defence and its best attacker")
 def bayesian(stored: Stored) -> list[Row]:
     found: list[Row] = []
-    attacks = ("l2", "l1", "cosine", "likelihood", "patches")
+    attacks = ("l2", "l1", "cosine", "likelihood", "patches", "best")
     groups = [(text, {name: f"bayesian/{defence}-{name}" for name in attacks}) for defence, text in BAYESIAN.items()]
     long = {name: f"bayesian/laplace-{name}-long" for name in ("l2", "likelihood")}
     for text, files in (*groups, ("laplace:3e-3, 1,000 evaluations", long)):
         runs = {name: stored.rows(file) for name, file in files.items()}
-        medians = {name: rows.psnr.median() for name, rows in runs.items() if rows is not None and name != "patches"}
+        medians = {name: rows.psnr.median() for name, rows in runs.items() if rows is not None and name in attacks[:4]}
         rival = max((name for name in medians if name != "likelihood"), key=lambda name: medians[name], default=None)
         for name, rows in runs.items():
             best = " (best)" if medians and name == max(medians, key=lambda name: medians[name]) else ""
@@ -402,7 +402,7 @@ def bayesian(stored: Stored) -> list[Row]:
             low, middle, high = quartiles(rows.psnr, ".1f")
             cells = [f"{settings['patches' if name == 'patches' else 'tv']:g}", f"{middle} ({low} to {high})"]
             cells += percent(rows.psnr > 20)
-            other = {"likelihood": rival, "patches": "likelihood"}.get(name)
+            other = {"likelihood": rival, "patches": "likelihood", "best": "likelihood"}.get(name)
             if other in medians:
                 apart = rows.set_index("image").psnr - runs[other].set_index("image").psnr
                 p = stats.wilcoxon(apart.to_numpy()).pvalue

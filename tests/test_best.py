@@ -11,7 +11,7 @@ import pytest
 
 import jaxleak
 from jaxleak import ATTACKS, IDLG, InputError, Sweep, load_dataset, make_victim, parse_defence
-from jaxleak.attacks.best import BOUNDED, SEARCH, SEVERAL, label_rule, resolved
+from jaxleak.attacks.best import BOUNDED, DEFENDED, KEPT, SEARCH, SEVERAL, label_rule, resolved
 from jaxleak.attacks.presets import ANALYTIC, APRIL, BEST, OPEN, RGAP, SPEAR
 from jaxleak.threat.client import Client
 from jaxleak.threat.loss import SquaredError
@@ -20,6 +20,7 @@ from tests.sweeps import QUICKEST
 
 RELU = {"activation": "relu"}
 PHOTOS = load_dataset("photos")
+KEPT_OF_BEST: dict[str, Any] = {name: getattr(BEST, name) for name in KEPT}  # whatever it is for a victim
 
 
 class Own(nn.Module):
@@ -95,6 +96,27 @@ def test_closed_forms_need_one_gradient_without_a_defence(settings):
     for fields, wanted in (({}, SEARCH), (RELU, BOUNDED)):
         assert resolved(BEST, victim_of("lenet", fields=fields, **settings)).solver == wanted.solver
     assert resolved(BEST, victim_of("mlp", **settings)).solver == SEARCH.solver
+
+
+@pytest.mark.parametrize(
+    ("defences", "knows"),
+    [
+        ("gaussian:1e-3", False),
+        ("prune:0.5", True),
+        ("prune:0.5 gaussian:1e-3", False),
+        ("dp-sgd:1:0.1", False),
+        ("soteria:0.1", True),
+        ("precode", True),
+    ],
+)
+def test_behind_a_defence_it_is_what_an_attacker_who_knows_it_does(defences, knows):
+    victim = victim_of("lenet", defences=tuple(map(parse_defence, defences.split())))
+    found = resolved(BEST, victim)
+    assert replace(found, **KEPT_OF_BEST) == replace(DEFENDED, label=found.label, chosen=found.chosen, **KEPT_OF_BEST)
+    assert found.knows_defence == knows
+    assert "the update defended" in found.chosen
+    kinks = resolved(BEST, victim_of("lenet", fields=RELU, defences=victim.defences))
+    assert (kinks.solver, kinks.knows_defence) == (BOUNDED.solver, knows)
 
 
 def test_closed_forms_need_every_tensor_of_an_update():

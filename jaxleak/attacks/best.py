@@ -20,6 +20,8 @@ from jaxleak.attacks.check import check_attack, readable_labels
 from jaxleak.attacks.closed_forms import chain_of, param_shapes
 from jaxleak.attacks.presets import ANALYTIC, APRIL, BEST, IDLG, IG, OPEN, RGAP, SPEAR, Attack
 from jaxleak.errors import InputError
+from jaxleak.threat.defences import shows_zeros
+from jaxleak.threat.precode import noise_size
 from jaxleak.threat.victim import Victim
 
 KINKS = {"max", "reduce_window_max", "sign", "relu", "leaky_relu"}
@@ -32,6 +34,9 @@ KEPT = (
 )
 SEARCH = replace(IDLG, scale="relative", box=True, tv=1e-5)  # behind smooth activations
 SEVERAL = replace(SEARCH, tv=1e-4)  # the same of several images
+DEFENDED = replace(
+    IDLG, objective="cosine", box=True, logarithm=True, tv=3
+)  # behind a defence, which leaves a distance
 EVALUATIONS = 20  # of an iteration: those of L-BFGS
 BOUNDED = replace(IG, logarithm=True, tv=10)  # behind kinks
 
@@ -42,8 +47,9 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
     without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the relative squared distance,
     with a little total variation, of several images with more; where it has kinks signed Adam on the cosine distance,
-    with a total variation that is lowered as that falls (experiments/best.py). Labels come from the rule that holds for
-    the client's loss and batch.
+    with a total variation that is lowered as that falls (experiments/best.py). Defences leave a distance at the true
+    images: there smooth networks have the cosine distance and such a total variation too, and what was set to zero is
+    not compared (experiments/bayesian.py). Labels come from the rule that holds for the client's loss and batch.
 
     Raises:
         InputError: parts of `best` were replaced that it chooses itself, or the victim has texts.
@@ -54,6 +60,7 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     if victim.modality != "image":
         raise InputError("`attack` best is for images; of text use dager, tag or dlg.")
     found, why = closed_form_of(attack, victim) or _search(attack, victim)
+    attack = replace(attack, knows_defence=attack.knows_defence or _can_know(victim))
     kept: dict[str, Any] = {name: getattr(attack, name) for name in KEPT}
     if found.solver.closed_form:
         kept |= {"iterations": found.iterations, "max_evaluations": None}
@@ -126,6 +133,11 @@ def _applies(check: Any) -> bool:
     return True
 
 
+def _can_know(victim: Victim) -> bool:
+    """True if an attacker who knows the defence compares other entries, or seeks the noise of its network."""
+    return shows_zeros(victim.defences) or bool(noise_size(victim.attacker_model))
+
+
 def _has_silent(victim: Victim) -> bool:
     """True if a tensor of a given update is zero everywhere: it may be frozen, and equations may lack it."""
     return victim.update is not None and not all(np.any(np.asarray(leaf)) for leaf in jax.tree.leaves(victim.update))
@@ -136,6 +148,8 @@ def _search(attack: Attack, victim: Victim) -> tuple[Attack, str]:
     images = "one image" if victim.batch == 1 else f"{victim.batch} images"
     if piecewise_linear(victim):
         found, why = BOUNDED, "Adam on the cosine distance: the network has kinks"
+    elif victim.defences:
+        found, why = DEFENDED, "L-BFGS on the cosine distance: the network is smooth, and the update defended"
     else:
         found, why = SEARCH if victim.batch == 1 else SEVERAL, "L-BFGS on the L2 distance: the network is smooth"
     return replace(found, label=label), f"{why}; label {label} of {images}"
