@@ -11,7 +11,7 @@ import pytest
 
 import jaxleak
 from jaxleak import ATTACKS, IDLG, InputError, Sweep, load_dataset, make_victim, parse_defence
-from jaxleak.attacks.best import BOUNDED, DEFENDED, KEPT, SEARCH, SEVERAL, label_rule, resolved
+from jaxleak.attacks.best import BOUNDED, DEFENDED, KEPT, SEARCH, SEEN_THROUGH, SEVERAL, label_rule, resolved
 from jaxleak.attacks.presets import ANALYTIC, APRIL, BEST, OPEN, RGAP, SPEAR
 from jaxleak.threat.client import Client
 from jaxleak.threat.loss import SquaredError
@@ -112,7 +112,8 @@ def test_closed_forms_need_one_gradient_without_a_defence(settings):
 def test_behind_a_defence_it_is_what_an_attacker_who_knows_it_does(defences, knows):
     victim = victim_of("lenet", defences=tuple(map(parse_defence, defences.split())))
     found = resolved(BEST, victim)
-    assert replace(found, **KEPT_OF_BEST) == replace(DEFENDED, label=found.label, chosen=found.chosen, **KEPT_OF_BEST)
+    wanted = SEEN_THROUGH if knows else DEFENDED
+    assert replace(found, **KEPT_OF_BEST) == replace(wanted, label=found.label, chosen=found.chosen, **KEPT_OF_BEST)
     assert found.knows_defence == knows
     assert "the update defended" in found.chosen
     kinks = resolved(BEST, victim_of("lenet", fields=RELU, defences=victim.defences))

@@ -34,9 +34,9 @@ KEPT = (
 )
 SEARCH = replace(IDLG, scale="relative", box=True, tv=1e-5)  # behind smooth activations
 SEVERAL = replace(SEARCH, tv=1e-4)  # the same of several images
-DEFENDED = replace(
-    IDLG, objective="cosine", box=True, logarithm=True, tv=3
-)  # behind a defence, which leaves a distance
+# Behind noise, which leaves a distance at the true images; and where what the attacker knows leaves none.
+DEFENDED = replace(IDLG, objective="cosine", box=True, logarithm=True, tv=3)
+SEEN_THROUGH = replace(DEFENDED, logarithm=False, tv=1e-3)
 EVALUATIONS = 20  # of an iteration: those of L-BFGS
 BOUNDED = replace(IG, logarithm=True, tv=10)  # behind kinks
 
@@ -47,9 +47,10 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
     without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the relative squared distance,
     with a little total variation, of several images with more; where it has kinks signed Adam on the cosine distance,
-    with a total variation that is lowered as that falls (experiments/best.py). Defences leave a distance at the true
-    images: there smooth networks have the cosine distance and such a total variation too, and what was set to zero is
-    not compared (experiments/bayesian.py). Labels come from the rule that holds for the client's loss and batch.
+    with a total variation that is lowered as that falls (experiments/best.py). Noise leaves a distance at the true
+    images: there smooth networks have the cosine distance and such a total variation too. What was set to zero is not
+    compared, and the total variation is fixed (experiments/bayesian.py). Labels come from the rule that holds for the
+    client's loss and batch.
 
     Raises:
         InputError: parts of `best` were replaced that it chooses itself, or the victim has texts.
@@ -149,7 +150,8 @@ def _search(attack: Attack, victim: Victim) -> tuple[Attack, str]:
     if piecewise_linear(victim):
         found, why = BOUNDED, "Adam on the cosine distance: the network has kinks"
     elif victim.defences:
-        found, why = DEFENDED, "L-BFGS on the cosine distance: the network is smooth, and the update defended"
+        found = SEEN_THROUGH if _can_know(victim) else DEFENDED
+        why = "L-BFGS on the cosine distance: the network is smooth, and the update defended"
     else:
         found, why = SEARCH if victim.batch == 1 else SEVERAL, "L-BFGS on the L2 distance: the network is smooth"
     return replace(found, label=label), f"{why}; label {label} of {images}"
