@@ -14,6 +14,7 @@ from jaxleak.kernels.precision import float64
 from jaxleak.runs.audit import ranks
 from jaxleak.runs.audit.counting import told_at_most
 from jaxleak.runs.audit.information import information, sharing
+from jaxleak.runs.audit.risk import write_risk
 from jaxleak.threat.chain import Link
 from jaxleak.threat.network import draw_params
 
@@ -149,3 +150,19 @@ def test_an_update_tells_no_more_numbers_than_counting_says(name, batch, tmp_pat
     if told < pixels.size:
         assert guessed.error(1e-9) == exact.error(1e-9)
         np.testing.assert_allclose(guessed.error_map(1e-9), exact.error_map(1e-9), rtol=0.2)
+
+
+def test_a_page_says_how_much_of_a_batch_is_left_open(tmp_path, monkeypatch):
+    np.savez(tmp_path / "own.npz", images=np.random.default_rng(0).random((5, 8, 8, 1)), labels=np.arange(5))
+    data = jaxleak.load_dataset(tmp_path / "own.npz")
+    victim = jaxleak.make_victim(Small(), data, [0, 1, 2, 3], batch=4, network="shared")
+    for exact in (True, False):
+        if not exact:
+            monkeypatch.setattr("jaxleak.runs.audit.information.EXACT", 10)
+        found = jaxleak.risk(victim, [])
+        assert found.free_directions >= 4 * 64 - COUNTED["chain"][1][4]
+        text = write_risk([found], tmp_path / "RISK", victim)[0].read_text()
+        assert "It may show the picture" in text
+        assert f"{found.free_directions:,} of 256 numbers of the picture are left open" in text
+        assert ("looked at by samples" in text) != exact
+        assert any("randomised spectrum" in sentence for sentence in found.sentences) != exact

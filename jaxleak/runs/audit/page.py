@@ -24,6 +24,7 @@ VERDICT_WORDS = {
         "open",
     ),
 }
+OPEN = 0.1  # share of the numbers of a picture that are left open: with more a guess need not be right
 PICTURES = {
     "best.png": "What the attack found (first the truth, where it was given; then the best start, then others)",
     "determined.png": "Where the picture is least certain (bright), and how noise would blur it",
@@ -206,6 +207,17 @@ def _rank_row(layer: Mapping[str, Any]) -> list[str]:
     return [layer["layer"], f"{layer['unknowns']:,}", equations, rank, exact]
 
 
+def _left_free(update: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """What is said of the directions that an update leaves free, and whether a guess of so many need not be right."""
+    free, pixels = update["free_directions"], update["pixels"]
+    said = [f"{free:,} of {pixels:,} numbers of the picture are left open and must be guessed."] if free else []
+    if not update["exact"]:
+        said.append(
+            "So many pixels are looked at by samples: more may be left open, and figures are the most to expect."
+        )
+    return said, free > OPEN * pixels
+
+
 def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str, Any]) -> Page:
     """The page of `risk.json`."""
     updates = content["updates"]
@@ -224,13 +236,14 @@ def risk_page(content: Mapping[str, Any], victim: Any, environment: Mapping[str,
     ]
     count = "An update" if len(updates) == 1 else f"{len(updates)} updates"
     images = "one picture" if victim.batch == 1 else f"{victim.batch} pictures"
+    free, unsure = _left_free(first)
     return Page(
         "What an update tells",
         f"{count} of {victim.model_name} from {images}. No attack was run.",
-        "It shows the picture" if visible else "It hides the picture",
+        f"It {'may show' if unsure else 'shows'} the picture" if visible else "It hides the picture",
         f"The best attacker can expect {decibels(first['psnr'], first['psnr_filled'])} from the update as it is.",
-        "bad" if visible else "good",
-        [noise],
+        ("open" if unsure else "bad") if visible else "good",
+        [noise, *free],
         [
             Table(
                 "What defences leave",

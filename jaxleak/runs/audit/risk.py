@@ -85,12 +85,17 @@ class Risk:
         return self.information.noise_for(HIDDEN, filled=True)
 
     @property
+    def free_directions(self) -> int:
+        """Directions of the images that the update leaves free; at least so many, if the spectrum is randomised."""
+        return round(float(np.sum(self.information.counts[self.information.free])))
+
+    @property
     def sentences(self) -> list[str]:
         """What the lines do not say."""
         noise = self.hiding_noise
         words = f"noise of {noise:.2g} on every entry" if math.isfinite(noise) else "no noise"
         size = f"the update's entries are {self.size:.2g} (root mean square)"
-        free = round(float(np.sum(self.information.counts[self.information.free])))
+        free = self.free_directions
         told = f"{free:,} of {self.information.pixels:,} directions are free: knowing pictures, they are guessed right"
         return [
             f"{words} would hide the images (20 dB); {size}",
@@ -109,6 +114,8 @@ class Risk:
             "hiding_noise": hiding if math.isfinite(hiding) else None,
             "hiding_noise_over_update": hiding / self.size if math.isfinite(hiding) and self.size else None,
             "exact": known.exact,
+            "pixels": known.pixels,
+            "free_directions": self.free_directions,
             "smallest_singular_value": known.smallest,
             "largest_singular_value": float(np.sqrt(max(known.values[-1], 0))),
             "layers": [layer.as_dict() for layer in self.layers],
