@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,14 +15,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import save_file
 
+import jaxleak
 from jaxleak import Client, InputError
 from jaxleak.kernels.outer import is_outer
 from jaxleak.models.files import Stored, read_tensors
 from jaxleak.models.files.dialects import translated
 from jaxleak.models.own import adapt_model
-from jaxleak.models.weights import to_torch, variables_from_torch
+from jaxleak.models.weights import load_variables, to_torch, variables_from_torch
 from jaxleak.runs.audit.refit import targets_of
 from jaxleak.threat.client import client_update
 from jaxleak.threat.observe import observe
@@ -780,3 +783,121 @@ def test_dropout_that_can_be_switched_off_is():
     params = adapted.init(jax.random.key(0), IMAGE)["params"]
     kernel = np.asarray(params["head"]["kernel"])
     np.testing.assert_allclose(adapted.apply({"params": params}, IMAGE)[0], IMAGE.reshape(-1) @ kernel, rtol=1e-4)
+
+
+# --- trees of Flax ---
+
+
+def flax_trees(model: Any) -> tuple[Any, Any]:
+    """The gradient of a Linen model at the image, and its variables."""
+    variables = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+
+    def loss(params):
+        logits = model.apply({**variables, "params": params}, jnp.asarray(IMAGE))
+        return -jax.nn.log_softmax(logits)[0, LABEL]
+
+    return jax.grad(loss)(variables["params"]), variables
+
+
+def written(path: Path, tree: Any, how: str) -> Path:
+    flat = {"/".join(names): np.asarray(leaf) for names, leaf in flatten_dict(tree).items()}
+    if how == "msgpack":
+        path.write_bytes(flax.serialization.to_bytes(tree))
+    elif how == "npz":
+        np.savez(path.with_suffix(".npz"), **flat)
+        path = path.with_suffix(".npz")
+    elif how == "safetensors":
+        save_file({name.replace("/", "."): leaf for name, leaf in flat.items()}, path)
+    else:
+        content = {"jax": tree, "numpy": jax.tree.map(np.asarray, tree), "frozen": flax.core.freeze(tree)}
+        path.write_bytes(pickle.dumps(content[how]))
+    return path
+
+
+@pytest.mark.parametrize("how", ["msgpack", "npz", "safetensors", "jax", "numpy", "frozen"])
+def test_trees_of_flax_are_read_as_they_are(how, tmp_path):
+    """In Linen's names and layout, running statistics included; the dense layer reads a flattened map."""
+    gradient, variables = flax_trees(Net())
+    files = written(tmp_path / "g", gradient, how), written(tmp_path / "w", variables, how)
+    assert gap(loaded(files)) < 1e-6
+
+
+@pytest.mark.slow
+def test_trees_of_flax_of_other_models(tmp_path):
+    """Attention, whose layers are over several axes; and a network of jaxleak's."""
+    for model in (ViT(), jaxleak.build_model("lenet", CLASSES)):
+        gradient, variables = flax_trees(model)
+        files = written(tmp_path / "g", gradient, "msgpack"), written(tmp_path / "w", variables["params"], "jax")
+        assert gap(loaded(files, model)) < 1e-6
+
+
+def test_checkpoints_and_leaves_of_flax(tmp_path):
+    gradient, variables = flax_trees(Net())
+    state = {**variables, "step": 3, "opt_state": {"0": {"trace": gradient}}}
+    files = tmp_path / "leaves.pkl", written(tmp_path / "state", state, "msgpack")
+    files[0].write_bytes(pickle.dumps(jax.tree.leaves(gradient)))
+    assert "`weights` are params of state; it also holds step, opt_state." in said(loaded, files)
+    assert gap(loaded(files)) < 1e-6
+    wrong = written(tmp_path / "g", jax.tree.map(lambda leaf: leaf[..., None], gradient), "msgpack")
+    assert "`update` does not fit the model: conv.bias is [8, 1], not [8]" in refused(loaded, (wrong, files[1]))
+    wrong = written(tmp_path / "g", jax.tree.map(lambda leaf: jnp.ones((3,) * leaf.ndim), gradient), "msgpack")
+    assert "mid.kernel is [3, 3], not [128, 8]" in refused(loaded, (wrong, files[1]))
+
+
+def test_networks_of_flax_before_and_after(tmp_path):
+    gradient, variables = flax_trees(Net())
+    params = jax.tree.map(lambda p, g: p - 0.5 * g, variables["params"], gradient)
+    statistics = jax.tree.map(lambda leaf: leaf + 1, variables["batch_stats"])
+    before = written(tmp_path / "before", variables, "npz")
+    after = written(tmp_path / "after", {"params": params, "batch_stats": statistics}, "msgpack")
+    victim = load_update(before=before, after=after, model=Net(), image_shape=SHAPE, client=Client(steps=1, lr=0.5))
+    assert gap(victim) < 1e-4  # a difference of float32
+    assert moved_statistics(after, before)
+    assert not moved_statistics(before, before)
+
+
+@pytest.mark.parametrize("change", ["state", pytest.param("dict", marks=pytest.mark.slow)])
+def test_states_of_nnx_are_read(change, tmp_path):
+    class NNXNet(nnx.Module):
+        def __init__(self, *, rngs):
+            self.layers = nnx.List([nnx.Conv(3, 4, (4, 4), 4, rngs=rngs)])
+            self.fc = nnx.Linear(64, CLASSES, rngs=rngs)
+
+        def __call__(self, x):
+            return self.fc(jax.nn.sigmoid(self.layers[0](x)).reshape(len(x), -1))
+
+    module = NNXNet(rngs=nnx.Rngs(0))
+
+    def loss(module):
+        return -jax.nn.log_softmax(module(jnp.asarray(IMAGE)))[0, LABEL]
+
+    for name, tree in (("g", nnx.grad(loss)(module)), ("w", nnx.state(module, nnx.Param))):
+        (tmp_path / name).write_bytes(pickle.dumps(tree if change == "state" else nnx.to_pure_dict(tree)))
+    assert said(read_tensors, tmp_path / "w") == []
+    assert gap(loaded((tmp_path / "g", tmp_path / "w"), NNXNet)) < 1e-6
+
+
+def test_wide_numbers_of_flax(tmp_path):
+    kernel = jnp.asarray([[0.1, -2.5]], jnp.bfloat16)
+    for how in ("msgpack", "jax", "numpy"):
+        read = read_tensors(written(tmp_path / "w", {"fc": {"kernel": kernel}}, how)).tensors["fc.kernel"]
+        assert read.dtype == np.float32
+        np.testing.assert_array_equal(read, np.asarray(kernel, np.float32))
+
+
+def test_msgpack_that_is_broken_or_hostile(tmp_path):
+    content = flax.serialization.to_bytes({"fc": {"kernel": np.ones((2, 2), np.float32)}})
+    objects = content.replace(b"float32", b"object0")
+    for broken in (content[:-3], content[:20], b"\x81", content.replace(b"float32", b"nothing"), objects):
+        (tmp_path / "w").write_bytes(broken)
+        assert "no msgpack of flax.serialization" in refused(read_tensors, tmp_path / "w")
+
+
+def test_weights_of_a_module_of_ones_own_go_through_files(tmp_path):
+    """Given as it is, not adapted: its dense layer reads a flattened map, which torch flattens in another order."""
+    gradient, variables = flax_trees(Net())
+    jaxleak.save_weights(tmp_path / "w", Net(), variables["params"], SHAPE, variables["batch_stats"])
+    jaxleak.save_weights(tmp_path / "g", Net(), gradient, SHAPE)
+    assert gap(loaded((tmp_path / "g", tmp_path / "w"))) < 1e-6
+    read = load_variables(tmp_path / "w", Net(), SHAPE)
+    assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), dict(read), dict(variables)))

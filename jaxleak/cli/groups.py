@@ -82,9 +82,10 @@ class UpdateHere:
     """Run directory; in it audit.html (a page to hand on), report.json, best.npz (images in [0, 1]) and best.png."""
     update: File = None
     """File of the gradient (or, with --client-steps, of w_0 - w_K), named as in torch's state_dict: safetensors, .npz,
-    or what torch.save wrote (.pt, .pth, .bin), of which nothing is run; FILE:PART is one part of a checkpoint."""
+    or what torch.save wrote (.pt, .pth, .bin), of which nothing is run; FILE:PART is one part of a checkpoint. Also a
+    tree of Flax, in msgpack or .npz."""
     weights: File = None
-    """File of the network before it, in torch's names and layout, of the same kinds."""
+    """File of the network before it, in torch's names and layout or Flax's, of the same kinds."""
     before: File = None
     """Instead of --update and --weights: the network before the client's local steps (--client-steps, or one)."""
     after: File = None
@@ -248,8 +249,8 @@ class NetworkFlags(ModelFlags):
     network_seed: int = 0
     """Seed from which the networks are drawn."""
     weights: File = None
-    """Weights of the network instead of drawn ones: a file in torch's names and layout, safetensors, .npz or of
-    torch.save (with --network shared)."""
+    """Weights of the network instead of drawn ones: a file of torch or Flax: safetensors, .npz, torch.save or
+    msgpack (with --network shared)."""
     trained_steps: int = 0
     """Steps that the network is trained for before the update."""
     train_optimizer: str = "adam"

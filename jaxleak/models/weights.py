@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from jaxleak.errors import InputError
 from jaxleak.models.files import Stored, read_tensors
-from jaxleak.models.files.names import COUNTER, fit_names, without_aliases
+from jaxleak.models.files.flax_trees import is_linen
+from jaxleak.models.files.names import COUNTER, fit_names, from_linen, without_aliases
 from jaxleak.models.files.read import listed
 
 Params = dict[str, Any]
@@ -187,9 +189,23 @@ def named_for(
         raise InputError(f"`{what}` must have names, as in a state_dict(); the file is a list of tensors.")
     known = known_names(model, image_shape)
     here = head_name(model)
+    if is_linen(stored.tensors, known):
+        stored = _from_linen(what, stored, model, image_shape)
     fitted = fit_names(what, stored, known, (".".join(getattr(model, "head", ())) or here, here))
     single, groups = without_aliases(what, fitted, known, tied)
     return single.tensors, groups
+
+
+def _from_linen(what: str, stored: Stored, model, image_shape: tuple[int, int, int]) -> Stored:
+    layout, own = _layout(model, image_shape), getattr(model, "own_path", lambda path: path)
+    known = _known(model, image_shape, _expected(model, image_shape, layout))
+    here = {".".join(own(path[1:]) if path[0] == "params" else path[1:]): name for name, (path, *_) in known.items()}
+    shapes = {name: known[torch_name].shape for name, torch_name in here.items()}
+
+    def turned(name: str, tensor: np.ndarray) -> tuple[str, np.ndarray]:
+        return here[name], _torch_layout(layout, known[here[name]].path, tensor)
+
+    return from_linen(what, stored, shapes, turned)
 
 
 def update_from_torch(model, state: dict[str, np.ndarray], image_shape: tuple[int, int, int]) -> Params:
@@ -361,6 +377,7 @@ def load_weights(path: str | Path, model, image_shape: tuple[int, int, int]) -> 
         >>> jaxleak.load_weights("weights.safetensors", model, (8, 8, 1))["dense1"]["kernel"].shape
         (64, 16)
     """
+    model = _as_own(model, image_shape)
     return from_torch(model, _named_file(path, model, image_shape), image_shape)
 
 
@@ -369,13 +386,23 @@ def load_variables(path: str | Path, model, image_shape: tuple[int, int, int]) -
 
     Args:
         path: a safetensors file, an `.npz`, or what `torch.save` wrote, of which nothing is run; see `read_tensors`.
-        model: see `to_torch`.
+        model: see `to_torch`; or a module of one's own.
         image_shape: height, width, channels of its input.
 
     Raises:
         InputError: no such file, not such a file, or tensors that do not fit the model; or `check_layout`.
     """
+    model = _as_own(model, image_shape)
     return variables_from_torch(model, _named_file(path, model, image_shape), image_shape)
+
+
+def _as_own(model, image_shape: tuple[int, int, int]) -> Any:
+    """A module of one's own as one that says its layout, its parameters as they are; others as they are."""
+    if type(model).__module__.startswith("jaxleak.models."):
+        return model
+    from jaxleak.models.own.adapt import with_head
+
+    return replace(with_head(model, image_shape), head=())
 
 
 def _named_file(path: str | Path, model, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
@@ -405,5 +432,6 @@ def save_weights(
     """
     from safetensors.numpy import save_file
 
+    model = _as_own(model, image_shape)
     check_layout(model, image_shape)
     save_file(to_torch(model, params, image_shape, batch_stats), path)

@@ -17,6 +17,7 @@ from jaxleak.data import load_dataset
 from jaxleak.errors import InputError, check_positive, check_type, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.files import read_tensors
+from jaxleak.models.files.flax_trees import steps_of
 from jaxleak.models.files.names import WRAPPERS, in_order
 from jaxleak.models.files.read import KIND
 from jaxleak.models.own import AdaptedModel, adapt_model
@@ -314,10 +315,11 @@ def moved_statistics(update: str | Path, before: str | Path | None = None) -> bo
 
 def _statistics(tensors: Tensors) -> Tensors:
     """Running means and variances, under names without those of wrappers."""
+    parts = {name: steps_of(name) for name in tensors}
     return {
-        ".".join(part for part in name.split(".") if part not in WRAPPERS): tensor
+        ".".join(part for part in parts[name] if part not in WRAPPERS): tensor
         for name, tensor in tensors.items()
-        if name.endswith(STATISTICS[:2])
+        if name.endswith(STATISTICS[:2]) or "batch_stats" in parts[name]
     }
 
 

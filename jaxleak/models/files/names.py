@@ -1,7 +1,7 @@
 """Names and tensors of a PyTorch file as a model has them."""
 
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 from typing import Any
@@ -10,6 +10,7 @@ import numpy as np
 
 from jaxleak.errors import InputError
 from jaxleak.models.files.dialects import translated
+from jaxleak.models.files.flax_trees import is_linen, leaf_order, without_collections
 from jaxleak.models.files.read import Stored, listed, renamed
 
 # What wraps a module, and puts its name before the names of the module's parts: DataParallel, torch.compile, Opacus,
@@ -46,7 +47,7 @@ def fit_names(what: str, stored: Stored, known: Mapping[str, Sequence[str]], hea
     """
     in_file, here = head
     spoken = set(known) | {in_file + name.removeprefix(here) for name in known if name.startswith(f"{here}.")}
-    stored = translated(what, _without_prefixes(what, stored, spoken), spoken, WRAPPERS)
+    stored = translated(what, without_prefixes(what, stored, spoken), spoken, WRAPPERS)
     names = {}
     if in_file and in_file != here and not any(f"{here}.{kind}" in stored.tensors for kind in ("weight", "bias")):
         start = f"{in_file}."
@@ -59,7 +60,8 @@ def fit_names(what: str, stored: Stored, known: Mapping[str, Sequence[str]], hea
     return _split_attention(renamed(stored, names), known)
 
 
-def _without_prefixes(what: str, stored: Stored, known: Iterable[str]) -> Stored:
+def without_prefixes(what: str, stored: Stored, known: Iterable[str]) -> Stored:
+    """The tensors without prefixes of wrappers or of all names, where `known` then has more of the names."""
     known, parts = set(known), {name: tuple(name.split(".")) for name in stored.tensors}
     best, left_out, most = None, "", len(known & set(stored.tensors))
     for wrappers in ((), WRAPPERS):
@@ -151,6 +153,41 @@ def without_aliases(
     return replace(stored, tensors={name: tensors[name] for name in tensors if name not in buffers}), groups
 
 
+def from_linen(
+    what: str,
+    stored: Stored,
+    shapes: Mapping[str, Sequence[int]],
+    turned: Callable[[str, np.ndarray], tuple[str, np.ndarray]],
+) -> Stored:
+    """The tensors of a tree of Flax under torch's names and in its layout.
+
+    Args:
+        what: "weights" or "update", for messages.
+        stored: the file.
+        shapes: names of the model in Flax, joined by dots and without collections, and shapes.
+        turned: gives the name and the tensor as torch has them.
+
+    Raises:
+        InputError: a tensor is of another shape than the model's.
+    """
+    bare = {name: without_collections(name) for name in stored.tensors}
+    stored = without_prefixes(what, renamed(stored, bare), shapes)
+    tensors, wrong = {}, []
+    for name, tensor in stored.tensors.items():
+        fits = name in shapes and tensor.ndim == len(shapes[name])
+        try:
+            here, there = turned(name, tensor) if fits else (name, tensor)
+        except ValueError:  # what the layer reads has another size; the head may have any number of outputs here
+            fits = False
+        if name in shapes and not fits:
+            wrong.append(f"{name} is {list(tensor.shape)}, not {list(shapes[name])}")
+        else:
+            tensors[here] = there
+    if wrong:
+        raise InputError(f"`{what}` do{'es' if what == 'update' else ''} not fit the model: {listed(wrong)}.")
+    return replace(stored, tensors=tensors)
+
+
 def in_order(update: Stored, weights: Stored) -> Stored:
     """A list of gradients under the names of the weights' parameters, in their order.
 
@@ -161,7 +198,8 @@ def in_order(update: Stored, weights: Stored) -> Stored:
     Raises:
         InputError: the order is not known, or counts or shapes do not fit it.
     """
-    if not weights.named or not weights.ordered:
+    linen = is_linen(weights.tensors, ())
+    if not weights.named or not (weights.ordered or linen):
         raise InputError(
             f"`update` is a list of {len(update.tensors)} tensors without names, and the weights' file does not keep "
             "their order; save the weights as torch.save(model.state_dict(), FILE), or the update with names."
@@ -170,6 +208,7 @@ def in_order(update: Stored, weights: Stored) -> Stored:
     parameters = [name for name in floats if not name.endswith(("running_mean", "running_var"))]
     aliases = {name for group in weights.tied for name in group[1:]}
     orders = [[name for name in parameters if name not in aliases], parameters, floats, list(weights.tensors)]
+    orders = [leaf_order(floats)] if linen else orders
     problem = ""
     places = {int(name.removeprefix("arr_")): tensor for name, tensor in update.tensors.items()}
     for order in orders:

@@ -146,12 +146,13 @@ class _Dtype:
     """numpy's description of a type."""
 
     def __init__(self, text: Any, *args):
-        self.dtype = np.dtype(text)
-        if self.dtype.kind not in "fiub":
+        self.dtype = text.dtype if isinstance(text, _Type) else np.dtype(text)
+        if self.dtype.kind not in "fiub" and not isinstance(text, _Type):
             raise ValueError(f"an array of {self.dtype}")
 
     def __setstate__(self, state: Any) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+        if self.dtype.kind in "fiub":
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Reader(pickle.Unpickler):
@@ -168,7 +169,11 @@ class _Reader(pickle.Unpickler):
             return frozenset if name == "frozenset" else set
         if (module, name) == ("torch", "Size"):
             return tuple
-        if module in ("torch", "torch.storage") and name in TYPES:
+        if (module, name) == ("flax.core.frozen_dict", "FrozenDict"):
+            return self._first
+        if module.partition(".")[0] in ("jax", "jaxlib") and name == "_reconstruct_array":
+            return self._of_jax
+        if module in ("torch", "torch.storage", "ml_dtypes") and name in TYPES:
             return _Type(np.dtype(TYPES[name]))
         if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor", "_rebuild_tensor_v3"):
             return self._tensor_of_type if name.endswith("3") else self._tensor
@@ -186,7 +191,7 @@ class _Reader(pickle.Unpickler):
             return type("Dtype", (_Dtype,), {})
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return self._from_buffer
-        if module.partition(".")[0] != "numpy":
+        if module.partition(".")[0] != "numpy" and not module.startswith("flax.nnx."):
             self._unknown[f"{module}.{name}"] = None
         # One of its own: a pickle may set attributes of what it names.
         return type("Unknown", (Unknown,), {"origin": f"{module}.{name}"})
@@ -195,6 +200,8 @@ class _Reader(pickle.Unpickler):
         if pid[0] == "module":
             return pid[1]  # a class, with its source
         kind, stored, key, _, count, *view = pid
+        if isinstance(stored, type) and stored.__name__ == "Unknown":
+            return stored()  # of quantised numbers, which their tensor is refused for
         if kind != "storage" or any(view) or not isinstance(stored, _Type):
             raise ValueError("a part of it is no storage of numbers")
         return self._storage(str(key), stored.dtype, int(count))
@@ -210,6 +217,12 @@ class _Reader(pickle.Unpickler):
 
     def _of_class(self, build, kind, args, state) -> Any:
         return build(*args)
+
+    def _of_jax(self, build, args, state, *rest) -> Any:
+        array = build(*args)
+        if isinstance(array, Array):
+            array.__setstate__(state)
+        return array
 
     def _nested(self, content) -> Any:
         return _load(io.BytesIO(content), self._unknown)

@@ -12,6 +12,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxleak.errors import InputError, check_file, check_type
+from jaxleak.models.files.flax_trees import COLLECTIONS, begins_msgpack, flat_tree, from_msgpack, without_states
 from jaxleak.models.files.pickled import Array, Lazy, Unknown, load_pickled
 
 KIND = "a file of tensors (safetensors, .npz, torch.save)"
@@ -35,7 +36,7 @@ UPDATES = (
     *("grads", "gradients", "grad", "gradient", "update", "updates", "delta", "diff", "difference"),
     *("grad_dict", "named_grads"),
 )
-NOT_WEIGHTS = ("optim", "sched", "scaler")
+NOT_WEIGHTS = ("optim", "opt_state", "sched", "scaler")
 LISTED = 6
 
 
@@ -79,11 +80,11 @@ def read_tensors(path: str | Path, what: str = "weights") -> Stored:
             start = opened.read(9)
         if start[8:9] == b"{" and start[:4] != b"PK\x03\x04":
             return _of_safetensors(file)
-        value, unknown = _opened(file)
-        return _taken(what, file, part, value, unknown)
+        value, unknown = (from_msgpack(file.read_bytes()), []) if begins_msgpack(start) else _opened(file)
+        return _taken(what, file, part, without_states(value), unknown)
     except InputError:
         raise
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, KeyError, RecursionError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"`{what}` must be {KIND}; {str(file)!r} cannot be read: {reason}.") from error
 
@@ -146,7 +147,8 @@ def _taken(what: str, file: Path, part: str, value: Any, unknown: list[str]) -> 
     if wrong:
         raise InputError(f"`{what}` {str(file)!r}: {listed(wrong)} is no dense tensor; save it by to_dense().")
     if path:
-        others = [str(name) for name in value if str(name) != path[0]] if isinstance(value, Mapping) else []
+        read = COLLECTIONS if path == ("params",) else path[:1]
+        others = [str(name) for name in value if str(name) not in read] if isinstance(value, Mapping) else []
         beside = f"; it also holds {listed(others)}" if others else ""
         warnings.warn(f"`{what}` are {'/'.join(path)} of {file.name}{beside}.", stacklevel=2)
     if unknown and not _is_module(value):
@@ -166,6 +168,11 @@ def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
     if _is_module(value):
         yield path, _state_dict(value.state)
         return
+    tree = flat_tree(value, _is_tensor)
+    if tree:
+        inside = isinstance(value.get("params"), Mapping) and set(value) - set(COLLECTIONS)
+        yield (*path, "params") if inside else path, tree
+        value = {name: entry for name, entry in value.items() if name not in COLLECTIONS} if inside else {}
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
             return  # an optimiser's state

@@ -69,7 +69,7 @@ class AdaptedModel:
         for path, kept in self.tied:
             turned = (path[-1] == "kernel") != (kept[-1] == "kernel")  # as of an embedding, which is no kernel
             leaves[path] = leaves[kept].T if turned else leaves[kept]
-        return unflatten_dict({self._own_path(path): leaf for path, leaf in leaves.items()})
+        return unflatten_dict({self.own_path(path): leaf for path, leaf in leaves.items()})
 
     def path_in_params(self, path: Path) -> Path:
         """Path in the tree with "head" of what the model has at `path`; another "head" becomes "head_"."""
@@ -77,7 +77,8 @@ class AdaptedModel:
             return ("head", *path[len(self.head) :])
         return (f"{path[0]}_", *path[1:]) if path and self._named_head(path[0]) else path
 
-    def _own_path(self, path: Path) -> Path:
+    def own_path(self, path: Path) -> Path:
+        """The inverse of `path_in_params`."""
         if self.head and path[0] == "head":
             return (*self.head, *path[1:])
         return (path[0][:-1], *path[1:]) if self._named_head(path[0][:-1]) else path
