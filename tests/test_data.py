@@ -604,6 +604,20 @@ def test_a_part_of_an_npz_that_is_no_array(tmp_path):
     assert "(labels in it is no array)" in fails(tmp_path / "a.npz")
 
 
+def test_classes_in_a_column_are_classes(tmp_path):
+    """As Keras's data sets have them."""
+    np.savez(tmp_path / "a.npz", images=np.zeros((3, 4, 4, 3), np.uint8), labels=[[6], [0], [9]])
+    data = load_dataset(tmp_path / "a.npz")
+    assert data.images(range(3))[1].tolist() == [6, 0, 9]
+    assert len(data.class_names) == 10
+
+
+def test_one_picture_is_told_to_go_into_a_folder(tmp_path):
+    Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"a.png' is one picture; give a folder that holds it"):
+        load_dataset(tmp_path / "a.png")
+
+
 def test_in_an_array_without_labels_each_picture_is_a_class(tmp_path):
     np.save(tmp_path / "a.npy", GOOD)
     own = load_dataset(tmp_path / "a.npy")

@@ -4,6 +4,7 @@ import argparse
 import os
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from flax.traverse_util import flatten_dict
+from jax.flatten_util import ravel_pytree
 from safetensors.numpy import save_file
 
 import jaxleak
@@ -901,3 +903,129 @@ def test_weights_of_a_module_of_ones_own_go_through_files(tmp_path):
     assert gap(loaded((tmp_path / "g", tmp_path / "w"))) < 1e-6
     read = load_variables(tmp_path / "w", Net(), SHAPE)
     assert jax.tree.all(jax.tree.map(lambda a, b: np.array_equal(a, b), dict(read), dict(variables)))
+
+
+# --- what else people have ---
+
+
+@pytest.fixture
+def both(tmp_path):
+    """A network, its gradients and the file of its weights."""
+    net = torch_net()
+    return net, gradients(net), write(tmp_path / "w.pt", net.state_dict())
+
+
+def test_gradients_without_names_or_in_other_containers(both, tmp_path):
+    net, update, weights = both
+    vector = torch.nn.utils.parameters_to_vector(update.values())
+    contents = {
+        "numbered": dict(enumerate(update.values())),
+        "numbered as text": {str(place): tensor for place, tensor in enumerate(update.values())},
+        "pairs": list(update.items()),
+        "vector": vector,
+        "vector in a dict": {"grad": vector},
+        "vector in a row": vector[None],
+    }
+    for content in contents.values():
+        assert gap(loaded((write(tmp_path / "g.pt", content), weights))) < 1e-6
+    np.save(tmp_path / "g.npy", vector.numpy())
+    assert gap(loaded((tmp_path / "g.npy", weights))) < 1e-6
+    short = write(tmp_path / "g.pt", vector[1:])
+    assert f"`update` is one vector of {len(vector) - 1} numbers, and the weights have" in refused(
+        loaded, (short, weights)
+    )
+    lists = write(tmp_path / "l.pt", list(net.state_dict().values()))
+    assert "`weights` must have names" in refused(loaded, (short, lists))
+    assert "dict(zip(model.state_dict(), LIST))" in refused(loaded, (weights, lists))
+    clients = write(tmp_path / "c.pt", {0: update, 1: update})
+    assert "several sets of tensors: 0, 1" in refused(loaded, (clients, weights))
+    assert gap(loaded((f"{clients}:1", weights))) < 1e-6
+    steps = torch.optim.Adam(net.parameters())
+    steps.step()
+    assert "it holds state (dict), param_groups (list)" in refused(
+        loaded, (write(tmp_path / "g.pt", steps.state_dict()), weights)
+    )
+
+
+def test_vectors_of_flax(tmp_path):
+    gradient, variables = flax_trees(Net())
+    np.save(tmp_path / "g.npy", ravel_pytree(gradient)[0])
+    assert gap(loaded((tmp_path / "g.npy", written(tmp_path / "w", variables, "safetensors")))) < 1e-6
+
+
+def test_a_network_among_other_modules(both, tmp_path):
+    """As in a checkpoint of Lightning, whose loss and metrics have tensors too; and beside its average."""
+    net, update, _ = both
+    state = {f"model.{name}": tensor for name, tensor in net.state_dict().items()}
+    more = {"criterion.weight": torch.ones(CLASSES), "accuracy.total": torch.tensor(3.0)}
+    files = write(tmp_path / "g.pt", update), write(tmp_path / "l.ckpt", {"state_dict": {**state, **more}})
+    assert "`weights`: names are read without model.; criterion.weight, accuracy.total left out" in said(loaded, files)
+    assert gap(loaded(files)) < 1e-6
+    average = {f"ema.{name}": torch.zeros_like(tensor) for name, tensor in state.items()}
+    files = files[0], write(tmp_path / "l.ckpt", {"state_dict": {**state, **average}})
+    assert "the model's names are in each of model, ema.model; name one after a colon, as in FILE:model." in refused(
+        loaded, files
+    )
+    assert gap(loaded((files[0], f"{files[1]}:model"))) < 1e-6
+    assert "has no one part 'none'" in refused(loaded, (files[0], f"{files[1]}:none"))
+
+
+def test_what_does_not_fit_says_how_to_mend_it(both, tmp_path):
+    net, update, weights = both
+    gradient, path = write(tmp_path / "g.pt", update), tmp_path / "a.pt"
+    write(path, dict(net.named_parameters()))
+    assert "Save all of state_dict(), which has them" in refused(loaded, (gradient, path))
+    write(path, {name: torch.stack([tensor, tensor]) for name, tensor in update.items()})
+    assert "one axis more, as of a gradient for each image" in refused(loaded, (path, weights))
+    write(path, net.state_dict())
+    assert "is the weights, number for number" in refused(loaded, (path, weights))
+    torch.nn.utils.parametrizations.weight_norm(net.fc)
+    write(path, net.state_dict())
+    assert "leave that out (remove_parametrizations" in refused(loaded, (gradient, path))
+
+
+def test_quantised_tensors_are_named(both, tmp_path):
+    _, update, weights = both
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will drop them
+        update["mid.weight"] = torch.quantize_per_tensor(update["mid.weight"], 0.1, 0, torch.qint8)
+        path = write(tmp_path / "g.pt", update)
+    text = refused(loaded, (path, weights))
+    assert "mid.weight (torch._utils._rebuild_qtensor) is no dense tensor; save it by dequantize()" in text
+
+
+@pytest.mark.parametrize(
+    ("start", "text"),
+    [
+        (b"\x89HDF\r\n\x1a\n", "it is HDF5; read it by h5py or Keras"),
+        (b"\x1f\x8b\x08", "it is compressed by gzip; unpack it first"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "a pointer of Git LFS, not the file"),
+        (b"<!DOCTYPE html>", "it is a web page"),
+        (b'{"w": 1}', "it is text (JSON)"),
+        (b"", "it is empty"),
+    ],
+)
+def test_files_of_other_kinds_are_named(start, text, tmp_path):
+    (tmp_path / "w").write_bytes(start)
+    assert text in refused(read_tensors, tmp_path / "w")
+
+
+def test_folders_and_archives_of_other_kinds_are_named(tmp_path):
+    for name, text in (("_METADATA", "a checkpoint of Orbax; restore it"), (".metadata", "dcp_to_torch FOLDER FILE")):
+        folder = tmp_path / f"folder{name}"
+        folder.mkdir()
+        (folder / name).touch()
+        assert text in refused(read_tensors, folder)
+    assert f"{str(tmp_path)!r} is a directory" in refused(read_tensors, tmp_path)
+    for name, text in (("w.pt", "an archive of files (w.pt); unpack"), ("model.weights.h5", "a model of Keras")):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr(name, b"")
+        assert text in refused(read_tensors, tmp_path / "a.zip")
+    np.save(tmp_path / "a.npy", np.array({"w": 1}), allow_pickle=True)
+    assert "it holds Python objects; save arrays" in refused(read_tensors, tmp_path / "a.npy")
+
+
+def test_an_object_that_holds_itself_is_refused(tmp_path):
+    content = {"w": torch.ones(2)}
+    content["again"] = content
+    assert "cannot be read: maximum recursion" in refused(read_tensors, write(tmp_path / "a.pt", content))

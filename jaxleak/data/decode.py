@@ -30,6 +30,17 @@ def open_picture(file: Path) -> Any:
         raise InputError(f"`dataset` holds {str(file)!r}, which is {problem}; remove it.") from None
 
 
+def is_picture(file: Path) -> bool:
+    """True for a file that Pillow knows, of which nothing but the header is read."""
+    from PIL import Image
+
+    try:
+        with Image.open(file):
+            return True
+    except Exception:  # Pillow raises a dozen types
+        return False
+
+
 def is_deep(image: Any) -> bool:
     """True for an opened picture of more than 8 bits a channel, of which nothing but the header is read."""
     return image.mode.startswith(("I", "F")) or _raw_mode(image) is not None

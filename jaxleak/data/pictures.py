@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxleak.data.dataset import Dataset, in_memory
-from jaxleak.data.decode import decode, fitted, is_deep, one_line, open_picture, read_picture
+from jaxleak.data.decode import decode, fitted, is_deep, is_picture, one_line, open_picture, read_picture
 from jaxleak.errors import InputError, check_choice, check_file
 
 Sides = tuple[int, int] | None
@@ -123,6 +123,8 @@ def _visible(folder: Path) -> list[Path]:
 def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_max: float | None) -> Dataset:
     check_choice("split", split or "all", ["all"])
     check_file("dataset", file, "a folder of pictures or an .npz file")
+    if is_picture(file):
+        raise InputError(f"`dataset` {name!r} is one picture; give a folder that holds it.")
     try:
         archive = np.load(file, allow_pickle=False)
         if isinstance(archive, np.ndarray):
@@ -145,6 +147,8 @@ def load_arrays(name: str, file: Path, split: str | None, sides: Sides, pixel_ma
         raise InputError(f"`dataset` {name!r} must hold arrays `images` (or `pixels`) and `labels`; it has {held}.")
     if pixels.ndim == 3 and pixels.shape[-1] > 3:
         pixels = pixels[..., None]
+    if labels.ndim == 2 and labels.shape[1] == 1 and labels.dtype.kind in "iu" and labels.size and labels.max() > 1:
+        labels = labels[:, 0]  # classes in a column, as Keras has them
     vectors = None
     if labels.ndim == 2 or "targets" in arrays:  # a yes or no for each output, or numbers
         vectors = _vectors(name, arrays.get("targets", labels), pixels)

@@ -15,8 +15,8 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxleak.errors import InputError
 from jaxleak.models.files import Stored, read_tensors
 from jaxleak.models.files.flax_trees import is_linen
-from jaxleak.models.files.names import COUNTER, fit_names, from_linen, without_aliases
-from jaxleak.models.files.read import listed
+from jaxleak.models.files.kinds import listed
+from jaxleak.models.files.names import COUNTER, UNNAMED, advice, fit_names, from_linen, without_aliases
 
 Params = dict[str, Any]
 Variables = dict[str, dict[str, Any]]
@@ -186,7 +186,7 @@ def named_for(
         InputError: a file without names, or names of one tensor for different ones.
     """
     if not stored.named:
-        raise InputError(f"`{what}` must have names, as in a state_dict(); the file is a list of tensors.")
+        raise InputError(f"`{what}` {UNNAMED}")
     known = known_names(model, image_shape)
     here = head_name(model)
     if is_linen(stored.tensors, known):
@@ -334,6 +334,7 @@ def _expected(model, image_shape: tuple[int, int, int], layout: Layout | None = 
 
 def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected], known: dict[str, Expected]) -> None:
     problems = [f"missing {name}" for name in needed if name not in state]
+    shapes = {name: tensor.torch_shape for name, tensor in needed.items()}
     for name, tensor in state.items():
         statistic = name.removesuffix(COUNTER) + TENSOR_NAMES["mean"] if name.endswith(COUNTER) else name
         if statistic not in known:
@@ -345,7 +346,7 @@ def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected]
     if problems:
         raise InputError(
             f"`{what}` do{'es' if what == 'update' else ''} not fit {_name(model)}{_classes(model)} on "
-            f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}."
+            f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}.{advice(what, state, shapes)}"
         )
 
 

@@ -18,7 +18,7 @@ from jaxleak.errors import InputError, check_positive, check_type, naming
 from jaxleak.kernels.precision import dtype
 from jaxleak.models.files import read_tensors
 from jaxleak.models.files.flax_trees import steps_of
-from jaxleak.models.files.names import WRAPPERS, in_order
+from jaxleak.models.files.names import WRAPPERS, in_order, is_vector
 from jaxleak.models.files.read import KIND
 from jaxleak.models.own import AdaptedModel, adapt_model
 from jaxleak.models.own.adapt import with_head
@@ -214,7 +214,7 @@ def _files(model: Any, image_shape, first: Any, second: Any, *, difference: bool
     """
     words = ("before", "after") if difference else ("weights", "update")
     before, shared = (read_tensors(file, word) for file, word in zip((first, second), words, strict=True))
-    if not shared.named and not difference:
+    if not difference and (not shared.named or is_vector(shared, before)):
         shared = in_order(shared, before)
     weights, groups = named_for(words[0], before, model, image_shape)
     tied = _ties(model, image_shape, groups)
@@ -269,6 +269,11 @@ def _check_moved(update: Any, params: Any) -> None:
     pairs = [(np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs if np.any(a)]
     size = sum(float(np.sum(b**2)) for _, b in pairs)
     apart = sum(float(np.sum((a - b) ** 2)) for a, b in pairs)
+    if size and not apart:
+        raise InputError(
+            "`update` is the weights, number for number. torch.save of a network keeps no gradients: save "
+            "{name: p.grad for name, p in model.named_parameters()}."
+        )
     if apart < NEAR**2 * size:
         raise InputError(
             f"`update` is nearly the weights ({100 * math.sqrt(apart / size):.2g} % apart): it looks like the network "

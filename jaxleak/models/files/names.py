@@ -11,7 +11,8 @@ import numpy as np
 from jaxleak.errors import InputError
 from jaxleak.models.files.dialects import translated
 from jaxleak.models.files.flax_trees import is_linen, leaf_order, without_collections
-from jaxleak.models.files.read import Stored, listed, renamed
+from jaxleak.models.files.kinds import listed
+from jaxleak.models.files.read import Stored, renamed
 
 # What wraps a module, and puts its name before the names of the module's parts: DataParallel, torch.compile, Opacus,
 # FSDP, checkpointing of activations, Lightning and DeepSpeed.
@@ -31,6 +32,12 @@ SINGLE = {
     **{f"{name}.{kind}": f"out.{kind}" for name in ("out_proj", "proj") for kind in ("weight", "bias")},
 }
 COUNTER = "num_batches_tracked"  # of torch's BatchNorm: its files have it, nothing here uses it
+UNNAMED = (
+    "must have names, as in a state_dict(); the file is a list of tensors. Save dict(zip(model.state_dict(), LIST)), "
+    "where the list has all of them."
+)
+# How torch's modules name what a weight is computed from.
+COMPUTED = ("parametrizations", "weight_g", "weight_v", "weight_orig", "weight_mask")
 
 
 def fit_names(what: str, stored: Stored, known: Mapping[str, Sequence[str]], head: tuple[str, str]) -> Stored:
@@ -75,10 +82,46 @@ def without_prefixes(what: str, stored: Stored, known: Iterable[str]) -> Stored:
                 inside = {part for steps in parts.values() for part in steps} & set(wrappers)
                 said = [*(part for part in wrappers if part in inside), *([".".join(shared[:depth])] if depth else [])]
                 best, left_out, most = names, ", ".join(f"{part}." for part in said), fitting
+    inner = _inner(what, stored, known, most)
+    if inner is not None:
+        return inner
     if best is None:
         return stored
     warnings.warn(f"`{what}`: names are read without {left_out}", stacklevel=2)
     return renamed(stored, best)
+
+
+def _inner(what: str, stored: Stored, known: set[str], most: int) -> Stored | None:
+    """The tensors of a module among others, as in a checkpoint of Lightning; None where none has more of the names.
+
+    Raises:
+        InputError: several have them, as a network and its average.
+    """
+    parts = {name: tuple(part for part in name.split(".") if part not in WRAPPERS) for name in stored.tensors}
+    inside: dict[tuple[str, ...], dict[str, str]] = {}
+    for name, steps in parts.items():
+        for depth in range(1, len(steps)):
+            inside.setdefault(steps[:depth], {})[name] = ".".join(steps[depth:])
+    fitting = {
+        prefix: names
+        for prefix, names in inside.items()
+        if len(known & set(names.values())) > most
+        and len(set(names.values())) == len(names)
+        and all(name in known or name.endswith(COUNTER) for name in names.values())
+    }
+    if not fitting:
+        return None
+    (prefix, names), *others = fitting.items()
+    if others:
+        prefixes = [".".join(steps) for steps in fitting]
+        raise InputError(
+            f"`{what}`: the model's names are in each of {listed(prefixes)}; name one after a colon, as in "
+            f"FILE:{prefixes[0]}."
+        )
+    left_out = listed([name for name in stored.tensors if name not in names])
+    start = ".".join(prefix)
+    warnings.warn(f"`{what}`: names are read without {start}.; {left_out} left out", stacklevel=2)
+    return renamed(replace(stored, tensors={name: stored.tensors[name] for name in names}), names)
 
 
 def _split_attention(stored: Stored, known: Mapping[str, Any]) -> Stored:
@@ -153,6 +196,28 @@ def without_aliases(
     return replace(stored, tensors={name: tensors[name] for name in tensors if name not in buffers}), groups
 
 
+def advice(what: str, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
+    """How to mend a file that does not fit the model's tensors, where that is known; else nothing.
+
+    Args:
+        what: "weights" or "update".
+        state: the file's tensors under torch's names.
+        shapes: of the tensors that the model needs.
+    """
+    missing = [name for name in shapes if name not in state]
+    if any(part in COMPUTED for name in state for part in name.split(".")):
+        return (
+            " The network computes weights from others (weight_norm, spectral_norm, pruning), which is not read: "
+            "leave that out (remove_parametrizations, remove_weight_norm, prune.remove) before the step."
+        )
+    if missing and all(name.endswith(("running_mean", "running_var")) for name in missing):
+        return " Save all of state_dict(), which has them; of Flax batch_stats too."
+    axes = [(state[name].shape, shape) for name, shape in shapes.items() if name in state]
+    if what == "update" and axes and all(there[1:] == shape and len(there) > len(shape) for there, shape in axes):
+        return " There is one axis more, as of a gradient for each image: give one of them, or their mean."
+    return ""
+
+
 def from_linen(
     what: str,
     stored: Stored,
@@ -199,7 +264,9 @@ def in_order(update: Stored, weights: Stored) -> Stored:
         InputError: the order is not known, or counts or shapes do not fit it.
     """
     linen = is_linen(weights.tensors, ())
-    if not weights.named or not (weights.ordered or linen):
+    if not weights.named:
+        raise InputError(f"`weights` {UNNAMED}")
+    if not (weights.ordered or linen):
         raise InputError(
             f"`update` is a list of {len(update.tensors)} tensors without names, and the weights' file does not keep "
             "their order; save the weights as torch.save(model.state_dict(), FILE), or the update with names."
@@ -210,6 +277,9 @@ def in_order(update: Stored, weights: Stored) -> Stored:
     orders = [[name for name in parameters if name not in aliases], parameters, floats, list(weights.tensors)]
     orders = [leaf_order(floats)] if linen else orders
     problem = ""
+    vector = _only_vector(update)
+    if vector is not None:
+        return _cut(vector, [{name: weights.tensors[name] for name in order} for order in orders])
     places = {int(name.removeprefix("arr_")): tensor for name, tensor in update.tensors.items()}
     for order in orders:
         wrong = [
@@ -224,4 +294,30 @@ def in_order(update: Stored, weights: Stored) -> Stored:
     raise InputError(
         f"`update` is a list of {update.length} tensors without names, which does not fit the order of the weights': "
         f"{problem}. Save it with names."
+    )
+
+
+def is_vector(update: Stored, weights: Stored) -> bool:
+    """True for all parameters in one vector, under a name that is no parameter's."""
+    foreign = not any(name in weights.tensors or "." in name for name in update.tensors)
+    return _only_vector(update) is not None and len(weights.tensors) > 1 and foreign
+
+
+def _only_vector(update: Stored) -> np.ndarray | None:
+    tensors = list(update.tensors.values())
+    flat = len(tensors) == 1 and update.length <= 1 and tensors[0].ndim and max(tensors[0].shape) == tensors[0].size
+    return tensors[0].reshape(-1) if flat else None
+
+
+def _cut(vector: np.ndarray, orders: Sequence[Mapping[str, np.ndarray]]) -> Stored:
+    """The parameters whose numbers come one after the other in a vector, as of torch's `parameters_to_vector`."""
+    for parameters in orders:
+        ends = np.cumsum([tensor.size for tensor in parameters.values()])
+        if len(ends) and ends[-1] == vector.size:
+            pieces = zip(parameters.items(), np.split(vector, ends[:-1]), strict=True)
+            return Stored({name: piece.reshape(tensor.shape) for (name, tensor), piece in pieces})
+    counts = sum(tensor.size for tensor in orders[0].values())
+    raise InputError(
+        f"`update` is one vector of {vector.size} numbers, and the weights have {counts} parameters. Give the gradient "
+        "of each parameter under its name."
     )

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxleak.errors import InputError, check_file, check_type
 from jaxleak.models.files.flax_trees import COLLECTIONS, begins_msgpack, flat_tree, from_msgpack, without_states
+from jaxleak.models.files.kinds import check_kind, listed
 from jaxleak.models.files.pickled import Array, Lazy, Unknown, load_pickled
 
 KIND = "a file of tensors (safetensors, .npz, torch.save)"
@@ -37,7 +38,6 @@ UPDATES = (
     *("grad_dict", "named_grads"),
 )
 NOT_WEIGHTS = ("optim", "opt_state", "sched", "scaler")
-LISTED = 6
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,6 +74,7 @@ def read_tensors(path: str | Path, what: str = "weights") -> Stored:
     """
     check_type(what, path, (str, Path), f"the path of {KIND}")
     file, part = _split(path)
+    check_kind(what, file, KIND)
     check_file(what, file, KIND)
     try:
         with open(file, "rb") as opened:
@@ -94,7 +95,7 @@ def _split(path: str | Path) -> tuple[Path, str]:
     with contextlib.suppress(OSError):
         if colon and not Path(path).exists() and Path(file).is_file():
             return Path(file), part
-    return Path(path), ""
+    return Path(path).expanduser(), ""
 
 
 def _of_safetensors(file: Path) -> Stored:
@@ -118,19 +119,26 @@ def _of_safetensors(file: Path) -> Stored:
 
 def _opened(file: Path) -> tuple[Any, list[str]]:
     """What a numpy or torch file holds, and the names in it that were not looked up."""
+    with open(file, "rb") as opened:
+        numpys = opened.read(6) == b"\x93NUMPY"
     with contextlib.suppress(zipfile.BadZipFile), zipfile.ZipFile(file) as archive:
-        if archive.namelist() and all(name.endswith(".npy") for name in archive.namelist()):
-            try:
-                with np.load(file, allow_pickle=False) as arrays:
-                    return {name: arrays[name] for name in arrays.files}, []
-            except ValueError as error:
-                problem = "it holds Python objects; save arrays" if "allow_pickle" in str(error) else str(error)
-                raise ValueError(problem) from error
-    return load_pickled(file)
+        numpys |= bool(archive.namelist()) and all(name.endswith(".npy") for name in archive.namelist())
+    if not numpys:
+        return load_pickled(file)
+    try:
+        loaded: Any = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            return loaded, []
+        with loaded as arrays:
+            return {name: arrays[name] for name in arrays.files}, []
+    except ValueError as error:
+        problem = "it holds Python objects; save arrays, as np.savez(FILE, **dict) does"
+        raise ValueError(problem if "allow_pickle" in str(error) else str(error)) from error
 
 
 def _taken(what: str, file: Path, part: str, value: Any, unknown: list[str]) -> Stored:
     """The tensors of the part that is meant."""
+    value = [value] if _is_tensor(value) else value  # a vector of all parameters
     if not isinstance(value, Mapping | list | tuple) or (isinstance(value, Unknown) and not _is_module(value)):
         raise InputError(f"`{what}` {str(file)!r} holds no dict of tensors, but {_kind(value)}; save a state_dict().")
     path, chosen = _chosen(what, file, part, list(_parts(value)), value)
@@ -145,7 +153,8 @@ def _taken(what: str, file: Path, part: str, value: Any, unknown: list[str]) -> 
         elif isinstance(entry, Unknown) and entry.origin.startswith("torch."):
             wrong.append(f"{name} ({entry.origin})")
     if wrong:
-        raise InputError(f"`{what}` {str(file)!r}: {listed(wrong)} is no dense tensor; save it by to_dense().")
+        cure = "dequantize()" if "qtensor" in wrong[0] else "to_dense()"
+        raise InputError(f"`{what}` {str(file)!r}: {listed(wrong)} is no dense tensor; save it by {cure}.")
     if path:
         read = COLLECTIONS if path == ("params",) else path[:1]
         others = [str(name) for name in value if str(name) not in read] if isinstance(value, Mapping) else []
@@ -153,14 +162,14 @@ def _taken(what: str, file: Path, part: str, value: Any, unknown: list[str]) -> 
         warnings.warn(f"`{what}` are {'/'.join(path)} of {file.name}{beside}.", stacklevel=2)
     if unknown and not _is_module(value):
         warnings.warn(f"`{what}`: {file.name} names {listed(unknown)}: left out, not run.", stacklevel=2)
-    named = isinstance(chosen, Mapping) and not _is_numbered(file, tensors)
+    named = isinstance(chosen, Mapping) and not _is_numbered(tensors)
     tied = tuple(tuple(names) for names in places.values() if len(names) > 1)
     return Stored(tensors, named=named, length=len(chosen), tied=tied if named else ())
 
 
-def _is_numbered(file: Path, tensors: Mapping[str, Any]) -> bool:
-    """True for `np.savez(file, *arrays)`, whose names are arr_0, arr_1 and so on."""
-    return list(tensors) == [f"arr_{number}" for number in range(len(tensors))]
+def _is_numbered(tensors: Mapping[str, Any]) -> bool:
+    """True for names that are places, as those of `np.savez(file, *arrays)`: arr_0, arr_1 and so on."""
+    return list(tensors) in ([f"{word}{number}" for number in range(len(tensors))] for word in ("arr_", ""))
 
 
 def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -173,9 +182,16 @@ def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         inside = isinstance(value.get("params"), Mapping) and set(value) - set(COLLECTIONS)
         yield (*path, "params") if inside else path, tree
         value = {name: entry for name, entry in value.items() if name not in COLLECTIONS} if inside else {}
+    if isinstance(value, list | tuple) and value and all(_is_pair(entry) for entry in value):
+        value = dict(value)  # named_parameters() as a list
     if isinstance(value, Mapping):
         if not all(isinstance(name, str) for name in value):
-            return  # an optimiser's state
+            entries = [value.get(place) for place in range(len(value))]
+            if all(_is_tensor(entry) for entry in entries):
+                yield path, entries
+            if path or list(value) != list(range(len(value))):
+                return  # an optimiser's state
+            value = {str(name): entry for name, entry in value.items() if isinstance(entry, Mapping)}
         tensors = [entry for entry in value.values() if _is_tensor(entry)]
         if any(entry.shape for entry in tensors) or (value and len(tensors) == len(value)):
             yield path, value
@@ -191,6 +207,10 @@ def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
                 yield from _parts(entry, (*path, str(number)))
 
 
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and isinstance(value[0], str) and _is_tensor(value[1])
+
+
 def _chosen(what: str, file: Path, part: str, parts: list, value: Any) -> tuple[tuple[str, ...], Any]:
     """One of the parts, by its name.
 
@@ -200,6 +220,9 @@ def _chosen(what: str, file: Path, part: str, parts: list, value: Any) -> tuple[
     names = ["/".join(path) for path, _ in parts]
     if part:
         meant = [one for one, name in zip(parts, names, strict=True) if part in (name, name.rpartition("/")[2])]
+        if not meant:  # what all names of a module in it begin with
+            inside = [(path, _under(part, tensors)) for path, tensors in parts if isinstance(tensors, Mapping)]
+            meant = [((*path, part), tensors) for path, tensors in inside if tensors]
         if len(meant) != 1:
             raise InputError(f"`{what}` {str(file)!r} has no one part {part!r} of tensors; it has {listed(names)}.")
         return meant[0]
@@ -219,6 +242,11 @@ def _chosen(what: str, file: Path, part: str, parts: list, value: Any) -> tuple[
     entries = value.items() if isinstance(value, Mapping) else enumerate(value)
     held = listed([f"{name} ({_kind(entry)})" for name, entry in entries]) or "nothing"
     raise InputError(f"`{what}` {str(file)!r} holds no dense tensors by name; it holds {held}.")
+
+
+def _under(prefix: str, tensors: Mapping[str, Any]) -> dict[str, Any]:
+    start = f"{prefix}."
+    return {name.removeprefix(start): tensor for name, tensor in tensors.items() if name.startswith(start)}
 
 
 def _kind(value: Any) -> str:
@@ -252,12 +280,6 @@ def _state_dict(state: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         if _is_module(module):
             tensors |= _state_dict(module.state, f"{prefix}{name}.")
     return tensors
-
-
-def listed(names: Any) -> str:
-    """The first names, and how many more there are."""
-    names = [str(name) for name in names]
-    return ", ".join(names[:LISTED]) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def renamed(stored: Stored, names: Mapping[str, str]) -> Stored:
