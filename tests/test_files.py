@@ -1029,3 +1029,70 @@ def test_an_object_that_holds_itself_is_refused(tmp_path):
     content = {"w": torch.ones(2)}
     content["again"] = content
     assert "cannot be read: maximum recursion" in refused(read_tensors, write(tmp_path / "a.pt", content))
+
+
+@pytest.mark.parametrize("channels_first", [False, True])
+def test_signals_fit(channels_first, tmp_path):
+    """One-dimensional convolutions, whose map is read flattened in Linen's order or in torch's."""
+    shape = (1, 16, 6)
+    signal = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+
+    class TorchNet(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = torch.nn.Conv1d(6, 8, 5, 2, padding=2), torch.nn.Linear(64, CLASSES)
+
+        def forward(self, x):
+            return self.fc(torch.sigmoid(self.conv(x[:, :, 0])).flatten(1))
+
+    class SignalNet(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            x = nn.sigmoid(nn.Conv(8, (5,), (2,), padding=2, name="conv")(x[:, 0]))
+            x = x.transpose(0, 2, 1) if channels_first else x
+            return nn.Dense(CLASSES, name="fc")(x.reshape(len(x), -1))
+
+    net = TorchNet()
+    victim = load_update(*saved(tmp_path, net, gradients(net, signal)), SignalNet(), image_shape=shape)
+    assert gap(victim, signal) < 1e-6
+
+
+def test_numbers_of_a_table_fit(tmp_path):
+    shape = (1, 1, 20)
+    record = np.random.default_rng(0).random((1, *shape)).astype(np.float32)
+
+    class TableNet(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(CLASSES, name="1")(x.reshape(len(x), -1))
+
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, CLASSES))
+    victim = load_update(*saved(tmp_path, net, gradients(net, record)), TableNet(), image_shape=shape)
+    assert gap(victim, record) < 1e-6
+
+
+class UnlikeTorch(nn.Module):
+    """Its dense layer reads two maps, and its transposed convolution is none of torch's."""
+
+    classes: int = CLASSES
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.ConvTranspose(4, (2, 2), (2, 2), name="up")(nn.sigmoid(nn.Conv(4, (4, 4), 4, name="conv")(x)))
+        x = x.reshape(len(x), -1)
+        return nn.Dense(self.classes, name="fc")(jnp.concatenate([x, x[:, ::2]], axis=1))
+
+
+def test_files_of_flax_need_not_mean_anything_to_torch(tmp_path):
+    gradient, variables = flax_trees(UnlikeTorch())
+    files = written(tmp_path / "g", gradient, "msgpack"), written(tmp_path / "w", variables, "msgpack")
+    assert gap(loaded(files, UnlikeTorch())) < 1e-6
+    parameters = {"conv.weight": torch.ones(4, 3, 4, 4), "fc.weight": torch.ones(CLASSES, 384)}
+    path = write(tmp_path / "w.pt", parameters)
+    assert "whose weights in torch's layout cannot be told: up, head" in refused(loaded, (path, path), UnlikeTorch())
+
+
+def test_an_image_shape_with_channels_first_is_asked_after(tmp_path):
+    files = saved(tmp_path, torch_net())
+    text = refused(load_update, *files, Net(), image_shape=(3, 16, 16))
+    assert text.endswith("An image's shape is height, width, channels: is it 16 16 3?")

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import jaxleak
 from jaxleak import IDLG, InputError, Sweep
 from jaxleak.models import LeNet
 from jaxleak.models.own.from_file import model_builder
@@ -213,6 +214,21 @@ def test_models_that_are_none(files, tmp_path):
     assert "has no function 'build_model'" in refusal(*given(files, model=tmp_path / "net.py"))
     (tmp_path / "net.py").write_text("import sys\nsys.exit(3)")
     assert "cannot be run: SystemExit: 3" in refusal(*given(files, model=tmp_path / "net.py"))
+
+
+def test_models_in_other_forms(tmp_path):
+    """A class or a module in a file, and what is of another library: refused with a way out, or taken."""
+    (tmp_path / "net.py").write_text("import flax.linen as nn\nclass Net(nn.Dense):\n    pass\nnet = Net(7)\n")
+    with pytest.raises(InputError, match=r"no function 'build_model'; name another after a colon, as net.py:net\."):
+        model_builder(tmp_path / "net.py")
+    assert model_builder(f"{tmp_path / 'net.py'}:net")[1](10).features == 7
+    assert model_builder(f"{tmp_path / 'net.py'}:Net")[1](10).features == 10
+    with pytest.raises(InputError, match=r"must be a Linen module, not its class; give Dense\(\.\.\.\)"):
+        jaxleak.adapt_model(nn.Dense, (8, 8, 1))
+    foreign = type("Net", (), {"__module__": "torch.nn.modules.linear"})
+    for model in (foreign, foreign()):
+        with pytest.raises(InputError, match="`model` is PyTorch's Net; write the same network in Flax"):
+            jaxleak.adapt_model(model, (8, 8, 1))
 
 
 @pytest.mark.parametrize(

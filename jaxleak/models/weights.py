@@ -183,7 +183,7 @@ def named_for(
         tied: names of one tensor, where other weights have told them.
 
     Raises:
-        InputError: a file without names, or names of one tensor for different ones.
+        InputError: a file without names, or names of one tensor for different ones; as `check_layout`.
     """
     if not stored.named:
         raise InputError(f"`{what}` {UNNAMED}")
@@ -191,6 +191,8 @@ def named_for(
     here = head_name(model)
     if is_linen(stored.tensors, known):
         stored = _from_linen(what, stored, model, image_shape)
+    else:
+        check_layout(model, image_shape)
     fitted = fit_names(what, stored, known, (".".join(getattr(model, "head", ())) or here, here))
     single, groups = without_aliases(what, fitted, known, tied)
     return single.tensors, groups
@@ -344,9 +346,10 @@ def _check_fit(what: str, model, state, image_shape, needed: dict[str, Expected]
     if len(problems) > LISTED:
         problems = [*problems[:LISTED], f"and {len(problems) - LISTED} more"]
     if problems:
+        cure = advice(what, state, shapes, image_shape)
         raise InputError(
             f"`{what}` do{'es' if what == 'update' else ''} not fit {_name(model)}{_classes(model)} on "
-            f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}.{advice(what, state, shapes)}"
+            f"{'x'.join(map(str, image_shape))} images: {'; '.join(problems)}.{cure}"
         )
 
 
@@ -407,7 +410,6 @@ def _as_own(model, image_shape: tuple[int, int, int]) -> Any:
 
 
 def _named_file(path: str | Path, model, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-    check_layout(model, image_shape)
     return named_for("weights", read_tensors(path), model, image_shape)[0]
 
 

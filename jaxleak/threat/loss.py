@@ -333,7 +333,8 @@ class OwnLoss(Loss):
             reason = " ".join(str(error).split())[:160]
             raise InputError(
                 f"`loss` {self.title} fails on outputs and targets of shape [2, {outputs}]: {type(error).__name__}: "
-                f"{reason}. It takes jax arrays and returns one number."
+                f"{reason}. It takes jax arrays, outputs and targets [b, k] (one-hot unless its `targets` says "
+                "otherwise), and returns one number."
             ) from error
 
     def value(self, outputs: Float[Array, "b k"], target: Float[Array, "b k"]) -> Float[Array, ""]:

@@ -24,7 +24,6 @@ from jaxleak.models.own import AdaptedModel, adapt_model
 from jaxleak.models.own.adapt import with_head
 from jaxleak.models.own.from_file import model_builder
 from jaxleak.models.weights import (
-    check_layout,
     head_name,
     known_names,
     named_for,
@@ -136,7 +135,6 @@ def load_update(
         classes = _classes(small, tensors)
         module = adapt_model(build(classes, **given), image_shape, num_classes=classes)
         module = replace(module, tied=tied) if tied else module
-        check_layout(module, image_shape)
         variables = variables_from_torch(module, tensors, image_shape)
         _check_range(shared)
         gradient = update_from_torch(module, shared, image_shape)

@@ -107,7 +107,8 @@ def _numbers(argument: str, value: Any) -> np.ndarray:
 def _check_images(images: np.ndarray) -> None:
     if images.ndim != 4:
         raise InputError(f"`images` must have shape [n, h, w, c]; got {images.shape}.")
-    if images.shape[1] in (1, 3) and images.shape[3] > 4:
+    _, height, width, channels = images.shape  # of one row: a signal, or the numbers of a table
+    if channels > 4 and (height == 3 or (height == 1 and width == channels)):
         raise InputError(
             f"`images` must have shape [n, h, w, c], channels last; got {images.shape}. "
             "Transpose torch's: images.transpose(0, 2, 3, 1)."

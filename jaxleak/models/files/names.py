@@ -196,14 +196,20 @@ def without_aliases(
     return replace(stored, tensors={name: tensors[name] for name in tensors if name not in buffers}), groups
 
 
-def advice(what: str, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]) -> str:
+def advice(
+    what: str, state: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]], image_shape: Sequence[int]
+) -> str:
     """How to mend a file that does not fit the model's tensors, where that is known; else nothing.
 
     Args:
         what: "weights" or "update".
         state: the file's tensors under torch's names.
         shapes: of the tensors that the model needs.
+        image_shape: height, width and channels of the model's input.
     """
+    height, width, channels = image_shape
+    if channels > 4 and (height == 3 or (height == 1 and width == channels)):
+        return f" An image's shape is height, width, channels: is it {width} {channels} {height}?"
     missing = [name for name in shapes if name not in state]
     if any(part in COMPUTED for name in state for part in name.split(".")):
         return (

@@ -157,7 +157,7 @@ def _arguments(module, image_shape, given: dict[str, Any], classes: int | str) -
             failed = error
             continue
         if shape is None or len(shape) != 2 or shape != (1, shape[1] if classes == "k" else classes):
-            got = "no array" if shape is None else list(shape)
+            got = "no array, as where more is returned beside them" if shape is None else list(shape)
             raise InputError(f"`model` must give class logits, [1, {classes}] for one image; got {got}.")
         return arguments
     if isinstance(failed, InvalidRngError) or any(word in str(failed) for word in RANDOM):

@@ -15,6 +15,7 @@ Path = tuple[str, ...]
 Shape = tuple[int, int, int]
 
 NHWC, NCHW = (0, 1, 2, 3), (0, 3, 1, 2)
+NWC, NCW = (0, 2, 3), (0, 3, 2)  # of signals, maps of one row
 REDUCTIONS = ("reduce_sum", "reduce_max", "reduce_min", "reduce_prod", "argmax", "argmin")
 
 
@@ -99,25 +100,25 @@ def _output(equation, inputs: list[Kind], shape: tuple[int, ...], readers: dict[
     flat = [(kind, size) for kind, size in zip(inputs, shapes, strict=True) if isinstance(kind, Flat)]
     if name == "conv_general_dilated":
         batch, feature, *spatial = equation.params["dimension_numbers"].out_spec
-        place = {batch: 0, feature: 3, **{axis: 1 + i for i, axis in enumerate(spatial)}}
-        return Map(tuple(place[axis] for axis in range(len(shape)))) if len(shape) == 4 else None
+        place = {batch: 0, feature: 3, **{axis: 3 - len(spatial) + i for i, axis in enumerate(spatial)}}
+        return Map(tuple(place[axis] for axis in range(len(shape)))) if len(shape) in (3, 4) else None
     if flat:
         return _of_flat(equation, inputs, shapes, flat, shape, readers)
     if len(inputs) == 1 and isinstance(inputs[0], Parameter):
         return inputs[0]
     maps = [kind for kind in inputs if isinstance(kind, Map)]
-    if name == "reshape" and len(shapes[0]) == 4 and not isinstance(inputs[0], Parameter):
-        return _reshaped(maps[0] if maps else Map(NHWC), shapes[0], shape)
-    if name == "transpose" and len(shape) == 4:
-        before = maps[0].axes if maps else NHWC
-        return Map(tuple(before[axis] for axis in equation.params["permutation"]))
-    return maps[0] if maps and len(shape) == 4 else None
+    source = maps[0] if maps else Map(NHWC)
+    if name == "reshape" and len(shapes[0]) == len(source.axes) and not isinstance(inputs[0], Parameter):
+        return _reshaped(source, shapes[0], shape)
+    if name == "transpose" and len(shape) == len(source.axes):
+        return Map(tuple(source.axes[axis] for axis in equation.params["permutation"]))
+    return source if maps and len(shape) == len(source.axes) else None
 
 
 def _reshaped(source: Map, before: tuple[int, ...], after: tuple[int, ...]) -> Kind:
     """A map in another shape; one pixel has one order only."""
     size = dict(zip(source.axes, before, strict=True))
-    if size[1] * size[2] == 1 or before[0] != after[0]:
+    if size.get(1, 1) * size[2] == 1 or before[0] != after[0]:
         return None
     return Flat(before, source.axes) if source.axes[0] == 0 else Flat()
 
@@ -131,9 +132,9 @@ def _of_flat(equation, inputs, shapes, flat, shape, readers: dict[Path, Shape | 
             kernel = len(dims) == 2 and dims[0] == size[1]
             if not kernel or mixed or not first.dims:
                 readers[operand.path] = None
-            elif first.axes != NCHW:
-                axes = dict(zip(first.axes, first.dims, strict=True))
-                shape_read = (axes[1], axes[2], axes[3]) if first.axes == NHWC else None
+            elif first.axes not in (NCHW, NCW):
+                axes = {1: 1, **dict(zip(first.axes, first.dims, strict=True))}
+                shape_read = (axes[1], axes[2], axes[3]) if first.axes in (NHWC, NWC) else None
                 readers[operand.path] = shape_read if readers.get(operand.path, shape_read) == shape_read else None
             if kernel:
                 return None

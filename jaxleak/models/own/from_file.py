@@ -86,12 +86,17 @@ def function_in(argument: str, file: Path, name: str) -> Callable[..., Any]:
         sys.path.pop(0)
     found = getattr(module, name, None)
     if not callable(found):
-        raise InputError(f"`{argument}` {str(file)!r} has no function {name!r}; name another after a colon.")
+        here = [key for key, value in vars(module).items() if getattr(value, "__module__", "") == spec.name]
+        own = [key for key, value in vars(module).items() if isinstance(value, nn.Module)] or here
+        held = f", as {file.name}:{own[-1]}" if own else ""
+        raise InputError(f"`{argument}` {str(file)!r} has no function {name!r}; name another after a colon{held}.")
     return found
 
 
 def _function(file: Path, name: str) -> Callable[..., Any]:
     build = function_in("model", file, name)
+    if isinstance(build, nn.Module):
+        return _given_fields(build)
 
     def checked(classes: int, /, **fields: Any) -> Any:
         try:
@@ -99,6 +104,9 @@ def _function(file: Path, name: str) -> Callable[..., Any]:
         except InputError:
             raise
         except (Exception, SystemExit) as error:  # whatever the user's function raises
-            raise InputError(f"`model` {str(file)!r}: {name} fails: {type(error).__name__}: {error}.") from error
+            reason = f"{type(error).__name__}: {error}"
+            raise InputError(
+                f"`model` {str(file)!r}: {name} fails: {reason}; it is called with the number of classes."
+            ) from error
 
     return checked

@@ -20,6 +20,7 @@ from jaxleak.kernels.conv import fast_conv
 from jaxleak.kernels.dense import blocked_dot_general
 from jaxleak.models.own.traced import with_fast_convolutions
 
+OTHERS = {"torch": "PyTorch", "equinox": "Equinox", "haiku": "Haiku", "keras": "Keras", "tensorflow": "TensorFlow"}
 COLLECTIONS = {"params": nnx.Param, "batch_stats": nnx.BatchStat}
 
 
@@ -30,6 +31,7 @@ def from_nnx(model: Any) -> "NNXModel":
         InputError: it is neither.
     """
     module: Any = model
+    _check_library(model)
     if not isinstance(model, nnx.Module) and callable(model):
         try:
             module = model(rngs=nnx.Rngs(0))
@@ -43,6 +45,24 @@ def from_nnx(model: Any) -> "NNXModel":
         )
     build: Any = None if isinstance(model, nnx.Module) else model
     return NNXModel(build, module)
+
+
+def _check_library(model: Any) -> None:
+    """Raise for a model of another library, and for Linen's class in place of a module.
+
+    Raises:
+        InputError: as above.
+    """
+    kind = model if isinstance(model, type) else type(model)
+    if isinstance(model, type) and issubclass(model, nn.Module):
+        raise InputError(f"`model` must be a Linen module, not its class; give {model.__name__}(...).")
+    bases = {base.__module__.partition(".")[0] for base in kind.__mro__}
+    library = next((OTHERS[name] for name in OTHERS if name in bases), "")
+    if library:
+        raise InputError(
+            f"`model` is {library}'s {kind.__name__}; write the same network in Flax, each layer under the name that "
+            "its weights have in the file."
+        )
 
 
 class NNXModel:
