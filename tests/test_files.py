@@ -5,6 +5,7 @@ import os
 import pickle
 import warnings
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -947,6 +948,40 @@ def test_gradients_without_names_or_in_other_containers(both, tmp_path):
     )
 
 
+class Round:
+    """An object of one's own, with gradients among its attributes."""
+
+    def __init__(self, gradients):
+        self.gradients, self.clients = gradients, 3
+
+
+def test_attributes_of_objects_and_other_dicts(both, tmp_path):
+    _, update, weights = both
+    for content in (Round(update), {"round": Round(update)}, argparse.Namespace(grads=update)):
+        path = write(tmp_path / "g.pt", content)
+        assert gap(loaded((path, weights))) < 1e-6
+        assert any("left out, not run" in text for text in said(read_tensors, path))
+    path = write(tmp_path / "g.pt", defaultdict(list, update))
+    assert said(read_tensors, path) == []
+    assert gap(loaded((path, weights))) < 1e-6
+    assert "holds no dense tensors by name; it holds lr (int)" in refused(
+        read_tensors, write(path, argparse.Namespace(lr=1))
+    )
+
+
+@pytest.mark.parametrize(
+    ("setting", "text"),
+    [
+        ({"image_shape": 16}, "`image_shape` must be height, width and channels; got 16"),
+        ({"image_shape": (16, 16)}, "`image_shape` must be height, width and channels; got [16, 16]"),
+        ({"truth": IMAGE}, "`truth` must be the path of an .npz file or a folder"),
+        ({"client": {"steps": 2}}, "`client` must be a Client"),
+    ],
+)
+def test_settings_of_other_types_are_refused(setting, text):
+    assert text in refused(load_update, "g.pt", "w.pt", Net(), **{"image_shape": SHAPE, **setting})
+
+
 def test_vectors_of_flax(tmp_path):
     gradient, variables = flax_trees(Net())
     np.save(tmp_path / "g.npy", ravel_pytree(gradient)[0])
@@ -1026,9 +1061,14 @@ def test_folders_and_archives_of_other_kinds_are_named(tmp_path):
 
 
 def test_an_object_that_holds_itself_is_refused(tmp_path):
-    content = {"w": torch.ones(2)}
+    """And one whose parts are shared so often that there are 2**60 ways to them."""
+    content: Any = {"w": torch.ones(2)}
     content["again"] = content
-    assert "cannot be read: maximum recursion" in refused(read_tensors, write(tmp_path / "a.pt", content))
+    assert "cannot be read: it holds itself" in refused(read_tensors, write(tmp_path / "a.pt", content))
+    content = {"kernel": torch.ones(2)}
+    for _ in range(60):
+        content = {"a": content, "b": content}
+    assert "or more than 2,000,000 objects" in refused(read_tensors, write(tmp_path / "a.pt", content))
 
 
 @pytest.mark.parametrize("channels_first", [False, True])

@@ -134,8 +134,9 @@ def test_an_order_that_cannot_be_told_is_refused(model, layer, tmp_path):
     message = rf"`model` has layers whose weights in torch's layout cannot be told: {layer}\. Let a dense layer"
     with pytest.raises(InputError, match=message):
         save_weights(tmp_path / "w.safetensors", adapted, params, SHAPE)
+    np.savez(tmp_path / "w.npz", a=np.zeros(2))  # what is not a tree of Flax
     with pytest.raises(InputError, match=message):
-        load_weights(tmp_path / "w.safetensors", adapted, SHAPE)
+        load_weights(tmp_path / "w.npz", adapted, SHAPE)
 
 
 def test_a_turned_kernel_is_torchs():

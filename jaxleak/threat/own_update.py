@@ -114,6 +114,8 @@ def load_update(
     check_positive("batch", batch, integer=True)
     _check_given(update, weights, before, after)
     normalisation = normalisation_of(normalise)
+    check_type("client", client, (Client, type(None)), "a Client, as Client(steps=2, lr=0.1)")
+    check_type("truth", truth, (str, Path, type(None)), "the path of an .npz file or a folder")
     client = client or Client()
     if before is not None and not client.trains:
         client = replace(client, steps=1)
@@ -122,6 +124,9 @@ def load_update(
             "--client-steps and --client-lr say otherwise",
             stacklevel=2,
         )
+    check_type("image_shape", image_shape, (tuple, list), "height, width and channels")
+    if len(image_shape) != 3:
+        raise InputError(f"`image_shape` must be height, width and channels; got {list(image_shape)}.")
     for size in image_shape:
         check_positive("image_shape", size, integer=True)
     name, build = model_builder(model)

@@ -35,8 +35,9 @@ def from_msgpack(content: bytes) -> Any:
             return None
         shape, kind, numbers = msgpack.unpackb(data, raw=True)
         name = kind.decode()
-        dtype = np.dtype(getattr(ml_dtypes, name) if name in ml_dtypes.__all__ else name)
-        if dtype.kind not in "fiubcV" or dtype.fields:
+        narrow = name in ml_dtypes.__all__
+        dtype = np.dtype(getattr(ml_dtypes, name) if narrow else name)
+        if dtype.kind not in "fiubc" and not narrow:
             raise ValueError(f"an array of {dtype}")
         return np.frombuffer(numbers, dtype).reshape(shape)
 

@@ -42,6 +42,7 @@ TYPES: dict[str, Any] = {
     "ComplexDoubleStorage": np.complex128,
     "UntypedStorage": np.uint8,
 }
+FACTORIES = [(module, name) for module in ("builtins", "__builtin__") for name in ("list", "dict", "int", "float")]
 NUMPY = ("numpy.core.multiarray", "numpy._core.multiarray")
 
 
@@ -165,6 +166,8 @@ class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in (("collections", "OrderedDict"),):
             return OrderedDict
+        if (module, name) == ("collections", "defaultdict"):
+            return self._empty
         if module in ("builtins", "__builtin__") and name in ("set", "frozenset"):
             return frozenset if name == "frozenset" else set
         if (module, name) == ("torch", "Size"):
@@ -191,7 +194,8 @@ class _Reader(pickle.Unpickler):
             return type("Dtype", (_Dtype,), {})
         if module in ("numpy.core.numeric", "numpy._core.numeric") and name == "_frombuffer":
             return self._from_buffer
-        if module.partition(".")[0] != "numpy" and not module.startswith("flax.nnx."):
+        quiet = module.partition(".")[0] == "numpy" or module.startswith("flax.nnx.")
+        if not quiet and (module, name) not in FACTORIES:
             self._unknown[f"{module}.{name}"] = None
         # One of its own: a pickle may set attributes of what it names.
         return type("Unknown", (Unknown,), {"origin": f"{module}.{name}"})
@@ -211,6 +215,9 @@ class _Reader(pickle.Unpickler):
 
     def _tensor_of_type(self, storage, offset, size, stride, requires_grad, hooks, kind, *rest) -> Lazy:
         return Lazy(storage, kind.dtype, offset, size, stride)
+
+    def _empty(self, *args) -> dict:
+        return OrderedDict()
 
     def _first(self, tensor, *rest) -> Any:
         return tensor

@@ -37,6 +37,7 @@ UPDATES = (
     *("grads", "gradients", "grad", "gradient", "update", "updates", "delta", "diff", "difference"),
     *("grad_dict", "named_grads"),
 )
+MOST = 2_000_000  # objects in a file, an optimiser's lists of numbers among them
 NOT_WEIGHTS = ("optim", "opt_state", "sched", "scaler")
 
 
@@ -82,12 +83,30 @@ def read_tensors(path: str | Path, what: str = "weights") -> Stored:
         if start[8:9] == b"{" and start[:4] != b"PK\x03\x04":
             return _of_safetensors(file)
         value, unknown = (from_msgpack(file.read_bytes()), []) if begins_msgpack(start) else _opened(file)
+        _check_size(value)
         return _taken(what, file, part, without_states(value), unknown)
     except InputError:
         raise
     except (OSError, ValueError, EOFError, KeyError, RecursionError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"`{what}` must be {KIND}; {str(file)!r} cannot be read: {reason}.") from error
+
+
+def _check_size(value: Any) -> None:
+    """Raise for an object that holds itself, or the same parts so often that to go through them would not end.
+
+    Raises:
+        ValueError: it is one.
+    """
+    left, count = [value], 0
+    while left:
+        entry = left.pop()
+        parts = list(entry.values() if isinstance(entry, Mapping) else entry if isinstance(entry, list | tuple) else ())
+        parts += [entry.state] if isinstance(entry, Unknown) else []
+        count += len(parts)
+        if count > MOST:
+            raise ValueError(f"it holds itself, or more than {MOST:,} objects")
+        left += parts
 
 
 def _split(path: str | Path) -> tuple[Path, str]:
@@ -138,7 +157,7 @@ def _opened(file: Path) -> tuple[Any, list[str]]:
 
 def _taken(what: str, file: Path, part: str, value: Any, unknown: list[str]) -> Stored:
     """The tensors of the part that is meant."""
-    value = [value] if _is_tensor(value) else value  # a vector of all parameters
+    value = [value] if _is_tensor(value) else _attributes(value)  # a vector of all parameters
     if not isinstance(value, Mapping | list | tuple) or (isinstance(value, Unknown) and not _is_module(value)):
         raise InputError(f"`{what}` {str(file)!r} holds no dict of tensors, but {_kind(value)}; save a state_dict().")
     path, chosen = _chosen(what, file, part, list(_parts(value)), value)
@@ -177,6 +196,7 @@ def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
     if _is_module(value):
         yield path, _state_dict(value.state)
         return
+    value = _attributes(value)
     tree = flat_tree(value, _is_tensor)
     if tree:
         inside = isinstance(value.get("params"), Mapping) and set(value) - set(COLLECTIONS)
@@ -205,6 +225,12 @@ def _parts(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
         elif len(value) == 1 or not path:
             for number, entry in enumerate(value):
                 yield from _parts(entry, (*path, str(number)))
+
+
+def _attributes(value: Any) -> Any:
+    """Attributes of an object that is no container, by name; all else as it is."""
+    plain = isinstance(value, Unknown) and not value and isinstance(value.state, Mapping) and not _is_module(value)
+    return dict(value.state) if plain else value
 
 
 def _is_pair(value: Any) -> bool:
