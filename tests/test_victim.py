@@ -17,6 +17,7 @@ from jaxleak.models.weights import from_torch, to_torch
 from jaxleak.threat.from_dataset import make_victim
 from jaxleak.threat.network import NETWORKS, draw_params
 from jaxleak.threat.victim import Victim
+from tests.commands import call
 from tests.fixtures import quick_jit
 from tests.oracles.cases import lenet_cases
 
@@ -265,3 +266,47 @@ def test_update_equals_golden():
     assert set(update) == set(case.update)
     for name, wanted in case.update.items():
         assert np.linalg.norm(update[name] - wanted) < 1e-9 * np.linalg.norm(wanted), name
+
+
+NET = """
+import flax.linen as nn
+
+
+class Net(nn.Module):
+    classes: int
+    width: int = 4
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(self.classes, name="last")(nn.sigmoid(nn.Dense(self.width)(x.reshape(len(x), -1))))
+
+
+def build_model(classes, width=4):
+    return Net(classes, width)
+"""
+
+
+def test_a_model_in_a_file_is_a_victims(tmp_path):
+    photos = load_dataset("photos")
+    (tmp_path / "net.py").write_text(NET)
+    for model in (str(tmp_path / "net.py"), tmp_path / "net.py", f"{tmp_path / 'net.py'}:Net"):
+        victim = make_victim(model, photos, [6], fields={"width": 3})
+        assert victim.model_name == "net"
+        params = victim.model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))["params"]
+        assert params["head"]["kernel"].shape == (3, photos.num_classes)
+    with pytest.raises(InputError, match=r"there is no file 'none\.py'"):
+        make_victim("none.py", photos, [6])
+
+
+@pytest.mark.slow
+def test_a_run_of_a_model_in_a_file_goes_on(tmp_path):
+    """Not where its code has changed."""
+    (tmp_path / "net.py").write_text(NET)
+    command = ("run", "--model", tmp_path / "net.py", "--model-field", "width=3", "--attack", "idlg", "--images", "6")
+    command = (*command, "--seeds", "1", "--iterations", "1", "--no-figures", "--out", tmp_path / "run")
+    for _ in range(2):
+        said = call(*command)
+        assert said.code == 0, said.err
+        assert "1 rows" in said.out
+    (tmp_path / "net.py").write_text(NET.replace("sigmoid", "tanh"))
+    assert call(*command).code == 2

@@ -50,14 +50,14 @@ UNWRITTEN = 3
 def build_sweep(command: RunCommand):
     """The sweep that the flags of `jaxleak run` describe, checked before any long work."""
     from jaxleak.data import BATCH_LABELS
-    from jaxleak.models import MODELS, build_model
+    from jaxleak.models.own.from_file import model_builder
     from jaxleak.results.store.run import Run
     from jaxleak.threat.defences import parse_defence
     from jaxleak.threat.from_dataset import make_victim
     from jaxleak.threat.network import NETWORKS, normalisation_of
 
     # Names and counts first: they are checked without touching data.
-    check_choice("model", command.model, MODELS)
+    build = model_builder(command.model)[1]
     check_choice("network", command.network, NETWORKS)
     if command.num_images is not None:
         check_positive("num_images", command.num_images, integer=True)
@@ -70,7 +70,7 @@ def build_sweep(command: RunCommand):
         raise InputError("`batch_labels` is for images drawn at random; leave it out with --images.")
     client = build_client(command)
     fields = model_fields(command.model_field)
-    build_model(command.model, 2, **fields)
+    build(2, **fields)
     defences = tuple(parse_defence(text) for text in command.defence)
     build_criteria(command)
     data = pictures(command)

@@ -62,7 +62,7 @@ class StartHere:
     model: str = "lenet"
     """The victim's model: lenet (DLG's), lenet-cpl, mlp, convnet (Inverting Gradients'), convnet-gn (with GroupNorm),
     resnet18 to resnet152 (CIFAR form), resnet20-4, resnet32-10, densenet121, inception3, vit, transformer (text);
-    `jaxleak models` lists them."""
+    `jaxleak models` lists them. Or a Python file with a function build_model(classes) (or file.py:function)."""
     dataset: str = "photos"
     """photos and text (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, an
     .npz, or a .txt."""
@@ -118,8 +118,8 @@ class RiskHere:
     out: Place
     """Folder for risk.html (a page to hand on), risk.json and risk.png."""
     model: str = "lenet"
-    """A model's name (`jaxleak models` lists them); with --update also a Python file with a function
-    build_model(classes) (or file.py:function)."""
+    """A model's name (`jaxleak models` lists them), or a Python file with a function build_model(classes) (or
+    file.py:function)."""
     dataset: str = "photos"
     """photos (embedded), cifar100, mnist, lfw (prepared for tensorflow-datasets), a folder of pictures, or an .npz.
     With --update: stand-ins for images that are not known."""

@@ -15,8 +15,9 @@ from jaxtyping import PyTree
 from jaxleak.data import Dataset
 from jaxleak.data.paths import reachable
 from jaxleak.errors import InputError, check_choice, check_not_negative, check_type
-from jaxleak.models import build_model, load_variables
+from jaxleak.models import load_variables
 from jaxleak.models.own import AdaptedModel, adapt_model, module_name
+from jaxleak.models.own.from_file import model_builder
 from jaxleak.threat.checkpoint import read_checkpoint, training_id
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import as_defences, check_defences
@@ -42,14 +43,15 @@ def make_victim(
     """A victim whose private images are these of a data set.
 
     Args:
-        model: name of a model, or a model of your own with `data.num_classes` outputs: whatever `adapt_model` takes.
+        model: name of a model; a Python file with a function `build_model(classes)` (or `file.py:function`); or a model
+            of your own with `data.num_classes` outputs: whatever `adapt_model` takes.
         data: where the images come from (`load_dataset`).
         images: indices in the data set.
         network: see `Victim`.
         network_seed: from which networks are drawn.
         weights: file in torch's names, running statistics included where the model uses them (`load_variables`); needs
             network="shared".
-        fields: of the model, where it is given by its name.
+        fields: of the model, where it is given by its name or file.
         checkpoint: a run directory: where the same training was done for it, its networks are taken.
         normalise: a name in `NORMALISATIONS`, by whose mean and deviation inputs are normalised; or these two.
         threat_model: further fields of `Victim`: `batch`, `client`, `defences`, `trained_steps` and others. With
@@ -72,12 +74,14 @@ def make_victim(
         raise InputError(f"`images` must be indices in the data set, as in [0, 1]; got {images!r}.")
     module: Any = model
     outputs = _outputs(data, threat_model.get("client"))
-    if isinstance(model, str):
-        module = build_model(model, outputs, **(fields or {}))
+    if isinstance(model, str | Path):
+        model_name, build = model_builder(model)
+        module = build(outputs, **(fields or {}))
     elif fields:
         raise InputError("`fields` are of a model that is given by its name; build yours with them.")
-    elif not isinstance(model, AdaptedModel):
-        module = adapt_model(model, data.image_shape, num_classes=outputs)
+    else:
+        model_name = module_name(model)
+    module = module if isinstance(module, AdaptedModel) else adapt_model(module, data.image_shape, num_classes=outputs)
     defences = as_defences(threat_model.get("defences", ()))
     check_defences(defences)
     for defence in defences:
@@ -97,7 +101,7 @@ def make_victim(
     steps = threat_model.pop("trained_steps", 0)
     victim = Victim(
         model=module,
-        model_name=model if isinstance(model, str) else module_name(model),
+        model_name=model_name,
         dataset=data.name,
         split=data.split,
         indices=[int(index) for index in images],
