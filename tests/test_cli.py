@@ -226,7 +226,7 @@ def pictures(tmp_path_factory) -> Path:
         ),
         (
             "--attack analytic --model mlp --images 0 1 --batch 2",
-            "`attack` analytic reads one image from one gradient; use --batch 1 and no local steps.",
+            "`attack` analytic reads one image from one gradient; use --batch 1.",
         ),
         ("--attack gradinversion --images 0 1 --batch 2", "`statistics` needs a model with BatchNorm; lenet has none."),
     ],
