@@ -20,7 +20,7 @@ EXPERIMENTS = (
     *("batches", "defences", "idlg_fidelity"),
     *("cpl_starts", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
     *("inverting_gradients", "ig_models", "deakin_models", "relu", "relu_verdicts", "best"),
-    "bayesian",
+    *("bayesian", "gradinversion"),
     "leak_map",
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april", "text"),
