@@ -4,8 +4,10 @@ CIFAR-100 images, normalised, a network of its own for each update: ResNet-8 wit
 softplus for ReLU, torch's default initialisation, untrained. The client shares the gradient and the mean and variance
 of each BatchNorm's input in its batch. Labels are read by the paper's rule. `published` is the preset with 300 of its
 20,000 iterations, each an evaluation of all four members; `without-…` leaves one term out. Without `statistics` is
-what remains where they are not shared. `hundredth` has all terms at a hundredth of their weights. `lbfgs` has none of
-the paper's terms: L-BFGS on the relative squared distance, one start within bounds, as many evaluations.
+what remains where they are not shared. `registered` moves the group's images by up to two pixels each way to fit their
+mean, which the paper does by RANSAC-flow. `hundredth` has all terms at a hundredth of their weights. `lbfgs` is
+none of the paper's: L-BFGS on the relative squared distance, a total variation of 1e-5, one start within bounds, as
+many evaluations.
 
     python -m experiments.gradinversion --data-dir DIR [--only "published 1" "lbfgs 4"]
 """
@@ -45,6 +47,7 @@ ATTACKS = {
     "without-consistency": replace(PRESET, consistency=0.0),
     "without-tv": replace(PRESET, tv=0.0),
     "without-norm": replace(PRESET, norm=0.0),
+    "registered": replace(PRESET, register=2),
     "hundredth": replace(PRESET, **{term: getattr(PRESET, term) / 100 for term in TERMS}),
 }
 

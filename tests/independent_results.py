@@ -467,6 +467,29 @@ def best(stored: Stored) -> list[Row]:
     return found
 
 
+GRADINVERSION = (
+    *("published", "without-statistics", "lbfgs", "without-consistency", "without-tv", "without-norm"),
+    *("registered", "hundredth"),
+)
+
+
+@table("GradInversion term by term")
+def gradinversion(stored: Stored) -> list[Row]:
+    images, found = stored.lines("gradinversion/images"), []
+    for batch, attack in product((1, 2, 4, 8), GRADINVERSION):
+        rows = images[(images.batch == batch) & (images.attack == attack)]
+        if not len(rows):
+            found.append([str(batch), f"`{attack}`", NOT_RUN, *[NONE] * 6])
+            continue
+        updates = rows.drop_duplicates("update")
+        assert len(rows) == batch * len(updates)
+        low, middle, high = quartiles(rows.psnr, ".1f")
+        cells = [f"{updates.evaluations.median():,.0f}", f"{middle} ({low} to {high})", *percent(rows.psnr > 20)]
+        cells += [f"{updates.affine_error.median():.2f}", f"{updates.relative_objective.median():.1g}"]
+        found.append([str(batch), f"`{attack}`", *cells, f"{updates.labels_right.sum()}/{len(rows)}"])
+    return found
+
+
 @table("DLG on networks with sigmoids")
 def deakin_models(stored: Stored) -> list[Row]:
     found = []

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks.priors import consistency, norm_prior, total_variation
+from jaxleak.attacks.priors import consistency, norm_prior, registered, total_variation
 from tests.oracles.require_torch import require_torch
 
 PRIORS = {"total_variation": total_variation, "norm_prior": norm_prior, "consistency": consistency}
@@ -61,6 +61,38 @@ def test_a_group_that_agrees_is_consistent():
     assert float(value) == 0
     np.testing.assert_array_equal(slope, 0)
     assert float(consistency(alike.at[0].add(0.2))) == pytest.approx(0.1**2 * x.size)
+
+
+def test_registration_finds_the_move_that_a_loop_finds():
+    """And leaves images that fit as they are, flat ones too."""
+    rng = np.random.default_rng(2)
+    reference = rng.random((2, 9, 8, 3))
+    x = np.stack([reference, np.roll(reference, (2, -1), (1, 2)), rng.random(reference.shape), 0 * reference])
+    found = registered(jnp.asarray(x), jnp.asarray(reference), 2)
+    for member, batch in enumerate(x):
+        for place, image in enumerate(batch):
+            padded = np.pad(image, ((2, 2), (2, 2), (0, 0)), mode="edge")
+            moved = [padded[r : r + 9, c : c + 8] for r in range(5) for c in range(5)]
+            wanted = min(moved, key=lambda one: np.sum((one - reference[place]) ** 2))
+            np.testing.assert_array_equal(found[member, place], wanted)
+    np.testing.assert_array_equal(found[0], reference)
+    np.testing.assert_array_equal(found[1, :, 2:-2, 1:-1], reference[:, 2:-2, 1:-1])
+
+
+def test_a_registered_consensus_draws_images_but_is_not_drawn():
+    """Its gradient is 2 (x_g - consensus) / g; registered, two images of a moved square disagree less about it."""
+    image = np.zeros((1, 10, 10, 1))
+    image[:, 3:6, 3:6] = 1
+    x = jnp.asarray(np.stack([image, image, image, np.roll(image, 1, 2)]))
+    value, slope = jax.value_and_grad(consistency)(x, 1)
+    consensus = np.mean(registered(x, jnp.mean(x, axis=0), 1), axis=0)
+    np.testing.assert_array_equal(consensus, image)
+    np.testing.assert_allclose(slope, 2 * (x - consensus) / 4, atol=1e-15)
+    assert float(value) == pytest.approx(6 / 4)
+    np.testing.assert_allclose(jax.jit(jax.grad(consistency), static_argnums=1)(x, 1), slope, atol=1e-15)
+    many = jnp.stack([x, x[::-1] * 0.5])
+    together = jax.vmap(lambda one: consistency(one, 1))(many)
+    np.testing.assert_allclose(together, [consistency(one, 1) for one in many], rtol=1e-12)
 
 
 @pytest.mark.parametrize("name", PRIORS)

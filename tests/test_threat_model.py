@@ -531,6 +531,8 @@ def test_consistency_draws_members_together(group):
         return float(np.var(np.reshape(ran.states[-1].solver.x, (3, -1)), axis=0).mean())
 
     assert spread(agreeing) < 0.7 * spread(together)
+    registering = replace(agreeing.trial.attack, register=1)
+    assert spread(run_trial(trial_of(registering, together.trial.victim, start_seed=3))) < 0.7 * spread(together)
 
 
 @pytest.mark.parametrize("normalisation", [None, NORMALISATION], ids=["pixels", "normalised"])
@@ -772,6 +774,8 @@ def test_victims_that_make_no_sense(small, fields, message):
         ),
         ({"box_by": "sigmoid"}, "`box_by` says how pixels are kept in [0, 1]; give --box True too."),
         ({"group": 2, "solver": LBFGS()}, "`group` needs the solver adam: it is not a step of lbfgs."),
+        ({"register": 1}, "`register` moves images before the consensus of `consistency` is taken; give --consistency"),
+        ({"register": -1}, "`register` must be"),
         ({"consistency": 1.0}, "`consistency` needs a `group` of at least 2 starts that can agree; give --group 4."),
         ({"init": "analytic"}, "`start` analytic is the image itself and goes with the solver none, and the other way"),
         ({"solver": ANALYTIC.solver}, "`start` analytic is the image itself and goes with the solver none, and the"),

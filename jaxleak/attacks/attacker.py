@@ -244,7 +244,7 @@ class Attacker:
             if self.attack.group == 1:
                 return self.values(shared, problem, parts)
             members = jax.vmap(lambda member: self.values(shared, problem, member))(parts)
-            apart = self.candidate.disagreement(parts) if self.attack.consistency else 0.0
+            apart = self.candidate.disagreement(parts, self.attack.register) if self.attack.consistency else 0.0
             weight = shared.weights.get("consistency", 0.0)
             return jnp.sum(members.minimised) + weight * apart, members.published
 

@@ -149,9 +149,9 @@ class Candidate(ABC):
 
         return jnp.mean(jax.vmap(aligned)(copies, sets), axis=0).reshape(self.count, *array.shape[1:])
 
-    def disagreement(self, parts: Parts) -> Float[Array, ""]:
+    def disagreement(self, parts: Parts, register: int = 0) -> Float[Array, ""]:
         """Distance of the members of a group from one another; they are the leading axis of each part."""
-        return consistency(jax.vmap(self.to_input)(parts))
+        return consistency(jax.vmap(self.to_input)(parts), register)
 
     def error(self, found: Float[Array, "d ..."], truth: Float[Array, "b ..."]) -> Float[Array, ""]:
         """Mean squared error of each true piece of data to the nearest one found, averaged over them.

@@ -27,6 +27,7 @@ from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 WEIGHTS = ("label_term", "l1", "tv", "patches", "norm", "statistics", "consistency", "epoch_consistency")
 LATER = (  # fields that older runs do not name
     *("surrogate_model", "epoch_consistency", "box_by", "l1", "stop_relative", "patches", "chosen", "logarithm"),
+    "register",
 )
 
 
@@ -57,6 +58,7 @@ class Attack:
             the client shares those of its batch.
         group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
         consistency: weight of the squared distance of each from their mean (`priors.consistency`).
+        register: pixels by which each image may be moved each way to fit the others before that mean is taken. 0: none.
         box: whether candidates are kept within [0, 1].
         box_by: how: "projection" after each step, of solvers that can (Adam), or a change of variables, pixels =
             `bounds.VARIABLES` of what the solver sees: "sigmoid" or "sine". "" is projection where the solver can, else
@@ -102,6 +104,7 @@ class Attack:
     statistics: float = 0.0
     group: int = 1
     consistency: float = 0.0
+    register: int = 0
     box: bool = False
     box_by: str = ""
     surrogate_model: bool = False
@@ -135,6 +138,7 @@ class Attack:
                 check_positive(name, getattr(self, name), integer=True)
         for name in ("stop_objective", "stop_relative"):
             check_not_negative(name, getattr(self, name))
+        check_not_negative("register", self.register, integer=True)
         self._check_combination()
 
     def _check_combination(self) -> None:
@@ -159,6 +163,10 @@ class Attack:
             raise InputError("`box` is for solvers that search; leave it out with the solver none.")
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
+        if self.register and not self.consistency:
+            raise InputError(
+                "`register` moves images before the consensus of `consistency` is taken; give --consistency too."
+            )
         closed = self.init in CLOSED
         if closed != self.solver.closed_form:
             name = self.init if closed else CLOSED[0]
@@ -322,7 +330,7 @@ def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -
         iterations = attack.iterations if solver.iterations == attack.solver.iterations else solver.iterations
     projects = attack.bounds == "projection"
     without: dict[str, Any] = {"box": False, "box_by": ""} if projects and "box" not in solver.supports else {}
-    without |= {} if "group" in solver.supports else {"group": 1, "consistency": 0.0}
+    without |= {} if "group" in solver.supports else {"group": 1, "consistency": 0.0, "register": 0}
     return replace(attack, solver=solver, iterations=iterations, **without)
 
 

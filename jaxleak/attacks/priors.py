@@ -88,10 +88,49 @@ def epoch_consistency(x: Float[Array, "e b ..."]) -> Float[Array, ""]:
     return jnp.mean(jnp.square(means[:, None] - means[None]))
 
 
-def consistency(x: Float[Array, "g b ..."]) -> Float[Array, ""]:
-    """Distance of a group's restarts from one another: mean over g of |x_g - mean|^2, mean the mean over g.
+def consistency(x: Float[Array, "g b ..."], register: int = 0) -> Float[Array, ""]:
+    """Distance of a group's restarts from their consensus: mean over g of |x_g - consensus|^2.
+
+    Args:
+        x: the members of a group, for `register` images [g b h w c].
+        register: pixels by which an image may be moved each way to fit the others. 0: the consensus is the mean.
 
     Source: Yin et al. 2021 (GradInversion), R_group, the group consistency regularisation.
-    Differs: the consensus is the mean of each pixel; theirs registers the images to one another first.
     """
-    return jnp.mean(jnp.sum(jnp.square(x - jnp.mean(x, axis=0)), axis=tuple(range(1, x.ndim))))
+    if register:
+        consensus = lax.stop_gradient(jnp.mean(registered(x, jnp.mean(x, axis=0), register), axis=0))
+    else:
+        consensus = jnp.mean(x, axis=0)
+    return jnp.mean(jnp.sum(jnp.square(x - consensus), axis=tuple(range(1, x.ndim))))
+
+
+def registered(
+    x: Float[Array, "g b h w c"], reference: Float[Array, "b h w c"], reach: int
+) -> Float[Array, "g b h w c"]:
+    """Each image moved by whole pixels, at most `reach` each way, to where its squared distance is least.
+
+    Pixels that come in from outside repeat the image's edge. Of moves that fit equally well the shortest is taken.
+
+    Args:
+        x: members of a group.
+        reference: what they are to fit, image by image.
+        reach: at least 1.
+
+    Source: Yin et al. 2021 (GradInversion), the registration of a group's images to their mean.
+    Differs: theirs is RANSAC-flow, which also turns and bends; it needs a network trained for it.
+    """
+    height, width, channels = x.shape[2:]
+    edge = [(0, 0), (0, 0), (reach, reach), (reach, reach), (0, 0)]
+    padded = jnp.pad(x, edge, mode="edge")
+    places = [(row, column) for row in range(2 * reach + 1) for column in range(2 * reach + 1)]
+    places.sort(key=lambda place: (place[0] - reach) ** 2 + (place[1] - reach) ** 2)  # argmin takes the first
+    apart = [
+        jnp.sum(jnp.square(padded[:, :, row : row + height, column : column + width] - reference), axis=(2, 3, 4))
+        for row, column in places
+    ]
+    best = jnp.asarray(places)[jnp.argmin(jnp.stack(apart), axis=0)]
+
+    def cut(image, place):
+        return lax.dynamic_slice(image, (place[0], place[1], 0), (height, width, channels))
+
+    return jax.vmap(jax.vmap(cut))(padded, best)

@@ -212,6 +212,8 @@ class AttackFlags:
     """Starts that a trial follows together; the one with the lowest objective is reported. Needs adam."""
     consistency: Number = None
     """Weight of the agreement of the starts of a group."""
+    register: Count = None
+    """Pixels by which their images may be moved each way to fit one another before the mean is taken."""
     box: YesNo = None
     """Keep pixels in [0, 1]: adam's by projection, those of other solvers by a change of variables."""
     box_by: Name = None
