@@ -7,7 +7,7 @@ of each BatchNorm's input in its batch. Labels are read by the paper's rule. `pu
 what remains where they are not shared. `registered` moves the group's images by up to two pixels each way to fit their
 mean, which the paper does by RANSAC-flow. `hundredth` has all terms at a hundredth of their weights. `lbfgs` is
 none of the paper's: L-BFGS on the relative squared distance, a total variation of 1e-5, one start within bounds, as
-many evaluations.
+many evaluations; `lbfgs-statistics` is the same with the statistics, which weigh 0.001.
 
     python -m experiments.gradinversion --data-dir DIR [--only "published 1" "lbfgs 4"]
 """
@@ -44,6 +44,7 @@ ATTACKS = {
     "published": PRESET,
     "without-statistics": replace(PRESET, statistics=0.0),
     "lbfgs": LBFGS,
+    "lbfgs-statistics": replace(LBFGS, statistics=1e-3),
     "without-consistency": replace(PRESET, consistency=0.0),
     "without-tv": replace(PRESET, tv=0.0),
     "without-norm": replace(PRESET, norm=0.0),

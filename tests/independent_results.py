@@ -468,8 +468,8 @@ def best(stored: Stored) -> list[Row]:
 
 
 GRADINVERSION = (
-    *("published", "without-statistics", "lbfgs", "without-consistency", "without-tv", "without-norm"),
-    *("registered", "hundredth"),
+    *("published", "without-statistics", "lbfgs", "lbfgs-statistics", "without-consistency"),
+    *("without-tv", "without-norm", "registered", "hundredth"),
 )
 
 
