@@ -3,11 +3,11 @@
 CIFAR-100 images, normalised, a network of its own for each update: ResNet-8 with 8 channels in the first layer,
 softplus for ReLU, torch's default initialisation, untrained. The client shares the gradient and the mean and variance
 of each BatchNorm's input in its batch. Labels are read by the paper's rule. `published` is the preset with 300 of its
-20,000 iterations, each an evaluation of all four members; `without-…` leaves one term out. Without `statistics` is
-what remains where they are not shared. `registered` moves the group's images by up to two pixels each way to fit their
-mean, which the paper does by RANSAC-flow. `hundredth` has all terms at a hundredth of their weights. `lbfgs` is
-none of the paper's: L-BFGS on the relative squared distance, a total variation of 1e-5, one start within bounds, as
-many evaluations; `lbfgs-statistics` is the same with the statistics, which weigh 0.001.
+20,000 iterations, each an evaluation of all four members, `-long` with 3,000. `without-…` leaves one term out: without
+`statistics` is what remains where they are not shared. `registered` moves the group's images by up to two pixels each
+way to fit their mean, which the paper does by RANSAC-flow. `hundredth` has all terms at a hundredth of their weights.
+`lbfgs` is none of the paper's: L-BFGS on the relative squared distance, a total variation of 1e-5, one start within
+bounds, as many evaluations; `lbfgs-statistics` is the same with the statistics, which weigh 0.001.
 
     python -m experiments.gradinversion --data-dir DIR [--only "published 1" "lbfgs 4"]
 """
@@ -42,6 +42,7 @@ LBFGS = replace(
 )
 ATTACKS = {
     "published": PRESET,
+    "published-long": replace(PRESET, iterations=10 * ITERATIONS),
     "without-statistics": replace(PRESET, statistics=0.0),
     "lbfgs": LBFGS,
     "lbfgs-statistics": replace(LBFGS, statistics=1e-3),

@@ -468,7 +468,7 @@ def best(stored: Stored) -> list[Row]:
 
 
 GRADINVERSION = (
-    *("published", "without-statistics", "lbfgs", "lbfgs-statistics", "without-consistency"),
+    *("published", "published-long", "without-statistics", "lbfgs", "lbfgs-statistics", "without-consistency"),
     *("without-tv", "without-norm", "registered", "hundredth"),
 )
 
