@@ -693,10 +693,9 @@ def test_attacks_that_make_no_sense_against_a_victim(small, name):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("fields", [{}, {"images": (0,), "client": Client(steps=1)}], ids=["batch", "steps"])
-def test_the_analytic_attack_needs_one_gradient(small, fields):
-    with pytest.raises(InputError, match=r"^`attack` analytic reads one image from one gradient; use --batch 1 and no"):
-        check_attack(ANALYTIC, tiny(small, **fields))
+def test_the_analytic_attack_reads_one_image(small):
+    with pytest.raises(InputError, match=r"^`attack` analytic reads one image from one gradient; use --batch 1\.$"):
+        check_attack(ANALYTIC, tiny(small))
 
 
 @pytest.mark.parametrize(
