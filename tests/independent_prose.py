@@ -173,7 +173,7 @@ def kan_table1(stored: Stored) -> Phrases:
     (slow,) = relative[~relative.success].itertuples()
     assert slow.iterations == 300
     yield f"it solves {int(relative.success.sum())} of {len(relative):,}"
-    yield f"(image {slow.image}, seed {slow.seed}) is slow, not stuck: it is at {slow.psnr:.1f} dB when its 300 iterations"
+    yield f"(image {slow.image}, seed {slow.seed}) is slow, not stuck: it is at {slow.psnr:.1f} dB"
     engine = stored.json("kan2022_table1/per-trial")["engine"]
     used = 100 * engine["utilisation"]
     yield f"{engine['seconds']:.0f} s on two cores beside the test suite, utilisation {used:.1f} %"
