@@ -77,3 +77,5 @@ def test_the_gradient_behind_a_step(settings, clients):
             *map(jax.tree.leaves, (client.gradient(update, params, batch), gradient)), strict=True
         ):
             np.testing.assert_allclose(found, wanted, atol=1e-12)
+        frozen = jax.tree.map(np.zeros_like, params)
+        assert not any(np.any(leaf) for leaf in jax.tree.leaves(client.gradient(frozen, params, batch)))

@@ -201,6 +201,8 @@ class Client:
     def gradient(self, update: PyTree, params: PyTree, images: int) -> PyTree:
         """The gradient behind an update where `shares_gradient`: without the step's length and its weight decay.
 
+        A tensor that did not move was not trained, and did not decay.
+
         Args:
             update: what the client shared.
             params: the weights it began with.
@@ -209,7 +211,11 @@ class Client:
         if not self.trains:
             return update
         unit, decay = self.length(images), self.weight_decay or 0.0
-        return jax.tree.map(lambda leaf, weight: leaf / unit - decay * weight, update, params)
+
+        def undone(leaf, weight):
+            return leaf / unit - jnp.where(jnp.any(leaf != 0), decay * weight, 0)
+
+        return jax.tree.map(undone, update, params)
 
     def total_passes(self, images: int) -> int:
         """Passes over a client's images that are begun."""

@@ -43,8 +43,7 @@ def told_at_most(victim: Victim, params: PyTree, update: PyTree, weights: PyTree
 def _numbers(gradient: ArrayLike, weight: ArrayLike) -> int:
     gradient = np.asarray(gradient)
     kept = int(np.sum(np.broadcast_to(np.asarray(weight) != 0, gradient.shape)))
-    if kept < gradient.size or gradient.ndim < 2:
+    if kept < gradient.size or gradient.ndim != 2:  # places of a convolution are many: its gradient has full rank
         return kept
-    matrix = gradient.reshape(-1, gradient.shape[-1])
-    rank = int(np.linalg.matrix_rank(matrix))
-    return rank * (sum(matrix.shape) - rank)
+    rank = int(np.linalg.matrix_rank(gradient))
+    return rank * (sum(gradient.shape) - rank)
