@@ -256,6 +256,21 @@ class Kernel:
         function = self._declare(f"llvm.vector.reduce.fmaximum.{self._suffix}", self.real, [self.vector])
         return self.b.call(function, [vector])
 
+    def turned(self, rows: list[Any]) -> list[Any]:
+        """The columns of as many vectors as one has elements."""
+        half = 1
+        while half < self.width:
+            of_first = [p if p // half % 2 == 0 else self.width + p - half for p in range(self.width)]
+            of_second = [p + half if p // half % 2 == 0 else self.width + p for p in range(self.width)]
+            for first in (n for n in range(self.width) if n // half % 2 == 0):
+                pair = rows[first], rows[first + half]
+                rows[first], rows[first + half] = (
+                    self.b.shuffle_vector(*pair, ir.Constant(ir.VectorType(I32, self.width), mask))
+                    for mask in (of_first, of_second)
+                )
+            half *= 2
+        return rows
+
     def along(self, count: int, act: Callable[[Any, int, int], None], together: int = 1) -> None:
         """`act(index, real, row)` for the vectors of `count` elements; `row` counts neighbours, up to `together`."""
         whole = count // self.width

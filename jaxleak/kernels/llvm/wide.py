@@ -1,7 +1,7 @@
 """The three products of `convolution.py` for many channels, in blocks that fit a core's caches.
 
 There a whole image and a whole kernel lie in the cache. Here neither needs to: positions of the output, over all images
-of a group, are taken `TILE` at a time beside `VECTORS` vectors of outputs, so that every sum of a block stays in a
+of a group, are taken some at a time beside some vectors of outputs (`tile_of`), so that every sum of a block stays in a
 register and each number that is loaded serves several sums. What is read again and again is first laid together.
 
 Images come padded, by `Geometry.padding`, and gradients by `margins`, since XLA pads where it computes them anyway.
@@ -16,14 +16,18 @@ if TYPE_CHECKING:
     from jaxleak.kernels.llvm.emit import Kernel
 
 LINE = 64  # bytes that a cache fetches together
-FEW = 64  # positions, below which the kernel is read from memory for few products: it is fetched ahead
-TILE, VECTORS = 4, 3  # sums in registers: TILE x VECTORS vectors of at least 16 registers
+FEW = 64  # positions, below which the kernel is read from memory for few products: it is fetched ahead, not turned
 DEPTH = 128  # products summed before the block's sum is added to the total: shorter sums round less
 TOGETHER = 16  # entries of the window of which `wide_weight` lays the pixels together
 ROOM = 1 << 18  # bytes of weights, or of gradients, that are laid together; at least 8 rows of outputs
 LONGEST = 4608  # products of a sum in `wide_input`: its reductions across a vector then count little
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+
+
+def tile_of(k: "Kernel") -> tuple[int, int]:
+    """Positions beside vectors of outputs whose sums stay in registers."""
+    return (6, 4) if k.registers >= 20 else (4, 3)
 
 
 class _Positions:
@@ -52,13 +56,34 @@ class _Positions:
 def wide_forward(name: str, call: Call) -> str:
     """x [groups, images, ph, pw, c], w [groups, kh, kw, c, o] -> y [groups, images, oh, ow, o]."""
     k, g = new_kernel(name, call.dtype), call.geometry
-    x, w, y = k.buffers(2, 1)
     windows = _Positions(k, g.out, g.padded, g.channels, g.strides)
-    count, wide = call.images * windows.rows * windows.columns, VECTORS * k.width
-    room = -(-g.outputs // wide) * wide
+
+    def lay(kernel, i, start, length, weights, room):
+        rows = k.at(kernel, k.multiply(k.add(k.multiply(i, g.run), start), g.outputs))
+        _lay(k, rows, weights, g.outputs, length, room)
+
+    return _summed(k, call, windows, lambda i: k.multiply(i, windows.row), (g.window[0], g.run), g.outputs, lay)
+
+
+def _summed(k: "Kernel", call: Call, windows: "_Positions", place, window: tuple[int, int], outputs: int, lay) -> str:
+    """y[p, o] = sum_t x[p + t] w[t, o] over positions p, `window` entries t and `outputs`.
+
+    Args:
+        k: the kernel.
+        call: its groups, images and type.
+        windows: the positions in x.
+        place: where row i of the window begins behind a position.
+        window: rows of the window, and entries of a row, which lie together in x.
+        outputs: of w.
+        lay: writes entries `start` .. of row i as panels (`_lay`).
+    """
+    x, w, y = k.buffers(2, 1)
+    height, across = tile_of(k)
+    count, wide = call.images * windows.rows * windows.columns, across * k.width
+    room = -(-outputs // wide) * wide
     depth = max(8, min(DEPTH, ROOM // (room * ITEMSIZE[call.dtype])))
     weights = k.scratch(depth * room)
-    k.clear(y, call.groups * count * g.outputs)
+    k.clear(y, call.groups * count * outputs)
 
     def tile(source, target, panel, vectors, length, first, some):
         pixels = [k.at(source, windows.place(k.add(first, n))) for n in range(some)]
@@ -71,33 +96,32 @@ def wide_forward(name: str, call: Call) -> str:
                 for variable, vector in zip(of_pixel, loaded, strict=True):
                     k.accumulate(variable, value, vector)
         for n, of_pixel in enumerate(sums):
-            place = k.at(target, k.multiply(k.add(first, n), g.outputs))
+            place = k.at(target, k.multiply(k.add(first, n), outputs))
             for (o, real), variable in zip(vectors, of_pixel, strict=True):
                 k.store(k.b.fadd(k.load(place, o, real), k.get(variable)), place, o, real)
 
     def entries(images, kernel, results, i, start, length):
-        rows = k.at(kernel, k.multiply(k.add(k.multiply(i, g.run), start), g.outputs))
-        _lay(k, rows, weights, g.outputs, length, depth)
-        source = k.at(images, k.add(k.multiply(i, windows.row), start))
+        lay(kernel, i, start, length, weights, depth)
+        source = k.at(images, k.add(place(i), start))
 
-        def outputs(first, some):
+        def some_outputs(first, some):
             panel, target, vectors = k.at(weights, k.multiply(first, depth)), k.at(results, first), k.cover(some)
-            blocks(k, count, TILE, lambda p, n: tile(source, target, panel, vectors, length, p, n))
+            blocks(k, count, height, lambda p, n: tile(source, target, panel, vectors, length, p, n))
 
-        blocks(k, g.outputs, wide, outputs)
+        blocks(k, outputs, wide, some_outputs)
 
     with k.loop(call.groups) as group:
         images = k.at(x, k.multiply(group, call.images * windows.image))
-        kernel = k.at(w, k.multiply(group, g.kernel_size))
-        results = k.at(y, k.multiply(group, count * g.outputs))
-        with k.loop(g.window[0]) as i:
-            blocks(k, g.run, depth, lambda start, length: entries(images, kernel, results, i, start, length))
+        kernel = k.at(w, k.multiply(group, call.geometry.kernel_size))
+        results = k.at(y, k.multiply(group, count * outputs))
+        with k.loop(window[0]) as i:
+            blocks(k, window[1], depth, lambda start, length: entries(images, kernel, results, i, start, length))
     return k.finish()
 
 
 def _lay(k: "Kernel", source, target, outputs: int, rows: int, room: int) -> None:
-    """Rows of `outputs` numbers as panels of `VECTORS` vectors, each of which has room for `room` rows."""
-    wide = VECTORS * k.width
+    """Rows of `outputs` numbers as panels of the tile's vectors, each of which has room for `room` rows."""
+    wide = tile_of(k)[1] * k.width
     with k.loop(rows) as row:
 
         def panel(first, some):
@@ -114,7 +138,8 @@ def wide_weight(name: str, call: Call) -> str:
     k, g = new_kernel(name, call.dtype), call.geometry
     x, d, w = k.buffers(2, 1)
     windows = _Positions(k, g.out, g.padded, g.channels, g.strides)
-    count, wide = call.images * windows.rows * windows.columns, VECTORS * k.width
+    height, across = tile_of(k)
+    count, wide = call.images * windows.rows * windows.columns, across * k.width
     room = -(-g.outputs // wide) * wide
     together = max(TOGETHER, k.width)
     block = min(count, DEPTH, max(8, ROOM // (room * ITEMSIZE[call.dtype])))
@@ -157,7 +182,7 @@ def wide_weight(name: str, call: Call) -> str:
                 def outputs(first, reached):
                     vectors, of_gradients = k.cover(reached), k.at(gradients, k.multiply(first, block))
                     to = k.at(target, first)
-                    blocks(k, some, TILE, lambda entry, n: tile(to, vectors, of_gradients, length, entry, n))
+                    blocks(k, some, height, lambda entry, n: tile(to, vectors, of_gradients, length, entry, n))
 
                 blocks(k, g.outputs, wide, outputs)
 
@@ -210,14 +235,59 @@ def margins(g: Geometry) -> Pads:
     return along(rows, g.out[0]), along(columns, g.out[1])
 
 
+def _turned(k: "Kernel", call: Call) -> str:
+    """`wide_input` at stride 1: the product `forward` of d and the kernel turned round.
+
+    No sum runs across a vector, but the kernel is laid together anew, which pays where many positions share it.
+    """
+    g = call.geometry
+    (top, left), (rows, columns), (kh, kw) = margins(g), _phases(g), g.window
+    size = g.out[0] + sum(top), g.out[1] + sum(left)
+    pixels = _Positions(k, (g.height, g.width), size, g.outputs)
+    first = (rows[0].back + top[0]) * pixels.row + (columns[0].back + left[0]) * g.outputs
+
+    def behind(entry):
+        i, j = k.divided(entry, kw)
+        return k.add(first, k.multiply(i, -pixels.row), k.multiply(j, -g.outputs))
+
+    def lay(kernel, entry, start, length, weights, room):
+        source = k.at(kernel, k.add(k.multiply(entry, g.channels * g.outputs), start))
+        _lay_turned(k, source, weights, g, length, room)
+
+    return _summed(k, call, pixels, behind, (kh * kw, g.outputs), g.channels, lay)
+
+
+def _lay_turned(k: "Kernel", source, target, g: Geometry, rows: int, room: int) -> None:
+    """`_lay` of columns: `rows` neighbours of each of a kernel's channels, which are `g.outputs` apart."""
+    wide = tile_of(k)[1] * k.width
+
+    def panel(first, reached):
+        for c, some in k.cover(reached):
+            read = k.at(source, k.multiply(k.add(first, c), g.outputs))
+            place = k.at(target, k.add(k.multiply(first, room), c))
+
+            def square(o, real, read=read, place=place, some=some):
+                """Numbers of `real` neighbours for `some` channels, turned."""
+                begin = [k.at(read, k.add(o, n * g.outputs)) for n in range(some)]
+                given = [k.load(column, 0, real) for column in begin] + [k.zero] * (k.width - some)
+                for row, vector in enumerate(k.turned(given)[:real]):
+                    k.store(vector, place, k.multiply(k.add(o, row), wide), k.width)
+
+            blocks(k, rows, k.width, square)
+
+    blocks(k, g.channels, wide, panel)
+
+
 def wide_input(name: str, call: Call) -> str:
     """d [groups, images, oh, ow, o] within `margins`, w [groups, kh, kw, c, o] -> x [groups, images, h, w, c].
 
     The sums run along the outputs, which lie together in both arguments; a vector's elements are added at the end.
     """
     k, g = new_kernel(name, call.dtype), call.geometry
+    if g.strides == (1, 1) and g.channels >= k.width and call.images * g.height * g.width >= FEW:
+        return _turned(k, call)
     d, w, x = k.buffers(2, 1)
-    (sh, sw), (top, left) = g.strides, margins(g)
+    (sh, sw), (top, left), (height, across) = g.strides, margins(g), tile_of(k)
     size = g.out[0] + sum(top), g.out[1] + sum(left)
     k.clear(x, call.groups * call.images * g.image_size)
 
@@ -239,7 +309,7 @@ def wide_input(name: str, call: Call) -> str:
                 def products(o, real, row):
                     loaded = [k.load(weights, k.add(o, c * g.outputs), real) for c in range(reached)]
                     for c in range(reached if row == 0 and count < FEW else 0):
-                        k.prefetch(weights, k.add(o, (c + VECTORS) * g.outputs))
+                        k.prefetch(weights, k.add(o, (c + across) * g.outputs))
                     for source, of_pixel in zip(sources, sums, strict=True):
                         value = k.load(source, o, real)
                         for variable, vector in zip(of_pixel, loaded, strict=True):
@@ -262,9 +332,9 @@ def wide_input(name: str, call: Call) -> str:
 
         def outputs(start, some_outputs):
             def channels(channel, reached):
-                blocks(k, count, TILE, lambda first, n: tile(channel, reached, start, some_outputs, first, n))
+                blocks(k, count, height, lambda first, n: tile(channel, reached, start, some_outputs, first, n))
 
-            blocks(k, g.channels, VECTORS, channels)
+            blocks(k, g.channels, across, channels)
 
         blocks(k, g.outputs, length, outputs)
 
