@@ -163,6 +163,8 @@ def test_derivatives_of_grouped_convolutions_stay_products():
         (5, 17, 1, 33, 2),
         (12, 70, 3, 25, 2),  # more positions, and more products in a sum, than a block holds
         (2, 130, 3, 200, 1),
+        (9, 37, 3, 41, 1),  # an input gradient by the kernel turned round, with rests of every block
+        (8, 70, 1, 150, 1),
         (40, 60, 3, 3, 1),  # an image of more bytes than a thread's stack
     ],
 )

@@ -16,7 +16,9 @@ from jaxleak.attacks.presets import get_attack
 from jaxleak.attacks.trial import Job, Trial
 from jaxleak.data import load_dataset
 from jaxleak.kernels import vectors
+from jaxleak.kernels.llvm import primitive
 from jaxleak.kernels.llvm.available import available, misfit
+from jaxleak.kernels.norm import standardised
 from jaxleak.kernels.outer import Outer, outer_distance
 from jaxleak.kernels.vectors import pair, products, squared_distance
 from jaxleak.models import LeNet
@@ -207,6 +209,63 @@ def test_the_squared_distance_has_derivatives():
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-12), ours, wanted)
 
 
+def plain_norm(x, epsilon):
+    axes = tuple(range(x.ndim - 1))
+    return (x - jnp.mean(x, axes)) * jax.lax.rsqrt(jnp.var(x, axes) + epsilon)
+
+
+def third_derivative(norm):
+    """The value and three derivatives, each along another direction."""
+
+    def of(x, *along):
+        functions = [lambda x: norm(x, 1e-3)]
+        for a in along:
+            scalar = lambda x, f=functions[-1], a=a: jnp.sum(jnp.sin(f(x)) * a)  # noqa: E731
+            functions.append(jax.grad(scalar))
+        return [f(x) for f in functions]
+
+    return of
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(2, 5, 5, 7), (1, 9, 9, 70), (3, 1, 4, 16), (130, 150), (1, 65, 1)])
+def test_norms_and_their_derivatives(dtype, shape):
+    """More channels than vectors, more positions than blocks, and their rests; the mean is not small beside x."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    arrays = [jax.random.normal(key, (3, *shape), dtype) + 0.5 for key in keys]
+    got, wanted = (quick_jit(jax.vmap(third_derivative(norm)))(*arrays) for norm in (standardised, plain_norm))
+    for a, b in zip(got, wanted, strict=True):
+        assert a.dtype == dtype
+        close(a, b, dtype)
+
+
+def test_norms_differentiate_forwards_backwards_and_by_what_lanes_share():
+    x, w = (jax.random.normal(jax.random.key(n), (3, 2, 4, 4, 5), float) for n in range(2))
+
+    def second(norm):
+        def reached(x, w):
+            return jnp.sum(jnp.square(jax.grad(lambda w: jnp.sum(norm(x, 1e-5) * w * jnp.cos(norm(w, 1e-5))))(w)))
+
+        mixed = jax.jacfwd(lambda x: jax.grad(reached)(x, w[0, 0]).ravel()[:4])
+        return quick_jit(
+            lambda x, w: (jax.vmap(jax.grad(reached, (0, 1)), (0, None))(x, w[0]), jax.vmap(mixed)(x[:, 0]))
+        )(x, w)
+
+    jax.tree.map(lambda a, b: close(a, b, np.float64, 1000), second(standardised), second(plain_norm))
+
+
+def test_norms_without_kernels(monkeypatch):
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 5), float)
+    ours = third_derivative(standardised)(x, x, x, x)
+    monkeypatch.setenv("JAXLEAK_NATIVE", "0")
+    jax.tree.map(lambda a, b: close(a, b, np.float64), ours, third_derivative(standardised)(x, x, x, x))
+    # What XLA computes where llvmlite does not work.
+    monkeypatch.undo()
+    monkeypatch.setattr(primitive, "available", lambda: False)
+    again = jax.jit(lambda *a: third_derivative(standardised)(*a))(x, x, x, x)
+    jax.tree.map(lambda a, b: close(a, b, np.float64), ours, again)
+
+
 # --- whether they can be called at all ---
 
 HEADER = (Path(jax.ffi.include_dir()) / "xla/ffi/api/c_api.h").read_text()
@@ -236,7 +295,7 @@ def test_an_interface_that_does_not_fit_is_recognised(change):
 
 
 def test_fields_behind_those_that_are_read_may_be_added():
-    header, count = re.subn(r"(void\* data;)", r"\1 void* more;", HEADER)
+    header, count = re.subn(r"(int64_t\* dims;)", r"\1 void* more;", HEADER)
     assert count > 0
     assert misfit(header) is None
 

@@ -9,6 +9,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from jaxleak.errors import InputError, check_choice, check_positive
+from jaxleak.kernels.norm import standardised
 from jaxleak.models.weight_init import norm_inits
 
 EPSILON = 1e-5  # torch's, in BatchNorm and GroupNorm
@@ -44,10 +45,8 @@ class BatchNorm(nn.Module):
                     f"`train` BatchNorm needs more than one value per channel; got shape {list(x.shape)}. "
                     "Use larger images, the cifar stem, a larger batch, or train=False."
                 )
-            mean = jnp.mean(x, axis=(0, 1, 2))
-            var = jnp.mean(jnp.square(x - mean), axis=(0, 1, 2))
-        else:
-            mean, var = (self._running(name, value, x) for name, value in (("mean", 0), ("var", 1)))
+            return standardised(x, self.epsilon) * scale + bias
+        mean, var = (self._running(name, value, x) for name, value in (("mean", 0), ("var", 1)))
         return (x - mean) * (scale * lax.rsqrt(var + self.epsilon)) + bias
 
     def _running(self, name: str, new: float, x: Float[Array, "b h w c"]) -> Float[Array, "c"]:

@@ -16,7 +16,7 @@ FIELDS = {
     "CallFrame": "struct_size extension_start api ctx stage args rets",
     "Args": "struct_size extension_start size types args;",
     "Rets": "struct_size extension_start size types rets;",
-    "Buffer": "struct_size extension_start dtype data",
+    "Buffer": "struct_size extension_start dtype data rank dims",
     "Api": "struct_size extension_start api_version",
     "Api_Version": "struct_size extension_start major_version minor_version;",
     "Metadata_Extension": "extension_base metadata",

@@ -25,7 +25,7 @@ NULL = ir.Constant(POINTER, None)
 
 # Offsets in bytes in the structures of XLA's c_api.h.
 FRAME_EXTENSION, FRAME_API, FRAME_ARGS, FRAME_RETS = 8, 16, 72, 112
-BUFFER_DATA = 24
+BUFFER_DATA, BUFFER_DIMS = 24, 40
 EXTENSION_METADATA, METADATA_VERSION, METADATA_TRAITS, API_VERSION = 24, 24, 32, 32
 
 
@@ -72,7 +72,14 @@ class Kernel:
         self.b.ret(NULL)
         self.b.position_at_end(run)
         lists = [(self._field(frame, FRAME_ARGS), arguments), (self._field(frame, FRAME_RETS), results)]
-        return [self._field(self._field(array, 8 * k), BUFFER_DATA) for array, count in lists for k in range(count)]
+        found = [self._field(array, 8 * k) for array, count in lists for k in range(count)]
+        self._first = found[0]
+        return [self._field(buffer, BUFFER_DATA) for buffer in found]
+
+    def sizes(self, rank: int) -> list[Any]:
+        """The axes' lengths of the call's first argument, for a kernel that serves all of them."""
+        dims = self._field(self._first, BUFFER_DIMS)
+        return [self.index(dims, self.integer(axis)) for axis in range(rank)]
 
     def _byte(self, pointer, offset: int):
         return self.b.gep(pointer, [ir.Constant(I64, offset)], source_etype=I8)
@@ -96,6 +103,10 @@ class Kernel:
         for term in terms[1:]:
             total = self.b.add(total, self.integer(term))
         return total
+
+    def product(self, first: Any, second: Any) -> Any:
+        """Of two indices that are known when the kernel runs."""
+        return self.b.mul(first, second)
 
     def multiply(self, index: Any, factor: int) -> Any:
         return index if factor == 1 else self.b.mul(self.integer(index), self.integer(factor))
@@ -154,20 +165,46 @@ class Kernel:
         pointer = self.at(pointer, index)
         if real == self.width:
             return self.b.load(pointer, typ=self.vector, align=self.size)
-        masks = ir.VectorType(I1, self.width)
+        return self._masked_load(pointer, self._mask(real))
+
+    def _masked_load(self, pointer, mask):
         name = f"llvm.masked.load.{self._suffix}.p0"
-        function = self._declare(name, self.vector, [POINTER, I32, masks, self.vector])
-        return self.b.call(function, [pointer, ir.Constant(I32, self.size), self._mask(real), self.zero])
+        function = self._declare(name, self.vector, [POINTER, I32, ir.VectorType(I1, self.width), self.vector])
+        return self.b.call(function, [pointer, ir.Constant(I32, self.size), mask, self.zero])
 
     def store(self, value, pointer, index, real: int):
         pointer = self.at(pointer, index)
         if real == self.width:
             self.b.store(value, pointer, align=self.size)
             return
-        masks = ir.VectorType(I1, self.width)
+        self._masked_store(value, pointer, self._mask(real))
+
+    def _masked_store(self, value, pointer, mask):
         name = f"llvm.masked.store.{self._suffix}.p0"
+        masks = ir.VectorType(I1, self.width)
         function = self._declare(name, ir.VoidType(), [self.vector, POINTER, I32, masks])
-        self.b.call(function, [value, pointer, ir.Constant(I32, self.size), self._mask(real)])
+        self.b.call(function, [value, pointer, ir.Constant(I32, self.size), mask])
+
+    def below(self, count):
+        """The mask of the first `count` elements of a vector, a number that is known when the kernel runs."""
+        places = ir.VectorType(I64, self.width)
+        first = self.b.insert_element(ir.Constant(places, ir.Undefined), count, ir.Constant(I32, 0))
+        nothing = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
+        counts = self.b.shuffle_vector(first, ir.Constant(places, ir.Undefined), nothing)
+        return self.b.icmp_signed("<", ir.Constant(places, list(range(self.width))), counts)
+
+    def some(self, pointer, index, mask=None):
+        """The vector at `index`, or those of its elements that `below` says."""
+        if mask is None:
+            return self.load(pointer, index, self.width)
+        return self._masked_load(self.at(pointer, index), mask)
+
+    def put_some(self, value, pointer, index, mask=None) -> None:
+        """`some`, stored."""
+        if mask is None:
+            self.store(value, pointer, index, self.width)
+        else:
+            self._masked_store(value, self.at(pointer, index), mask)
 
     def prefetch(self, pointer, index):
         """Fetch what will be read soon; no error where there is nothing."""
@@ -241,6 +278,14 @@ class Kernel:
         function = self._declare(f"llvm.vector.reduce.fadd.{self._suffix}", self.real, [self.real, self.vector])
         # -0.0 changes no sum, 0.0 would change -0.0; "reassoc" allows halves instead of one element after the other.
         return self.b.call(function, [ir.Constant(self.real, -0.0), vector], fastmath=("reassoc",))
+
+    def number(self, value: float):
+        """A scalar."""
+        return ir.Constant(self.real, value)
+
+    def root(self, vector):
+        """The square roots."""
+        return self.b.call(self._declare(f"llvm.sqrt.{self._suffix}", self.vector, [self.vector]), [vector])
 
     def absolute(self, vector):
         """The absolute values."""

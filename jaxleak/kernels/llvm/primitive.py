@@ -27,6 +27,16 @@ def lane_primitive(
     Returns:
         A function with the arguments of `function`, to be mapped with `vmap`; not differentiable.
     """
+    primitive = primitive_over_lanes(function, build, call, in_place)
+
+    def apply(*arguments):
+        return [out[0] for out in primitive.bind(*(jnp.asarray(a)[None] for a in arguments))]
+
+    return apply
+
+
+def primitive_over_lanes(function, build, call, in_place: int = 0) -> Primitive:
+    """The primitive of `lane_primitive`, whose arguments and results have the lanes as leading axis."""
     primitive = Primitive(build.__name__)
     primitive.multiple_results = True
 
@@ -60,8 +70,4 @@ def lane_primitive(
     batching.primitive_batchers[primitive] = batch
     mlir.register_lowering(primitive, reference)
     mlir.register_lowering(primitive, lower, platform="cpu")
-
-    def apply(*arguments):
-        return [out[0] for out in primitive.bind(*(jnp.asarray(a)[None] for a in arguments))]
-
-    return apply
+    return primitive
