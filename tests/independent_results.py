@@ -467,6 +467,42 @@ def best(stored: Stored) -> list[Row]:
     return found
 
 
+PEERS = (
+    *(("convnet 1", 1), ("convnet train 4", 4), ("convnet 4", 4), ("convnet 8", 8), ("convnet trained 1", 1)),
+    *(("resnet20-4 1", 1), ("resnet20-4 4", 4), ("resnet20-4 trained 1", 1), ("resnet18 1", 1), ("lenet 1", 1)),
+)
+
+
+@table("The attack best beside breaching's presets")
+def peers(stored: Stored) -> list[Row]:
+    there, found = (stored.folder / "peers/images.jsonl").exists(), []
+    images = stored.lines("peers/images") if there else pd.DataFrame(columns=["setting", "attack"])
+    for (setting, batch), attack in product(PEERS, ("best", "invertinggradients", "modern")):
+        own = images[images.setting == setting]
+        rows, others = own[own.attack == attack], own[own.attack != "best"]
+        if not len(rows):
+            found.append([setting, f"`{attack}`", NOT_RUN, *[NONE] * 6])
+            continue
+        assert len(rows) == batch * rows["update"].nunique()
+        low, middle, high = quartiles(rows.psnr, ".1f")
+        cells = [f"{rows.evaluations.median():,.0f}", f"{rows.seconds.median():.1f}", f"{middle} ({low} to {high})"]
+        compared = [NONE] * 3
+        if attack == "best" and len(others):
+            rival = others[others.attack == others.groupby("attack").psnr.median().idxmax()]
+            updates = [[group.psnr.to_numpy() for _, group in side.groupby("update")] for side in (rows, rival)]
+            gains = []
+            for drawn in np.random.default_rng(0).integers(len(updates[0]), size=(2000, len(updates[0]))):
+                ours, theirs = (np.median(np.concatenate([side[place] for place in drawn])) for side in updates)
+                gains.append(ours - theirs)
+            means = [side.groupby("update").psnr.mean() for side in (rows, rival)]
+            p = stats.wilcoxon(means[0].to_numpy() - means[1].to_numpy()).pvalue
+            bounds = np.quantile(gains, (0.025, 0.975))
+            compared = [f"{rows.psnr.median() - rival.psnr.median():.1f}", f"[{bounds[0]:.1f}, {bounds[1]:.1f}]"]
+            compared.append(f"{p:.3f}")
+        found.append([setting, f"`{attack}`", *cells, str(len(rows)), *compared])
+    return found
+
+
 GRADINVERSION = (
     *("published", "published-long", "without-statistics", "lbfgs", "lbfgs-statistics", "without-consistency"),
     *("without-tv", "without-norm", "registered", "hundredth"),
