@@ -9,7 +9,7 @@ images must agree to 1e-4.
 Every attack gets `--seconds` on one core for an update, compiling and warming up not counted. breaching's attacks run
 one update after the other, with the iterations that fit at the rate measured before, on which their schedules depend;
 all else of a preset is as it comes. `best` runs all updates of a setting at once in that time for each, with the
-evaluations that fit at the rate of a short run.
+evaluations that fit at the rate of a run of a tenth of it.
 
 Each core has a process. Rows that are there are kept; give `--results DIR` for a try with other settings.
 
@@ -38,7 +38,7 @@ from experiments.peers_settings import MOST, SETTINGS, victim_of
 from experiments.peers_torch import Found, attacked
 
 PAPER = "ReLU networks"
-INNER, PILOT = 20, 2  # evaluations of an iteration of `best`; iterations of the run that measures its rate
+INNER, PILOT = 20, 2  # evaluations of an iteration of `best`; iterations of the first of two runs that measure its rate
 RESAMPLES = 2000
 ATTACKS = ("best", "invertinggradients", "modern")
 
@@ -104,13 +104,13 @@ def revision() -> dict[str, Any]:
 def best(victim: jaxleak.Victim, seconds: float) -> Iterator[Found]:
     """`best` on all updates at once, each a lane; seconds are an update's share of the run."""
     iterations, warming, engine = PILOT, 0.0, {}
-    for last in (False, True):
+    for share in (0.1, 1.0, 0.0):  # of the time, for the run that follows
         attack = replace(jaxleak.ATTACKS["best"], label="known", iterations=iterations)
         sweep = jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=1, snapshots=())
         result = jaxleak.run_sweep(sweep, lanes=victim.updates, quiet=True)
         engine = result.summary["engine"]
-        warming += engine["compile_seconds"] + (0 if last else engine["seconds"])
-        iterations = max(1, round(seconds * engine["evaluations"] / engine["seconds"] / INNER))
+        warming += engine["compile_seconds"] + bool(share) * engine["seconds"]
+        iterations = max(1, round(share * seconds * engine["evaluations"] / engine["seconds"] / INNER))
     for row in sorted(result.rows, key=lambda row: victim.indices.index(row["image"])):
         images = result.reconstructions([row["trial"]])["candidate"].reshape(-1, *victim.images.shape[1:])
         yield Found(images, row["evaluations"], engine["seconds"] / victim.updates, warming)

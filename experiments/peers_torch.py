@@ -123,7 +123,7 @@ def attacked(victim: jaxleak.Victim, folder: Path, name: str, seconds: float) ->
     for number in range(victim.updates):
         net, update, labels = handed(victim, number)
         told = {"num_data_points": victim.batch, "labels": labels, "local_hyperparams": None}
-        buffers = None if victim.model.train else list(net.buffers())
+        buffers = None if getattr(victim.model, "train", False) else list(net.buffers())
         server = {"parameters": list(net.parameters()), "buffers": buffers, "metadata": pixels}
         shared = {"gradients": update, "buffers": None, "metadata": told}
 
