@@ -27,7 +27,13 @@ Pads = tuple[tuple[int, int], tuple[int, int]]
 
 def tile_of(k: "Kernel") -> tuple[int, int]:
     """Positions beside vectors of outputs whose sums stay in registers."""
-    return (6, 4) if k.registers >= 20 else (4, 3)
+    return (4, 4) if k.registers >= 20 else (4, 3)
+
+
+def _even(count: int, most: int, unit: int) -> int:
+    """The size of as few blocks as `most` allows, all alike but for the last: each size is compiled for itself."""
+    size = -(-count // -(-count // most))
+    return min(count, most, -(-size // unit) * unit)
 
 
 class _Positions:
@@ -81,7 +87,7 @@ def _summed(k: "Kernel", call: Call, windows: "_Positions", place, window: tuple
     height, across = tile_of(k)
     count, wide = call.images * windows.rows * windows.columns, across * k.width
     room = -(-outputs // wide) * wide
-    depth = max(8, min(DEPTH, ROOM // (room * ITEMSIZE[call.dtype])))
+    depth = _even(window[1], max(8, min(DEPTH, ROOM // (room * ITEMSIZE[call.dtype]))), k.width)
     weights = k.scratch(depth * room)
     k.clear(y, call.groups * count * outputs)
 
@@ -142,7 +148,7 @@ def wide_weight(name: str, call: Call) -> str:
     count, wide = call.images * windows.rows * windows.columns, across * k.width
     room = -(-g.outputs // wide) * wide
     together = max(TOGETHER, k.width)
-    block = min(count, DEPTH, max(8, ROOM // (room * ITEMSIZE[call.dtype])))
+    block = _even(count, min(DEPTH, max(8, ROOM // (room * ITEMSIZE[call.dtype]))), 1)
     places, pixels, gradients = k.scratch(2 * block), k.scratch(block * together), k.scratch(block * room)
     several = count > block
     if several:
@@ -259,23 +265,18 @@ def _turned(k: "Kernel", call: Call) -> str:
 
 def _lay_turned(k: "Kernel", source, target, g: Geometry, rows: int, room: int) -> None:
     """`_lay` of columns: `rows` neighbours of each of a kernel's channels, which are `g.outputs` apart."""
-    wide = tile_of(k)[1] * k.width
+    across = tile_of(k)[1]
 
-    def panel(first, reached):
-        for c, some in k.cover(reached):
-            read = k.at(source, k.multiply(k.add(first, c), g.outputs))
-            place = k.at(target, k.add(k.multiply(first, room), c))
+    def square(c, some, o, real):
+        """Numbers of `real` neighbours for `some` channels, turned."""
+        panel, vector = k.divided(k.divided(c, k.width)[0], across)
+        place = k.at(target, k.add(k.multiply(panel, across * k.width * room), k.multiply(vector, k.width)))
+        begin = [k.at(source, k.add(k.multiply(k.add(c, n), g.outputs), o)) for n in range(some)]
+        given = [k.load(column, 0, real) for column in begin] + [k.zero] * (k.width - some)
+        for row, vector in enumerate(k.turned(given)[:real]):
+            k.store(vector, place, k.multiply(k.add(o, row), across * k.width), k.width)
 
-            def square(o, real, read=read, place=place, some=some):
-                """Numbers of `real` neighbours for `some` channels, turned."""
-                begin = [k.at(read, k.add(o, n * g.outputs)) for n in range(some)]
-                given = [k.load(column, 0, real) for column in begin] + [k.zero] * (k.width - some)
-                for row, vector in enumerate(k.turned(given)[:real]):
-                    k.store(vector, place, k.multiply(k.add(o, row), wide), k.width)
-
-            blocks(k, rows, k.width, square)
-
-    blocks(k, g.channels, wide, panel)
+    blocks(k, g.channels, k.width, lambda c, some: blocks(k, rows, k.width, lambda o, real: square(c, some, o, real)))
 
 
 def wide_input(name: str, call: Call) -> str:
