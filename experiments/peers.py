@@ -4,7 +4,7 @@ CIFAR-100 images, normalised; eight updates a setting, each from a network of it
 initialisation. ConvNet and ResNet20-4 have 8 channels in the first layer, ResNet-18 16. BatchNorm is in evaluation mode
 but where `train` stands. `trained`: one network, trained on the 20 coarse classes with the images that are attacked
 left out. All attackers know the labels and make one start. jaxleak computes the update; PyTorch's gradient of the true
-images must agree to 1e-4.
+images must agree, but for a kink.
 
 Every attack gets `--seconds` on one core for an update, compiling and warming up not counted. breaching's attacks run
 one update after the other, with the iterations that fit at the rate measured before, on which their schedules depend;
