@@ -10,6 +10,7 @@ told by the name of its instruction.
 import argparse
 import gzip
 import json
+import os
 import re
 import statistics
 import subprocess
@@ -143,10 +144,12 @@ def main() -> None:
         parser.error("--model and --out are needed")
     settings = Settings(**options)
     task = json.dumps({"settings": settings.plain(), "network": settings.network()})
+    # The threads of numpy's products begin at its import, before a process can be held on a core.
+    one_thread = {**os.environ, "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
     found = {}
     for part, module in (("ours", "steps"), ("pytorch", "pytorch_steps")):
         command = [sys.executable, "-m", f"jaxleak.bench.{module}", "--task", task]
-        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        run = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, env=one_thread)
         found[part] = json.loads(run.stdout.splitlines()[-1])
     out.write_text(json.dumps(found, indent=1) + "\n")
 
