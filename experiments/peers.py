@@ -47,7 +47,7 @@ def main() -> None:
     options = arguments(
         __doc__,
         breaching={"type": Path, "required": True, "help": "a checkout of breaching"},
-        seconds={"type": float, "default": 30.0, "help": "for an update (default: %(default)s)"},
+        seconds={"type": float, "default": 15.0, "help": "for an update (default: %(default)s)"},
         images={"type": int, "default": 8, "help": f"updates of a setting, at most {MOST} (default: %(default)s)"},
         cores={"type": int, "default": 2, "help": "processes, one a core (default: %(default)s)"},
     )

@@ -111,6 +111,25 @@ def deep_steps(stored: Stored) -> Phrases:
 
 
 @text
+def peers(stored: Stored) -> Phrases:
+    rows = stored.lines("peers/images")
+    psnr = rows.groupby(["setting", "attack"]).psnr.median().unstack()
+    evaluations = rows.groupby(["setting", "attack"]).evaluations.median().unstack()
+    better = psnr.drop(columns="best").idxmax(axis=1)
+    ahead = {name: psnr.best[name] - psnr[peer][name] for name, peer in better.items()}
+    more = [evaluations.best[name] / evaluations[peer][name] for name, peer in better.items() if name != "lenet 1"]
+    assert len(ahead) == 6
+    assert sum(gap > 0 for gap in ahead.values()) == 5
+    yield f"by {ahead['lenet 1']:.1f} dB of the medians on LeNet"
+    conv = [ahead[f"convnet {name}"] for name in ("1", "train 4", "4")]
+    yield "by {:.1f}, {:.1f} and {:.1f} dB on the ConvNet with one image".format(*conv)
+    yield f"and by {ahead['resnet18 1']:.1f} dB on ResNet-18. On ResNet20-4 it is"
+    yield f"it is {-ahead['resnet20-4 1']:.1f} dB behind"
+    yield f"make {min(more):.1f} to {max(more):.1f} times as many evaluations"
+    yield f"{rows.budget.unique().item():.0f} seconds of a core for an update, eight"
+
+
+@text
 def gradinversion(stored: Stored) -> Phrases:
     rows = stored.lines("gradinversion/images")
     updates = rows[rows.slot == 0].groupby(["batch", "attack"])
