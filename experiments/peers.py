@@ -51,6 +51,10 @@ def main() -> None:
         images={"type": int, "default": 8, "help": f"updates of a setting, at most {MOST} (default: %(default)s)"},
         cores={"type": int, "default": 2, "help": "processes, one a core (default: %(default)s)"},
     )
+    if not (options.breaching / "breaching/config/attack").is_dir():
+        raise jaxleak.InputError(
+            f"`breaching` must be a checkout of breaching, with its presets; got {options.breaching}."
+        )
     done = {(row["setting"], row["attack"]) for row in rows()}
     jobs = [job for job in product(chosen_runs(SETTINGS, options), ATTACKS) if job not in done]
     results_folder("peers")

@@ -104,11 +104,7 @@ class Kernel:
             total = self.b.add(total, self.integer(term))
         return total
 
-    def product(self, first: Any, second: Any) -> Any:
-        """Of two indices that are known when the kernel runs."""
-        return self.b.mul(first, second)
-
-    def multiply(self, index: Any, factor: int) -> Any:
+    def multiply(self, index: Any, factor: Any) -> Any:
         return index if factor == 1 else self.b.mul(self.integer(index), self.integer(factor))
 
     def divided(self, index: Any, by: int) -> tuple[Any, Any]:
@@ -161,29 +157,25 @@ class Kernel:
     def put_scalar(self, value, pointer, index: Any = 0) -> None:
         self.b.store(value, self.at(pointer, index))
 
-    def load(self, pointer, index, real: int):
+    def load(self, pointer, index, real):
+        """The vector at `index`, of which `real` elements are there: a number, or a mask of `below`."""
         pointer = self.at(pointer, index)
-        if real == self.width:
+        if isinstance(real, int) and real == self.width:
             return self.b.load(pointer, typ=self.vector, align=self.size)
-        return self._masked_load(pointer, self._mask(real))
-
-    def _masked_load(self, pointer, mask):
         name = f"llvm.masked.load.{self._suffix}.p0"
         function = self._declare(name, self.vector, [POINTER, I32, ir.VectorType(I1, self.width), self.vector])
-        return self.b.call(function, [pointer, ir.Constant(I32, self.size), mask, self.zero])
+        return self.b.call(function, [pointer, ir.Constant(I32, self.size), self._mask(real), self.zero])
 
-    def store(self, value, pointer, index, real: int):
+    def store(self, value, pointer, index, real):
+        """`load`, the other way."""
         pointer = self.at(pointer, index)
-        if real == self.width:
+        if isinstance(real, int) and real == self.width:
             self.b.store(value, pointer, align=self.size)
             return
-        self._masked_store(value, pointer, self._mask(real))
-
-    def _masked_store(self, value, pointer, mask):
-        name = f"llvm.masked.store.{self._suffix}.p0"
         masks = ir.VectorType(I1, self.width)
+        name = f"llvm.masked.store.{self._suffix}.p0"
         function = self._declare(name, ir.VoidType(), [self.vector, POINTER, I32, masks])
-        self.b.call(function, [value, pointer, ir.Constant(I32, self.size), mask])
+        self.b.call(function, [value, pointer, ir.Constant(I32, self.size), self._mask(real)])
 
     def below(self, count):
         """The mask of the first `count` elements of a vector, a number that is known when the kernel runs."""
@@ -192,19 +184,6 @@ class Kernel:
         nothing = ir.Constant(ir.VectorType(I32, self.width), [0] * self.width)
         counts = self.b.shuffle_vector(first, ir.Constant(places, ir.Undefined), nothing)
         return self.b.icmp_signed("<", ir.Constant(places, list(range(self.width))), counts)
-
-    def some(self, pointer, index, mask=None):
-        """The vector at `index`, or those of its elements that `below` says."""
-        if mask is None:
-            return self.load(pointer, index, self.width)
-        return self._masked_load(self.at(pointer, index), mask)
-
-    def put_some(self, value, pointer, index, mask=None) -> None:
-        """`some`, stored."""
-        if mask is None:
-            self.store(value, pointer, index, self.width)
-        else:
-            self._masked_store(value, self.at(pointer, index), mask)
 
     def prefetch(self, pointer, index):
         """Fetch what will be read soon; no error where there is nothing."""
@@ -335,7 +314,9 @@ class Kernel:
     def _suffix(self) -> str:
         return f"v{self.width}f{8 * self.size}"
 
-    def _mask(self, real: int):
+    def _mask(self, real):
+        if not isinstance(real, int):
+            return real
         return ir.Constant(ir.VectorType(I1, self.width), [int(k < real) for k in range(self.width)])
 
     def _declare(self, name: str, result, arguments):

@@ -89,7 +89,7 @@ def _kernel(name: str, call: Call, arguments: int, finish: Callable) -> str:
     across = 4 if k.registers >= 20 else 2
     pairs = [(0, 0), *((0, n) for n in range(1, arguments)), *([(1, 2)] if arguments == 3 else [])]
 
-    def sums(some, mask, amounts: Callable, kinds: list) -> list[dict]:
+    def sums(some, amounts: Callable, kinds: list) -> list[dict]:
         """Over all positions, of each kind, for `some` vectors of channels."""
         totals = [{kind: k.variable() for kind in kinds} for _ in range(some)]
 
@@ -97,7 +97,7 @@ def _kernel(name: str, call: Call, arguments: int, finish: Callable) -> str:
             parts = [{kind: k.variable() for kind in kinds} for _ in range(some)]
             with k.loop(length) as n:
                 for vector, part in enumerate(parts):
-                    for kind, amount in amounts(k.add(start, n), vector, mask).items():
+                    for kind, amount in amounts(k.add(start, n), vector).items():
                         k.b.store(k.b.fadd(k.get(part[kind]), amount), part[kind])
             for total, part in zip(totals, parts, strict=True):
                 for kind in kinds:
@@ -109,33 +109,33 @@ def _kernel(name: str, call: Call, arguments: int, finish: Callable) -> str:
         block(k.multiply(whole, BLOCK), rest)
         return totals
 
-    def some_channels(inputs, output, first, some, mask=None):
+    def some_channels(inputs, output, first, some, real: Any = k.width):
         def place(position, vector):
-            return k.add(k.product(position, channels), first, vector * k.width)
+            return k.add(k.multiply(position, channels), first, vector * k.width)
 
-        def values(position, vector, mask):
-            return {n: k.some(x, place(position, vector), mask) for n, x in enumerate(inputs)}
+        def values(position, vector):
+            return {n: k.load(x, place(position, vector), real) for n, x in enumerate(inputs)}
 
-        found = sums(some, mask, values, list(range(arguments)))
+        found = sums(some, values, list(range(arguments)))
         means = [{n: k.variable(k.b.fdiv(k.get(total), count)) for n, total in of.items()} for of in found]
 
-        def deviations(position, vector, mask):
-            read = values(position, vector, mask)
+        def deviations(position, vector):
+            read = values(position, vector)
             return [k.b.fsub(read[n], k.get(means[vector][n])) for n in range(arguments)]
 
-        def products(position, vector, mask):
-            apart = deviations(position, vector, mask)
+        def products(position, vector):
+            apart = deviations(position, vector)
             return {(a, b): k.b.fmul(apart[a], apart[b]) for a, b in pairs}
 
-        of_channels = [_Channel(k, totals, count, call.epsilon) for totals in sums(some, mask, products, pairs)]
+        of_channels = [_Channel(k, totals, count, call.epsilon) for totals in sums(some, products, pairs)]
         made = [finish(k, channel) for channel in of_channels]
         with k.loop(positions) as position:
             for vector, value in enumerate(made):
-                out = value(*deviations(position, vector, mask))
-                k.put_some(out, output, place(position, vector), mask)
+                out = value(*deviations(position, vector))
+                k.store(out, output, place(position, vector), real)
 
     with k.loop(lanes) as lane:
-        begin = k.product(k.product(lane, positions), channels)
+        begin = k.multiply(k.multiply(lane, positions), channels)
         inputs, output = [k.at(x, begin) for x in sources], k.at(result, begin)
         wide = across * k.width
         several, rest = k.divided(channels, wide)
