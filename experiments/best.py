@@ -6,7 +6,8 @@ ResNet20-4 have 8 channels in the first layer. Labels are read from the update. 
 `lbfgs` L-BFGS on variables whose sigmoids are the pixels, both on the cosine distance: `-0.03` is the weight of the
 total variation, `-falling` is 10 beside the distance's logarithm. `l2` is L-BFGS on the relative squared distance,
 `-box` within bounds, `-tv` with a total variation of 1e-4. `refined` goes on from `rgap` with `lbfgs-0.03`.
-`consensus` spends a fifth of the evaluations on each of four starts, and the last from the mean of the better two.
+`consensus` spends a fifth of the evaluations on each of four starts, and the last from the mean of the better two;
+`mean-of-4`, signed Adam as `best` is there, a quarter on each of four starts, and ends with their mean.
 
     python -m experiments.best --data-dir DIR [--only "convnet 4" "lenet-relu 1"]
 """
@@ -27,6 +28,7 @@ IMAGES, GOOD = 20, 20  # of each setting; dB
 RELU = {"activation": "relu", "weight_init": "torch"}
 NARROW = {"width": 8, "train": False}
 FALLING: dict[str, Any] = {"logarithm": True, "tv": 10.0}
+MEAN: dict[str, Any] = {"group": 4, "group_mean": True}
 COSINE = replace(jaxleak.IDLG, objective="cosine", box=True, stop_objective=0.0)
 L2 = replace(jaxleak.IDLG, scale="relative", stop_objective=0.0, stop_relative=1e-8)
 
@@ -50,6 +52,8 @@ SETTINGS = {
     ("lenet-relu", 4): Setting("lenet", RELU, 1000, (*SEARCHES, "lbfgs-falling", "idlg", "consensus")),
     ("resnet20-4", 4): Setting("resnet20-4", NARROW, 300, SEARCHES),
     ("convnet", 4): Setting("convnet", NARROW, 300, SEARCHES),
+    ("resnet20-4-long", 1): Setting("resnet20-4", NARROW, 4800, ("best", "mean-of-4")),
+    ("convnet-long", 1): Setting("convnet", NARROW, 4800, ("best", "mean-of-4")),
     ("lenet-relu", 1): Setting(
         "lenet", RELU, 1000, ("adam-falling", "adam-0.03", "lbfgs-0.03", "idlg", "best", "refined")
     ),
@@ -63,6 +67,7 @@ def attack_of(name: str, evaluations: int, batch: int) -> jaxleak.Attack:
         "best": replace(jaxleak.ATTACKS["best"], iterations=evaluations // 20),
         "adam-0.03": replace(jaxleak.IG, tv=0.03, iterations=evaluations, **label),
         "adam-falling": replace(jaxleak.IG, **FALLING, iterations=evaluations, **label),
+        "mean-of-4": replace(jaxleak.IG, **FALLING, **MEAN, iterations=evaluations // 4, **label),
         "lbfgs-0.03": replace(COSINE, tv=0.03, iterations=evaluations // 20, **label),
         "lbfgs-falling": replace(COSINE, **FALLING, iterations=evaluations // 20, **label),
         "idlg": replace(jaxleak.IDLG, iterations=evaluations // 20),

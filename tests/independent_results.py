@@ -446,6 +446,7 @@ BEST = {
     "lenet-sigmoid, 4": ("best", "lbfgs-0.03", "idlg", "l2", "l2-box"),
     "lenet-relu, 4": ("best", "adam-0.03", "lbfgs-0.03", "lbfgs-falling", "idlg", "consensus"),
     **{f"{model}, 4": ("best", "adam-0.03", "lbfgs-0.03") for model in ("resnet20-4", "convnet")},
+    **dict.fromkeys(("resnet20-4-long, 1", "convnet-long, 1"), ("best", "mean-of-4")),
     "lenet-relu, 1": ("adam-falling", "adam-0.03", "lbfgs-0.03", "idlg", "best", "refined"),
 }
 

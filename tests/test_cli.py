@@ -210,6 +210,10 @@ def pictures(tmp_path_factory) -> Path:
         ),
         ("--box-by sine", "`box_by` says how pixels are kept in [0, 1]; give --box True too."),
         ("--box True --box-by sinus", "`box_by` must be one of"),
+        (
+            "--solver adam --group-mean True",
+            "`group_mean` needs a `group` of at least 2 starts to take the mean of; give",
+        ),
         ("--solver adam --consistency 1", "`consistency` needs a `group` of at least 2 starts that can agree; give"),
         ("--attack ig --sign sotf", "`sign` must be one of hard, none, soft; got 'sotf'. Did you mean 'soft'?"),
         ("--sign hard", "`sign` is a setting of the solver adam, not of lbfgs; leave it out, or use --solver adam."),

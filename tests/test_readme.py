@@ -190,6 +190,7 @@ def named_options() -> list[str]:
         "--model lenet-cpl --model-field activation=tanh channels=8",
         "--model convnet --model-field width=8 norm=batch train=false --hide-statistics",
         "--attack ig --layers conv1 head:2 --label-term 0.1 --tv 0.1 --norm 0.1 --group 2 --consistency 1 --register 1",
+        "--attack ig --group 2 --group-mean True",
         "--attack ig --box False --warmup 2 --weight-decay 0.1 --langevin 0.1 --defence prune:0.5 --knows-defence True",
     ]
 

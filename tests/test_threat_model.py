@@ -523,6 +523,35 @@ def test_a_group_reports_its_best_member(group):
     assert int(together.outcome.iterations) == 8
 
 
+def test_a_group_can_report_its_mean(group):
+    """Members count by the inverse square of their objectives; what is reported of the mean is its own objective."""
+    together, alone = group
+    attack = replace(together.trial.attack, group_mean=True)
+    mean = run_trial(trial_of(attack, together.trial.victim, snapshots=(0, 4), start_seed=3))
+    for iteration, images in (
+        (4, [ran.outcome.snapshots[1] for ran in alone]),
+        (8, [r.outcome.candidate for r in alone]),
+    ):
+        weights = np.array([float(ran.outcome.objective_trace[iteration]) for ran in alone]) ** -2.0
+        wanted = np.tensordot(weights / weights.sum(), np.stack(images), 1)
+        found = mean.outcome.candidate if iteration == 8 else mean.outcome.snapshots[1]
+        np.testing.assert_allclose(found, wanted, atol=1e-9)
+    start = {"image": np.asarray(mean.outcome.candidate)[None]}
+    again = run_trial(
+        trial_of(replace(attack, group=1, group_mean=False, iterations=1), mean.trial.victim, starts=start)
+    )
+    assert float(again.outcome.objective_trace[0]) == pytest.approx(float(mean.outcome.objective), rel=1e-9)
+    assert int(mean.outcome.evaluations) == int(together.outcome.evaluations)
+    assert mean.outcome.objective != pytest.approx(float(together.outcome.objective), rel=1e-3)
+
+
+def test_the_mean_of_starts_is_of_one_image(data):
+    attack = replace(IG, group=2, group_mean=True)
+    with pytest.raises(InputError, match="`group_mean` is for one image: of 2 each start may find them in another"):
+        check_attack(attack, tiny(data))
+    check_attack(attack, tiny(data, (0,)))
+
+
 def test_consistency_draws_members_together(group):
     together, _ = group
     agreeing = run_trial(trial_of(replace(together.trial.attack, consistency=1e3), together.trial.victim, start_seed=3))
@@ -775,6 +804,10 @@ def test_victims_that_make_no_sense(small, fields, message):
         ({"group": 2, "solver": LBFGS()}, "`group` needs the solver adam: it is not a step of lbfgs."),
         ({"register": 1}, "`register` moves images before the consensus of `consistency` is taken; give --consistency"),
         ({"register": -1}, "`register` must be"),
+        (
+            {"group_mean": True},
+            "`group_mean` needs a `group` of at least 2 starts to take the mean of; give --group 4.",
+        ),
         ({"consistency": 1.0}, "`consistency` needs a `group` of at least 2 starts that can agree; give --group 4."),
         ({"init": "analytic"}, "`start` analytic is the image itself and goes with the solver none, and the other way"),
         ({"solver": ANALYTIC.solver}, "`start` analytic is the image itself and goes with the solver none, and the"),

@@ -295,12 +295,30 @@ class Attacker:
 
         return update_if(wanted, compute, value, (shared, problem, x))
 
-    def best(self, x: Float[Array, "n"], value):
-        """The member of the group with the lowest objective, and that."""
+    def reported(self, wanted, shared: Shared, problem: Problem, x, value) -> tuple[Float[Array, "n"], Array]:
+        """The candidate that a trial reports, and its published objective; undefined unless `wanted`.
+
+        Of a group the member with the lowest objective, or the members' mean: each weighs by (lowest objective / its
+        own)^2, of likelihoods by how much less likely it is. The objective of the mean is computed anew, and not
+        counted as an evaluation.
+        """
+        value = self.published(wanted, shared, problem, x, value)
         if self.attack.group == 1:
             return x, value
-        best = jnp.argmin(jnp.where(jnp.isfinite(value), value, jnp.inf))
-        return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], self.parts(x, self.attack.group)))[0], value[best]
+        members, ranked = self.parts(x, self.attack.group), jnp.where(jnp.isfinite(value), value, jnp.inf)
+        best = jnp.argmin(ranked)
+        if not self.attack.group_mean:
+            return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], members))[0], value[best]
+        least, likely = ranked[best], self.attack.objective == "likelihood"
+        weights = jnp.where(ranked > least, jnp.exp(least - ranked) if likely else jnp.square(least / ranked), 1)
+        weights = weights / jnp.sum(weights)
+        mean = ravel_pytree(jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), members))[0]
+
+        def compute(_, news):
+            shared, problem, mean = news
+            return self.values(shared, problem, self.parts(mean)).published
+
+        return mean, update_if(wanted, compute, value[best], (shared, problem, mean))
 
     def _target(self, problem: Problem, parts: Parts) -> Float[Array, "d k"]:
         if "label" in parts:

@@ -61,6 +61,10 @@ def check_attack(attack: Attack, victim: Victim) -> None:
             "`epoch_consistency` is for clients that use all their images in each of several passes; give "
             "--client-epochs of at least 2, and leave out --client-drop-last."
         )
+    if attack.group_mean and dummies > 1:
+        raise InputError(
+            f"`group_mean` is for one image: of {dummies} each start may find them in another order. Leave it out."
+        )
     if attack.label == "known" and not victim.knows_labels:
         raise InputError("`label` known needs the labels; give --labels, or let the attack find them.")
     if attack.statistics and not victim.knows_truth:

@@ -27,7 +27,7 @@ from jaxleak.solvers import LBFGS, SOLVERS, Adam, NoSolver, Solver, solver_name
 WEIGHTS = ("label_term", "l1", "tv", "patches", "norm", "statistics", "consistency", "epoch_consistency")
 LATER = (  # fields that older runs do not name
     *("surrogate_model", "epoch_consistency", "box_by", "l1", "stop_relative", "patches", "chosen", "logarithm"),
-    "register",
+    *("register", "group_mean"),
 )
 
 
@@ -57,6 +57,9 @@ class Attack:
         statistics: weight of the distance of BatchNorm's statistics (`objectives.statistics_distance`). Threat model:
             the client shares those of its batch.
         group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
+        group_mean: whether it reports their mean instead, to which those with low objectives count most
+            (`attacker.Attacker.reported`): its squared error is at most the mean of theirs. For one image: of several
+            each start may find them in another order.
         consistency: weight of the squared distance of each from their mean (`priors.consistency`).
         register: pixels by which each image may be moved each way to fit the others before that mean is taken. 0: none.
         box: whether candidates are kept within [0, 1].
@@ -103,6 +106,7 @@ class Attack:
     norm: float = 0.0
     statistics: float = 0.0
     group: int = 1
+    group_mean: bool = False
     consistency: float = 0.0
     register: int = 0
     box: bool = False
@@ -161,6 +165,8 @@ class Attack:
             raise InputError("`box_by` says how pixels are kept in [0, 1]; give --box True too.")
         if self.box and self.solver.closed_form:
             raise InputError("`box` is for solvers that search; leave it out with the solver none.")
+        if self.group_mean and self.group == 1:
+            raise InputError("`group_mean` needs a `group` of at least 2 starts to take the mean of; give --group 4.")
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
         if self.register and not self.consistency:
@@ -330,7 +336,9 @@ def with_solver(attack: Attack, solver: Solver, iterations: int | None = None) -
         iterations = attack.iterations if solver.iterations == attack.solver.iterations else solver.iterations
     projects = attack.bounds == "projection"
     without: dict[str, Any] = {"box": False, "box_by": ""} if projects and "box" not in solver.supports else {}
-    without |= {} if "group" in solver.supports else {"group": 1, "consistency": 0.0, "register": 0}
+    without |= (
+        {} if "group" in solver.supports else {"group": 1, "group_mean": False, "consistency": 0.0, "register": 0}
+    )
     return replace(attack, solver=solver, iterations=iterations, **without)
 
 

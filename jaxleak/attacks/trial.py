@@ -258,7 +258,7 @@ class Trial:
         if self.attack.max_evaluations is not None:
             spent |= evaluations >= self.attack.max_evaluations
         noted = running & (info.boundary | ~finite | info.stalled | spent)
-        x, value = self.attacker.best(info.x, self.attacker.published(noted, shared, problem, info.x, info.value))
+        x, value = self.attacker.reported(noted, shared, problem, info.x, info.value)
         reached = info.boundary & (value < self._stop(problem))
         ending = jnp.select(
             [~finite, reached, info.stalled, spent],

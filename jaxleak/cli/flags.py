@@ -17,8 +17,8 @@ ATTACK_FIELDS = {
         name: name
         for name in (
             "label", "objective", "scale", "logarithm", "layers", "label_term", "l1", "tv", "patches", "norm",
-            "statistics", "group", "consistency", "register", "box", "box_by", "surrogate_model", "epoch_consistency",
-            "dummies", "knows_defence",
+            "statistics", "group", "group_mean", "consistency", "register", "box", "box_by", "surrogate_model",
+            "epoch_consistency", "dummies", "knows_defence",
         )
     },
 }  # fmt: skip

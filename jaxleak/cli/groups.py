@@ -210,6 +210,8 @@ class AttackFlags:
     """Weight of matching BatchNorm's statistics of the client's batch."""
     group: Count = None
     """Starts that a trial follows together; the one with the lowest objective is reported. Needs adam."""
+    group_mean: YesNo = None
+    """Report their mean instead; those with low objectives count most."""
     consistency: Number = None
     """Weight of the agreement of the starts of a group."""
     register: Count = None
