@@ -3,7 +3,7 @@
 CIFAR-100 images, a network of its own for each update, torch's default initialisation (`lenet-sigmoid`: U(-0.5, 0.5)),
 BatchNorm in evaluation mode, one start, the same number of evaluations for each attack of a setting. ConvNet and
 ResNet20-4 have 8 channels in the first layer. Labels are read from the update. `adam` is signed Adam within bounds and
-`lbfgs` L-BFGS on variables whose sigmoids are the pixels, both on the cosine distance: `-0.03` is the weight of the
+`lbfgs` L-BFGS on variables of which the pixels are sines, both on the cosine distance: `-0.03` is the weight of the
 total variation, `-falling` is 10 beside the distance's logarithm. `l2` is L-BFGS on the relative squared distance,
 `-box` within bounds, `-tv` with a total variation of 1e-4. `refined` goes on from `rgap` with `lbfgs-0.03`.
 `consensus` spends a fifth of the evaluations on each of four starts, and the last from the mean of the better two;

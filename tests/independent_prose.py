@@ -26,6 +26,7 @@ from tests.independent_results import (
     solved_iterations,
     solver_rows,
 )
+from tests.independent_results import peers as compare_peers
 
 # Measurements whose rows are not kept, and texts about code, networks or versions; by their first words.
 WITHOUT_ROWS = (
@@ -118,15 +119,24 @@ def peers(stored: Stored) -> Phrases:
     better = psnr.drop(columns="best").idxmax(axis=1)
     ahead = {name: psnr.best[name] - psnr[peer][name] for name, peer in better.items()}
     more = [evaluations.best[name] / evaluations[peer][name] for name, peer in better.items() if name != "lenet 1"]
-    assert len(ahead) == 6
-    assert sum(gap > 0 for gap in ahead.values()) == 5
+    assert len(ahead) == 10
+    assert sum(gap > 0 for gap in ahead.values()) == 8
     yield f"by {ahead['lenet 1']:.1f} dB of the medians on LeNet"
-    conv = [ahead[f"convnet {name}"] for name in ("1", "train 4", "4")]
-    yield "by {:.1f}, {:.1f} and {:.1f} dB on the ConvNet with one image".format(*conv)
-    yield f"and by {ahead['resnet18 1']:.1f} dB on ResNet-18. On ResNet20-4 it is"
-    yield f"it is {-ahead['resnet20-4 1']:.1f} dB behind"
+    conv = [ahead[f"convnet {name}"] for name in ("1", "train 4", "4", "8")]
+    yield "by {:.1f}, {:.1f}, {:.1f} and {:.1f} dB on the ConvNet with one image".format(*conv)
+    yield f"by {ahead['resnet18 1']:.1f} dB on ResNet-18"
+    trained = [ahead[f"{name} trained 1"] for name in ("convnet", "resnet20-4")]
+    yield "by {:.1f} and {:.1f} dB on the trained ConvNet".format(*trained)
+    behind = [-ahead[f"resnet20-4 {images}"] for images in (1, 4)]
+    yield "by {:.1f} dB with one image and {:.1f} with four".format(*behind)
     yield f"make {min(more):.1f} to {max(more):.1f} times as many evaluations"
     yield f"{rows.budget.unique().item():.0f} seconds of a core for an update, eight"
+    accuracy = rows.dropna(subset="accuracy").groupby("setting").accuracy.first()
+    yield "{:.0f} and {:.0f} % accuracy".format(
+        *(100 * accuracy[f"{name} trained 1"] for name in ("convnet", "resnet20-4"))
+    )
+    assert sum(row[7].startswith("[-") for row in compare_peers(stored)) == 7
+    yield "seven of the ten intervals include 0"
 
 
 @text

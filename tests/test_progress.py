@@ -44,10 +44,10 @@ def test_the_line_holds_every_number(clock, lines):
     progress.finished(30, 19, 4000)
     clock.now += 30
     progress.update("dlg", stats(), force=True)
-    # 30 of the 150 trials to come took 90 s, so they take 450 s.
+    # 30 trials and half of 16 took 90 s; 134 and the other half take 142 / 38 as long.
     assert lines == [
         "dlg: 50/200 trials done, 16 running, 134 waiting; 30 solved so far; 2,000 evaluations/s, utilisation 90%; "
-        "7 min 30 s left"
+        "5 min 36 s left"
     ]
     assert (progress.done, progress.successes, progress.evaluations) == (50, 30, 4000)
 
@@ -68,7 +68,13 @@ def test_before_the_first_trial_ends_nothing_is_foretold(clock):
 def test_time_left(clock, seconds, text):
     progress = Progress(2)
     progress.finished(1, 0, 1)
-    assert progress.line("dlg", stats(), clock.now + seconds).endswith(f"; {text} left")
+    assert progress.line("dlg", stats(trials_running=0), clock.now + seconds).endswith(f"; {text} left")
+
+
+def test_a_running_trial_is_half_done(clock):
+    progress = Progress(2)
+    progress.finished(1, 0, 1)
+    assert progress.line("dlg", stats(trials_running=1), clock.now + 90).endswith("; 30 s left")
 
 
 def test_at_the_end_no_time_is_left(clock):

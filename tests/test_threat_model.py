@@ -604,12 +604,19 @@ def test_a_change_of_variables_keeps_pixels(small, normalisation, by):
     assert float(slopes.max()) == pytest.approx(VARIABLES[by].steepest)
 
 
+def test_pixels_that_were_pushed_far_out_can_come_back():
+    """Of the variables that solvers without projection have by default."""
+    variables = VARIABLES[replace(KNOWN, box=True, solver=LBFGS()).bounds]
+    slopes = jax.vmap(jax.grad(variables.to_pixels))(jnp.linspace(-100.0, 100.0, 2001))
+    assert float(jnp.abs(slopes).mean()) > variables.steepest / 2
+
+
 def test_which_box_a_solver_has():
-    assert replace(KNOWN, box=True, solver=LBFGS()).bounds == "sigmoid"
+    assert replace(KNOWN, box=True, solver=LBFGS()).bounds == "sine"
     assert IG.bounds == "projection"
-    assert replace(KNOWN, box=True, box_by="sine", solver=Adam()).bounds == "sine"
+    assert replace(KNOWN, box=True, box_by="sigmoid", solver=Adam()).bounds == "sigmoid"
     assert with_solver(IG, LBFGS()).bounds == ""
-    assert with_solver(replace(IG, box_by="sine"), LBFGS()).bounds == "sine"
+    assert with_solver(replace(IG, box_by="sigmoid"), LBFGS()).bounds == "sigmoid"
     assert "box_by" not in KNOWN.settings()
 
 

@@ -27,7 +27,11 @@ class Variables(NamedTuple):
         return self.from_pixels(jnp.clip(pixels, MARGIN, 1 - MARGIN))
 
 
+# A sine brings back what has left the bounds; behind a sigmoid a pixel that was pushed far out stays black or white.
+SLOW = 4  # of the sine: starts from N(0, 1) are then nearly grey, as a sigmoid's are
 VARIABLES = {
     "sigmoid": Variables(jax.nn.sigmoid, lambda pixels: jnp.log(pixels) - jnp.log1p(-pixels), 0.25),
-    "sine": Variables(lambda u: (1 + jnp.sin(u)) / 2, lambda pixels: jnp.arcsin(2 * pixels - 1), 0.5),
+    "sine": Variables(
+        lambda u: (1 + jnp.sin(u / SLOW)) / 2, lambda pixels: SLOW * jnp.arcsin(2 * pixels - 1), 0.5 / SLOW
+    ),
 }

@@ -65,7 +65,7 @@ class Attack:
         box: whether candidates are kept within [0, 1].
         box_by: how: "projection" after each step, of solvers that can (Adam), or a change of variables, pixels =
             `bounds.VARIABLES` of what the solver sees: "sigmoid" or "sine". "" is projection where the solver can, else
-            sigmoid.
+            sine.
         surrogate_model: whether local steps are stood for by one gradient, at a point between the weights before and
             after that is learned beside the images (SME): then their number, order and sizes do not matter.
         epoch_consistency: weight of the agreement of the epochs, whose order of images is then not needed: each pass
@@ -189,7 +189,7 @@ class Attack:
     @property
     def bounds(self) -> str:
         """The way in which pixels are kept in [0, 1]: "projection" or a name of `bounds.VARIABLES`; "" without."""
-        return self.box_by or ("projection" if "box" in self.solver.supports else "sigmoid") if self.box else ""
+        return self.box_by or ("projection" if "box" in self.solver.supports else "sine") if self.box else ""
 
     @functools.cached_property
     def minimiser(self) -> Solver:
@@ -288,7 +288,7 @@ GRADINVERSION = Attack(
     stop_objective=0,
 )
 # Source: Balunovic et al. 2022, the Bayes optimal adversary's objective with total variation for log p(x).
-# Differs: theirs is minimised by Adam; here by L-BFGS on variables whose sigmoids are the pixels.
+# Differs: theirs is minimised by Adam; here by L-BFGS on variables of the pixels (`bounds`).
 BAYES = replace(
     IDLG, name="bayes", objective="likelihood", label="bias", tv=1.0, box=True, knows_defence=True, stop_objective=0
 )

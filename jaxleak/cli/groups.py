@@ -219,7 +219,7 @@ class AttackFlags:
     box: YesNo = None
     """Keep pixels in [0, 1]: adam's by projection, those of other solvers by a change of variables."""
     box_by: Name = None
-    """How --box keeps them: projection (adam), sigmoid or sine of variables (any solver)."""
+    """How --box keeps them: projection (adam's way), sine (the others') or sigmoid of variables."""
     surrogate_model: YesNo = None
     """Instead of the client's local steps, one gradient between its weights before and after (SME)."""
     epoch_consistency: Number = None

@@ -70,12 +70,12 @@ class Progress:
             self._write(line)
 
     def line(self, name: str, stats: "EngineStats", now: float) -> str:
-        """The progress line. The time left assumes that the trials to come cost what those so far did."""
+        """The progress line. Trials to come cost what those so far did; running ones are half done."""
         rate = stats.steps_useful / stats.seconds if stats.seconds else 0.0
-        left = "?"
-        if self._fresh:
-            left = _duration((self.total - self.done) * (now - self._began) / self._fresh)
+        left, half = "?", stats.trials_running / 2
         waiting = self.total - self.done - stats.trials_running
+        if self._fresh:
+            left = _duration((now - self._began) * (waiting + half) / (self._fresh + half))
         return (
             f"{name}: {self.done}/{self.total} trials done, {stats.trials_running} running, {waiting} waiting; "
             f"{self.successes} solved so far; {rate:,.0f} evaluations/s, utilisation {stats.utilisation:.0%}; "
