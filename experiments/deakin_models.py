@@ -4,8 +4,8 @@ MSE against iterations, ReLU replaced by a sigmoid, inputs normalised by ImageNe
 at 32 pixels (LeNet, weights U(-0.5, 0.5)), 224 (ResNet-18, DenseNet-121) and 299 (Inception v3, two images at once; all
 three with torch's initialisation and 1,000 classes, BatchNorm in train mode, as a model of torch's is when it is made).
 `dlg` is the published attack with torch's solver; `relative` has the label, jaxleak's L-BFGS and an objective measured
-tensor by tensor (LeNet's as a whole). Without more said the deep networks get what a CPU does in half an hour, not the
-report's 300 iterations (the table has the number); on a GPU: `--iterations 300 --images 4 --seeds 4`.
+tensor by tensor (LeNet's as a whole). Without more said the deep networks get few iterations, not the report's 300 (the
+table has the number): ResNet-18 takes an hour for those. On a GPU: `--iterations 300 --images 4 --seeds 4`.
 
     python -m experiments.deakin_models
 """
@@ -179,7 +179,7 @@ def results() -> list[tables.Results]:
             rows,
             tables.device(*told.values()),
             (
-                "`--only NAME` runs one. `relative`: ours, the label known, the objective relative to the gradient.",
+                "`--only NAME --iterations N` runs one. `relative`: ours, the label known, relative to the gradient.",
                 "LeNet: 1,000 classes, images normalised by ImageNet's statistics, one network for all 16 trials.",
                 tables.AFFINE,
             ),

@@ -145,7 +145,8 @@ def results() -> list[tables.Results]:
             rows,
             tables.device(*told.values()),
             (
-                "`--only NAME` runs one; ResNet-152 of width 64: `--images 1`. `batch`: one update of all images.",
+                "`--only NAME` runs one. Width 64: ResNet-18 `--iterations 1200`, ResNet-152 `--images 1`.",
+                "`batch`: one update of all images.",
                 "Over half explained: images of which more than half of the variance is.",
                 "Paper: ResNet-18 and 152, trained and not, show recognisable images; of 100 images some are.",
             ),

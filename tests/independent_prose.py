@@ -500,8 +500,9 @@ def ig_models(stored: Stored) -> Phrases:
     runs = {name: stored.rows(f"ig_models/{name}") for name in IG_MODELS}
     psnr = {name: f"{rows.psnr.median():.1f}" for name, rows in runs.items() if rows is not None}
     yield f"grows from {psnr['resnet18-width-16']} dB at width 16"
-    yield f"to {psnr['resnet18-width-64']} dB at 64"
-    yield f"and {psnr['resnet18-width-128']} dB at 128"
+    yield f"to {psnr['resnet18-width-128']} dB at 128"
+    steps = runs["resnet18-width-64"].iterations.unique().item()
+    yield f"At width 64 {steps:,} steps give {psnr['resnet18-width-64']} dB"
     accuracy = stored.json("ig_models/resnet18-width-16-trained")["training"]["accuracy"][0]
     yield f"({100 * accuracy:.1f} % accuracy) the one of width 16 gives {psnr['resnet18-width-16-trained']} dB"
     yield f"though all {runs['batch'].labels_right.sum()} labels are right"
@@ -517,7 +518,12 @@ def deakin(stored: Stored) -> Phrases:
     back = {name: int((of(lenet, name).relative_error < RECOVERED).sum()) for name in ("dlg", "relative")}
     yield f"{back['dlg']} of 16 trials under the published attack, {back['relative']} of 16 with the label"
     assert lenet.network.unique().tolist() == ["shared"], "deakin: not one network"
-    yield f"shows nothing after {of(stored.rows('deakin_models/inception3'), 'relative').evaluations.max()} evaluations"
+    yield f"after {of(stored.rows('deakin_models/inception3'), 'relative').evaluations.max()} evaluations"
+    dlg, ours = (of(stored.rows("deakin_models/resnet18"), name).iloc[0] for name in ("dlg", "relative"))
+    assert (dlg.iterations, ours.status) == (300, "stalled")
+    yield f"an MSE of {dlg.mse:.2f}, with {dlg.relative_objective:.0e} of the update's squared norm left"
+    yield f"any more after {ours.iterations}, has {ours.mse:.2f} and {ours.relative_objective:.0e}"
+    yield f"the relative errors are still {dlg.affine_error:.2f} and {ours.affine_error:.2f}"
 
 
 # --- solvers ---
