@@ -24,7 +24,7 @@ EXPERIMENTS = (
     "leak_map",
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),
     *("spear", "april", "text"),
-    "infer",
+    *("infer", "generator"),
     *("verdicts", "risk", "stacks"),
     *("reliability",),
     *("throughput", "deep_steps", "gpu_account", "gpu_throughput", "stock_model"),

@@ -755,6 +755,25 @@ def infer_areas(stored: Stored) -> list[Row]:
     return found
 
 
+@table("A class's representative by a generator")
+def generator(stored: Stored) -> list[Row]:
+    there, found = (stored.folder / "generator/runs.jsonl").exists(), []
+    rows = stored.lines("generator/runs") if there else pd.DataFrame(columns=["digit"])
+    for digit in range(5):
+        own = rows[rows.digit == digit]
+        if not len(own):
+            found.append([str(digit), NOT_RUN, *[NONE] * 6])
+            continue
+        recognised = " ".join(f"{100 * share:.0f}%" for share in own.recognised / own.pictures)
+        close, apart, originals = (np.concatenate(own[key].tolist()) for key in ("private", "other", "originals"))
+        medians = [f"{np.median(values):.1f}" for values in (close, apart, originals)]
+        accuracy = f"{100 * own.accuracy.median():.1f}%"
+        found.append(
+            [str(digit), str(len(own)), accuracy, recognised, *medians, f"{(originals > 20).sum()}/{len(originals)}"]
+        )
+    return found
+
+
 AUDITS = {
     **dict.fromkeys(("gradient", "clipped, by its direction", "half precision", "local steps, stated"), NONE),
     "gradient on MNIST": NONE,
