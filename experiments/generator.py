@@ -23,7 +23,7 @@ import numpy as np
 
 import jaxleak
 from experiments import tables
-from experiments.generator_clients import FIELDS, MODEL, descend, federated, pictures_of, sampled
+from experiments.generator_clients import FIELDS, MODEL, classes, descend, federated, pictures_of, sampled
 from experiments.harness import arguments, chosen_runs, results_folder
 
 PAPER = "A generator (Hitaj et al. 2017)"
@@ -77,14 +77,14 @@ def judged(data: jaxleak.Dataset) -> Any:
 
 def run(data: jaxleak.Dataset, judge: Any, digit: int, seed: int, rounds: int) -> tuple[dict[str, Any], np.ndarray]:
     """A row; and pictures: an original, what its gradient gives, four generated, the image nearest to the first."""
-    clients = (share(data, 0, digits)[:2] for digits in (tuple(range(5)), tuple(range(5, 10))))
-    shared, generator = federated(*clients, digit, seed, rounds)
+    private, own = (share(data, 0, digits)[:2] for digits in (tuple(range(5)), tuple(range(5, 10))))
+    shared, generator = federated(private, own, digit, seed, rounds)
     made = np.asarray(pictures_of(generator, jax.random.key(seed), SHOWN))
     (theirs, _, places), (others, _, _) = (share(data, number, (digit,)) for number in (0, 1))
     both = min(len(theirs), len(others))
     (close, which), (apart, _) = (nearest(made, np.asarray(images[:both])) for images in (theirs, others))
     unseen, labels, _ = share(data, 1)
-    right = jnp.argmax(MODEL.apply({"params": shared}, unseen), axis=1) == labels
+    right = classes(shared, unseen) == labels
     found = originals(shared, data, places[:ORIGINALS])
     first = next(row for row in found.rows if row["image"] == places[0])
     row = {
@@ -93,7 +93,7 @@ def run(data: jaxleak.Dataset, judge: Any, digit: int, seed: int, rounds: int) -
         "rounds": rounds,
         "pictures": SHOWN,
         "accuracy": float(right.mean()),
-        "recognised": int(jnp.sum(jnp.argmax(MODEL.apply({"params": judge}, made), axis=1) == digit)),
+        "recognised": int(jnp.sum(classes(judge, made) == digit)),
         "private": np.round(close, 3).tolist(),
         "other": np.round(apart, 3).tolist(),
         "originals": [float(one["psnr"]) for one in found.rows],

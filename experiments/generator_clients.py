@@ -37,9 +37,16 @@ def pictures_of(generator: Any, key: Any, count: int) -> Any:
     return GENERATOR.apply({"params": generator}, jax.random.normal(key, (count, NOISE)))
 
 
+def logits_of(params: Any, images: Any) -> Any:
+    return MODEL.apply({"params": params}, images)
+
+
+def classes(params: Any, images: Any) -> Any:
+    return jnp.argmax(logits_of(params, images), axis=1)
+
+
 def loss_of(params: Any, images: Any, labels: Any):
-    logits: Any = MODEL.apply({"params": params}, images)
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+    return optax.softmax_cross_entropy_with_integer_labels(logits_of(params, images), labels).mean()
 
 
 def sampled(params: Any, key: Any, images: Any, labels: Any):
