@@ -118,7 +118,7 @@ def results_at(width: int) -> tables.Results:
         rows,
         tables.device(*told.values()),
         (
-            "`--only NAME --evaluations N` makes a row.",
+            "`--only NAME --images N --seeds N --evaluations N` makes a row.",
             "The name says BatchNorm's mode first: eval (running statistics) or train.",
             tables.AFFINE,
             "Evaluations, PSNR, error and objective are medians or quartiles; the objective is the relative one.",
