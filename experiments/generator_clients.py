@@ -33,6 +33,10 @@ class Generator(nn.Module):
 GENERATOR = Generator()
 
 
+def untrained(seed: int) -> Any:
+    return GENERATOR.init(jax.random.key(seed), jnp.zeros((1, NOISE)))["params"]
+
+
 def pictures_of(generator: Any, key: Any, count: int) -> Any:
     return GENERATOR.apply({"params": generator}, jax.random.normal(key, (count, NOISE)))
 
@@ -76,9 +80,8 @@ def descend(loss: Any, steps: int, params: Any, key: Any, *given: Any) -> Any:
 
 def federated(private: Any, own: Any, digit: int, seed: int, rounds: int) -> tuple[Any, Any]:
     """The shared model and the attacker's generator after so many rounds."""
-    first, second, key = jax.random.split(jax.random.key(seed), 3)
-    shared = MODEL.init(first, private[0][:1])["params"]
-    generator = GENERATOR.init(second, jnp.zeros((1, NOISE)))["params"]
+    first, key = jax.random.split(jax.random.key(seed))
+    shared, generator = MODEL.init(first, private[0][:1])["params"], untrained(seed)
     for one in jax.random.split(key, rounds):
         keys = jax.random.split(one, 4)
         generator = descend(fooled, GENERATED, generator, keys[0], shared, digit)

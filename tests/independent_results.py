@@ -762,14 +762,14 @@ def generator(stored: Stored) -> list[Row]:
     for digit in range(5):
         own = rows[rows.digit == digit]
         if not len(own):
-            found.append([str(digit), NOT_RUN, *[NONE] * 6])
+            found.append([str(digit), NOT_RUN, *[NONE] * 7])
             continue
-        recognised = " ".join(f"{100 * share:.0f}%" for share in own.recognised / own.pictures)
+        shares = [" ".join(f"{100 * n:.0f}%" for n in own[name] / own.pictures) for name in ("recognised", "untrained")]
         close, apart, originals = (np.concatenate(own[key].tolist()) for key in ("private", "other", "originals"))
         medians = [f"{np.median(values):.1f}" for values in (close, apart, originals)]
         accuracy = f"{100 * own.accuracy.median():.1f}%"
         found.append(
-            [str(digit), str(len(own)), accuracy, recognised, *medians, f"{(originals > 20).sum()}/{len(originals)}"]
+            [str(digit), str(len(own)), accuracy, *shares, *medians, f"{(originals > 20).sum()}/{len(originals)}"]
         )
     return found
 
