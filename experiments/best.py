@@ -7,7 +7,8 @@ ResNet20-4 have 8 channels in the first layer. Labels are read from the update. 
 total variation, `-falling` is 10 beside the distance's logarithm. `l2` is L-BFGS on the relative squared distance,
 `-box` within bounds, `-tv` with a total variation of 1e-4. `refined` goes on from `rgap` with `lbfgs-0.03`.
 `consensus` spends a fifth of the evaluations on each of four starts, and the last from the mean of the better two;
-`mean-of-4`, signed Adam as `best` is there, a quarter on each of four starts, and ends with their mean.
+`mean-of-4`, signed Adam as `best` is there, a quarter on each of four starts, and ends with their mean, whose own
+objective at each step is not counted.
 
     python -m experiments.best --data-dir DIR [--only "convnet 4" "lenet-relu 1"]
 """

@@ -24,7 +24,7 @@ QUASI_NEWTON = replace(
     jaxleak.IDLG, objective="cosine", box=True, stop_objective=0.0, max_evaluations=EVALUATIONS, iterations=EVALUATIONS
 )
 ATTACKS = {
-    **{f"box-{tv}": replace(QUASI_NEWTON, tv=float(tv)) for tv in ("0.01", "0.03", "0.1")},
+    **{f"box-{tv}": replace(QUASI_NEWTON, tv=float(tv), box_by="sigmoid") for tv in ("0.01", "0.03", "0.1")},
     "free-0.03": replace(QUASI_NEWTON, tv=0.03, box=False),
     **{f"ig-{tv}": replace(jaxleak.IG, tv=float(tv)) for tv in ("0.0001", "0.01", "0.03", "0.1")},
     "rgap": jaxleak.ATTACKS["rgap"],

@@ -618,6 +618,8 @@ def test_which_box_a_solver_has():
     assert with_solver(IG, LBFGS()).bounds == ""
     assert with_solver(replace(IG, box_by="sigmoid"), LBFGS()).bounds == "sigmoid"
     assert "box_by" not in KNOWN.settings()
+    assert "box_by" not in IG.settings()
+    assert replace(KNOWN, box=True, solver=LBFGS()).settings()["box_by"] == "sine"  # older runs had the sigmoid
 
 
 # --- normalisation ---
@@ -814,6 +816,10 @@ def test_victims_that_make_no_sense(small, fields, message):
         (
             {"group_mean": True},
             "`group_mean` needs a `group` of at least 2 starts to take the mean of; give --group 4.",
+        ),
+        (
+            {"group": 2, "group_mean": True, "box": True, "box_by": "sine", "solver": Adam()},
+            "`group_mean` is a mean of pixels, weighted by distances; leave it out with the objective likelihood,",
         ),
         ({"consistency": 1.0}, "`consistency` needs a `group` of at least 2 starts that can agree; give --group 4."),
         ({"init": "analytic"}, "`start` analytic is the image itself and goes with the solver none, and the other way"),

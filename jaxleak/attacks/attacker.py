@@ -299,8 +299,7 @@ class Attacker:
         """The candidate that a trial reports, and its published objective; undefined unless `wanted`.
 
         Of a group the member with the lowest objective, or the members' mean: each weighs by (lowest objective / its
-        own)^2, of likelihoods by how much less likely it is. The objective of the mean is computed anew, and not
-        counted as an evaluation.
+        own)^2. The objective of the mean is computed anew, and not counted as an evaluation.
         """
         value = self.published(wanted, shared, problem, x, value)
         if self.attack.group == 1:
@@ -309,8 +308,7 @@ class Attacker:
         best = jnp.argmin(ranked)
         if not self.attack.group_mean:
             return ravel_pytree(jax.tree.map(lambda leaf: leaf[best], members))[0], value[best]
-        least, likely = ranked[best], self.attack.objective == "likelihood"
-        weights = jnp.where(ranked > least, jnp.exp(least - ranked) if likely else jnp.square(least / ranked), 1)
+        weights = jnp.where(ranked > ranked[best], jnp.square(ranked[best] / ranked), 1)
         weights = weights / jnp.sum(weights)
         mean = ravel_pytree(jax.tree.map(lambda leaf: jnp.tensordot(weights, leaf, 1), members))[0]
 

@@ -14,7 +14,7 @@ class Variables(NamedTuple):
 
     Attributes:
         to_pixels: variables -> pixels in [0, 1].
-        from_pixels: its inverse, of pixels within (0, 1).
+        from_pixels: an inverse, of pixels within (0, 1).
         steepest: the largest slope of `to_pixels`.
     """
 
@@ -27,7 +27,7 @@ class Variables(NamedTuple):
         return self.from_pixels(jnp.clip(pixels, MARGIN, 1 - MARGIN))
 
 
-# A sine brings back what has left the bounds; behind a sigmoid a pixel that was pushed far out stays black or white.
+# A pixel that was pushed far out can come back behind a sine; behind a sigmoid it stays black or white.
 SLOW = 4  # of the sine: starts from N(0, 1) are then nearly grey, as a sigmoid's are
 VARIABLES = {
     "sigmoid": Variables(jax.nn.sigmoid, lambda pixels: jnp.log(pixels) - jnp.log1p(-pixels), 0.25),

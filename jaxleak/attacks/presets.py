@@ -58,8 +58,8 @@ class Attack:
             the client shares those of its batch.
         group: starts that one trial follows together; it reports the one with the lowest objective. Needs Adam.
         group_mean: whether it reports their mean instead, to which those with low objectives count most
-            (`attacker.Attacker.reported`): its squared error is at most the mean of theirs. For one image: of several
-            each start may find them in another order.
+            (`attacker.Attacker.reported`): its squared error is at most the weighted mean of theirs. For one image: of
+            several each start may find them in another order.
         consistency: weight of the squared distance of each from their mean (`priors.consistency`).
         register: pixels by which each image may be moved each way to fit the others before that mean is taken. 0: none.
         box: whether candidates are kept within [0, 1].
@@ -167,6 +167,11 @@ class Attack:
             raise InputError("`box` is for solvers that search; leave it out with the solver none.")
         if self.group_mean and self.group == 1:
             raise InputError("`group_mean` needs a `group` of at least 2 starts to take the mean of; give --group 4.")
+        if self.group_mean and (self.bounds in VARIABLES or self.objective == "likelihood"):
+            raise InputError(
+                "`group_mean` is a mean of pixels, weighted by distances; leave it out with the objective likelihood, "
+                "and with --box-by sine or sigmoid."
+            )
         if self.consistency and self.group == 1:
             raise InputError("`consistency` needs a `group` of at least 2 starts that can agree; give --group 4.")
         if self.register and not self.consistency:
@@ -225,6 +230,8 @@ class Attack:
         solver: dict[str, Any] = asdict(self.solver)  # pyright: ignore[reportArgumentType]
         gone = {"features": 0.0}  # a term that gained nothing; runs that were begun when there was one go on
         fields = asdict(self)
+        if self.bounds in VARIABLES:  # by name, since the default was another
+            fields["box_by"] = self.bounds
         for name in LATER:
             if not fields[name]:
                 del fields[name]

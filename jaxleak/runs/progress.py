@@ -70,11 +70,14 @@ class Progress:
             self._write(line)
 
     def line(self, name: str, stats: "EngineStats", now: float) -> str:
-        """The progress line. Trials to come cost what those so far did; running ones are half done."""
+        """The progress line. Trials to come cost what those so far did; running ones are half done.
+
+        No time is foretold while more trials run than have ended: those that have are the quick ones.
+        """
         rate = stats.steps_useful / stats.seconds if stats.seconds else 0.0
         left, half = "?", stats.trials_running / 2
         waiting = self.total - self.done - stats.trials_running
-        if self._fresh:
+        if self._fresh and self._fresh >= stats.trials_running:
             left = _duration((now - self._began) * (waiting + half) / (self._fresh + half))
         return (
             f"{name}: {self.done}/{self.total} trials done, {stats.trials_running} running, {waiting} waiting; "
