@@ -32,8 +32,9 @@ KEPT = (
     *("name", "layers", "dummies", "knows_defence"),  # what is chosen keeps these of the attack
     *("iterations", "max_evaluations", "stop_objective", "stop_relative"),
 )
-SEARCH = replace(IDLG, scale="relative", box=True, tv=1e-5)  # behind smooth activations
-SEVERAL = replace(SEARCH, tv=1e-4)  # the same of several images
+# Behind smooth activations. Squared distances fail on trained networks, whose updates are small beside those of starts.
+SEARCH = replace(IDLG, objective="cosine", box=True, tv=1e-5)
+SEVERAL = replace(SEARCH, tv=3e-5)  # the same of several images
 # Behind noise, which leaves a distance at the true images; and where what the attacker knows leaves none.
 DEFENDED = replace(IDLG, objective="cosine", box=True, logarithm=True, tv=3)
 SEEN_THROUGH = replace(DEFENDED, logarithm=False, tv=1e-3)
@@ -45,10 +46,9 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     """The attack, where it is `best` as what that is for this victim; `Attack.chosen` says which and why.
 
     Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
-    without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the relative squared distance,
-    with a little total variation, of several images with more; where it has kinks signed Adam on the cosine distance,
-    with a total variation that is lowered as that falls (experiments/best.py). Noise leaves a distance at the true
-    images: there smooth networks have the cosine distance and such a total variation too. What was set to zero is not
+    without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the cosine distance, with a little
+    total variation, of several images with more; where it has kinks signed Adam on the cosine distance, with a total variation that is lowered as that falls (experiments/best.py). Noise leaves a distance at the true
+    images: there smooth networks have such a total variation too. What was set to zero is not
     compared, and the total variation is fixed (experiments/bayesian.py). Labels come from the rule that holds for the
     client's loss and batch.
 
@@ -153,7 +153,7 @@ def _search(attack: Attack, victim: Victim) -> tuple[Attack, str]:
         found = SEEN_THROUGH if _can_know(victim) else DEFENDED
         why = "L-BFGS on the cosine distance: the network is smooth, and the update defended"
     else:
-        found, why = SEARCH if victim.batch == 1 else SEVERAL, "L-BFGS on the L2 distance: the network is smooth"
+        found, why = SEARCH if victim.batch == 1 else SEVERAL, "L-BFGS on the cosine distance: the network is smooth"
     return replace(found, label=label), f"{why}; label {label} of {images}"
 
 
