@@ -142,6 +142,21 @@ def peers(stored: Stored) -> Phrases:
 
 
 @text
+def generator(stored: Stored) -> Phrases:
+    rows = stored.lines("generator/runs")
+    assert set(rows.pictures) == {100}
+    share = f"{rows.recognised.min()} to {rows.recognised.max()} of 100"
+    yield f"After {rows.rounds.unique().item()} rounds a judge takes {share}"
+    yield f"at most {rows.untrained.max()} of an untrained generator's"
+    close, apart, found = (rows[key].map(np.median) for key in ("private", "other", "originals"))
+    yield f"(median of the five digits {close.median():.1f} dB)"
+    yield f"that nobody trained on ({apart.median():.1f} dB)"
+    every = np.concatenate(rows.originals.tolist())
+    yield f"iDLG gives back {(every > 20).sum()} of {len(every)} originals"
+    yield f"medians by digit at {found.min():.1f} to {found.max():.1f} dB"
+
+
+@text
 def gradinversion(stored: Stored) -> Phrases:
     rows = stored.lines("gradinversion/images")
     updates = rows[rows.slot == 0].groupby(["batch", "attack"])

@@ -132,7 +132,7 @@ def test_a_wrong_network_explains_nothing(files, tmp_path):
 def test_an_audit_by_the_attack_best_says_what_it_was(files, tmp_path):
     told = attack(files, tmp_path / "RUN", "--attack", "best", "--seeds", 2)
     assert (told["attack"], told["verdict"], told["labels"]) == ("best", "recovered", [LABEL])
-    chosen = "L-BFGS on the L2 distance: the network is smooth; label bias of one image"
+    chosen = "L-BFGS on the cosine distance: the network is smooth; label bias of one image"
     settings = json.loads((tmp_path / "RUN/run.json").read_text())["settings"]
     assert settings["attacks"][0]["chosen"] == chosen
     assert f"The attack best is: {chosen}" in (tmp_path / "RUN/audit.html").read_text()

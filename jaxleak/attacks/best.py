@@ -46,11 +46,11 @@ def resolved(attack: Attack, victim: Victim) -> Attack:
     """The attack, where it is `best` as what that is for this victim; `Attack.chosen` says which and why.
 
     Closed forms come first: `analytic`, `spear`, `april`, and `rgap` for chains with ReLUs; they need one gradient
-    without a defence. Then, with pixels in [0, 1]: where the network is smooth L-BFGS on the cosine distance, with a little
-    total variation, of several images with more; where it has kinks signed Adam on the cosine distance, with a total variation that is lowered as that falls (experiments/best.py). Noise leaves a distance at the true
-    images: there smooth networks have such a total variation too. What was set to zero is not
-    compared, and the total variation is fixed (experiments/bayesian.py). Labels come from the rule that holds for the
-    client's loss and batch.
+    without a defence. Then, with pixels in [0, 1], the cosine distance: where the network is smooth by L-BFGS, with a
+    little total variation, of several images with more; where it has kinks by signed Adam, with a total variation that
+    is lowered as the distance falls (experiments/best.py). Noise leaves a distance at the true images: there smooth
+    networks have such a total variation too. What was set to zero is not compared, and the total variation is fixed
+    (experiments/bayesian.py). Labels come from the rule that holds for the client's loss and batch.
 
     Raises:
         InputError: parts of `best` were replaced that it chooses itself, or the victim has texts.
