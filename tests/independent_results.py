@@ -8,6 +8,7 @@ what the text under a table must contain.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -614,9 +615,9 @@ def precision(stored: Stored) -> list[Row]:
     return found
 
 
-def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
+def parity_trials(stored: Stored, attack: str, run: str = "lenet") -> pd.DataFrame:
     """PyTorch's and our trials side by side, with what each solves."""
-    theirs, ours = stored.lines("pytorch_parity/torch"), stored.rows("pytorch_parity/jaxleak")
+    theirs, ours = stored.lines(f"pytorch_parity/{run}-torch"), stored.rows(f"pytorch_parity/{run}")
     theirs, ours = theirs[theirs.method == attack], ours[ours.attack == attack]
     both = theirs.merge(ours, on=["image", "seed"], suffixes=("_torch", ""), validate="one_to_one")
     return both.assign(
@@ -628,16 +629,31 @@ def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
 @table("The same networks and starts in both")
 def pytorch_parity(stored: Stored) -> list[Row]:
     found = []
-    for attack in ("dlg", "idlg"):
-        trials = parity_trials(stored, attack)
-        both = trials[trials.by_torch & trials.by_us]
-        (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (trials.by_torch, trials.by_us))
-        cells = [*share(trials.by_torch), f"{both.iter_1e4.median():g}"]
-        cells += [*share(trials.by_us), f"{both.threshold_iterations.median():g}", str(len(both))]
-        logs = np.log(both.threshold_iterations / both.iter_1e4)
-        cells += [f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}"]
-        found.append([attack, *cells, f"{np.exp(logs.mean()):.3f}", f"{stats.wilcoxon(logs).pvalue:.2f}"])
+    for run in ("lenet", "lenet-fresh", "resnet18"):
+        if stored.rows(f"pytorch_parity/{run}") is None:
+            found.append([f"`{run}`", NOT_RUN, *[NONE] * 11])
+            continue
+        for attack in ("dlg", "idlg"):
+            trials = parity_trials(stored, attack, run)
+            found.append([f"`{run}`", attack, *parity_cells(trials, trials.by_torch, trials.by_us)])
     return found
+
+
+def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Row:
+    both = trials[theirs & ours]
+    (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (theirs, ours))
+    medians = [f"{column.median():g}" if len(both) else NONE for column in (both.iter_1e4, both.threshold_iterations)]
+    alone = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    # McNemar's exact test, by its sum: as few as the rarer of the two, either way, were all of them flips of a coin.
+    flips = sum(alone)
+    tail = sum(math.comb(flips, k) for k in range(min(alone) + 1)) / 2**flips
+    logs = np.log(both.threshold_iterations.astype(float) / both.iter_1e4.astype(float))
+    p = f"{stats.wilcoxon(logs).pvalue:.2f}" if np.any(logs) else NONE
+    return [
+        *[*share(theirs), medians[0], *share(ours), medians[1], str(len(both)), f"{min(1, 2 * tail):.2f}"],
+        f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}",
+        *[f"{np.exp(logs.mean()):.3f}" if len(both) else NONE, p],
+    ]
 
 
 # --- closed forms, verdicts, risk, stacks, reliability ---
@@ -1063,7 +1079,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
     kan, solver = (row_of(stored, "Table 1: DLG on LeNet, CIFAR-100", f"`{run}`") for run in ("per-trial", "lbfgs"))
     layers, steps = (row_of(stored, "LeNet with ReLUs, one start", f"`{name}`") for name in ("rgap", "ig-0.03"))
     trained = row_of(stored, "Table 1: PSNR on LeNet, one restart", "`trained`", "ig, TV 0.01")
-    parity = row_of(stored, "The same networks and starts in both", "dlg")
+    parity = row_of(stored, "The same networks and starts in both", "`lenet`", "dlg")
     speed = "LeNet, DLG, L-BFGS with history 100: whole step"
     ours, theirs = (row_of(stored, speed, f"`{name}`") for name in ("jaxleak", "pytorch-processes"))
     machine = stored.json("throughput/lenet")["device"]
@@ -1072,7 +1088,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
         [ANY, ANY, f"{solver[2]} {solver[3]}", f"{solver[4]} trials"],
         [ANY, f"{steps[3]} by `ig`", layers[3], f"{layers[4]} above 20 dB"],
         [ANY, ANY, trained[3], f"{trained[4]} images"],
-        [ANY, parity[1], f"{parity[4]}, Fisher p = {parity[8]}", f"{parity[7]} solved by both"],
+        [ANY, parity[2], f"{parity[5]}, McNemar p = {parity[9]}", f"{parity[8]} solved by both"],
         [ANY, theirs[2], f"{ours[2]}, {ours[4]} times PyTorch's", f"{ours[3]} rounds, {machine}"],
     ]
     printed = tables_of("### README\n" + readme.partition("<!-- results: begin -->")[2])["README"]
