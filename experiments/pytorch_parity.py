@@ -1,8 +1,8 @@
 """PyTorch and jaxleak side by side: the same networks and starts, the original DLG and iDLG procedure, float32.
 
-Float32 trajectories are chaotic, so single trials differ; what must agree is how many are solved and how fast. PyTorch's
-trials are those of a folder that `torch_reference` makes (extra `torch`), one folder a run: `lenet` has its five images,
-`lenet-fresh` others that were drawn after all code was written, `resnet18` a network of width 16 in train mode:
+Float32 trajectories are chaotic, so single trials differ; what must agree is how many are solved and how fast.
+PyTorch's trials are those of a folder that `torch_reference` makes (extra `torch`), one folder a run: `lenet` has its
+five images, `lenet-fresh` others, `resnet18` a network of width 16 in train mode:
 
     python -m experiments.torch_reference --data-dir DIR --out REFERENCE
     python -m experiments.torch_reference --data-dir DIR --out REFERENCE --random 100 --seeds 5
@@ -89,7 +89,7 @@ def compare(attack: str, torch_rows: list[dict], our_rows: list[dict]) -> dict:
     """Success counts with intervals and McNemar's exact test; iterations to 1e-4 over the trials that both solve.
 
     Of these trials the medians, and the geometric mean of ours over PyTorch's with Wilcoxon's test on the logarithms.
-    Fisher's test, as if the trials were not paired, stands beside McNemar's, which looks at those that one alone solves.
+    McNemar's looks at the trials that one alone solves; Fisher's stands beside it, as if they were not paired.
     """
     theirs = {
         (row["image"], row["seed"]): row["iter_1e4"]
