@@ -656,6 +656,43 @@ def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Ro
     ]
 
 
+@table("What is not at its published size")
+def published_sizes(stored: Stored) -> list[Row]:
+    """Stored rows, trials and evaluations of the published size (0: as many as a stored one), model of the zoo."""
+    fidelity = ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
+    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl", run == "lfw-5749") for run in fidelity]
+    items += [
+        ("kan2022_resnet18/published-64", 400, 6000, "resnet18", False),
+        ("pytorch_parity/lenet-fresh", 1000, 3000, "lenet-cpl", False),
+        ("deakin_models/densenet121", 2, 6000, "densenet121", True),
+        ("deakin_models/inception3", 2, 6000, "inception3", True),
+        ("inverting_gradients/restarts", 1600, 4801, "lenet-cpl", False),
+        ("ig_models/resnet18-width-64", 4, 4801, "resnet18", False),
+        *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152", False) for more in ("", "-trained")),
+    ]
+    gpu, found = stored.json("gpu_account/now"), []
+    for name, trials, each, model, own in items:
+        rows, in_torch = stored.rows(name), name.startswith("pytorch")
+        done = 0 if rows is None else int(rows.evaluations.sum())
+        here = NOT_RUN if rows is None else f"{len(rows):,} of {trials:,} trials, {done:,} evaluations"
+        whole = round(trials * (each or (6000 if rows is None else done / len(rows))))
+        rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
+        if own and rows is not None:
+            rate = stored.json(name)["engine"]["evaluations_per_second"]
+        hours = whole / rate / 3600
+        small = model == "lenet-cpl"
+        account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
+        faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
+        there = NONE if in_torch else f"{hours / faster:.2g}"
+        found.append([ANY, ANY, here, f"{whole:,}", f"{hours:.2g}", there, ANY])
+    return found
+
+
+def zoo_rate(stored: Stored, model: str, variant: str = "jaxleak") -> float:
+    variants = pd.DataFrame(stored.json(f"throughput/zoo-{model}")["variants"]).set_index("name")
+    return float(variants.evaluations_per_second[variant])
+
+
 # --- closed forms, verdicts, risk, stacks, reliability ---
 
 
