@@ -17,7 +17,7 @@ import pytest
 from jaxleak.errors import InputError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
-from jaxleak.results.store.columns import COLUMNS, Column
+from jaxleak.results.store.columns import COLUMNS, NULLS, Column
 from jaxleak.results.store.description import settings_hash
 from jaxleak.results.store.environment import git_state
 from jaxleak.results.store.run import Run
@@ -129,6 +129,14 @@ def test_every_column_says_what_it_holds():
     assert len({column.name for column in COLUMNS}) == len(COLUMNS)
     for column in COLUMNS:
         assert 1 <= len(column.meaning.split()) <= 15, column
+
+
+def test_columns_that_may_lack_a_value():
+    """What images do not have, what texts do not have, what a trial need not reach, and what came later."""
+    images, texts = "mse_clipped psnr ssim affine_error max_abs", "tokens_right rouge1 rouge2 rougel"
+    others = "threshold_iterations threshold_evaluations chosen reason"
+    assert set(NULLS) == set(f"{images} {texts} {others}".split())
+    assert set(NULLS.values()) == {None}
 
 
 def test_parts_are_plain_parquet_and_npz(filled):
