@@ -109,6 +109,9 @@ def test_negative_classes_are_always_among_the_counts():
         assert {0, 2} <= set(found.tolist())
         # More of them than labels, as noise may leave: the most negative.
         np.testing.assert_array_equal(READERS[name]({"head": {"bias": bias}}, 1, own), [2])
+    # A slope of exactly 0 proves nothing.
+    flat = {"head": {"bias": jnp.array([-0.5, 0.0, 0.5])}}
+    np.testing.assert_array_equal(READERS["counts-published"](flat, 2, own), [0, 0])
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -143,6 +146,10 @@ def test_one_output_is_read_as_two_classes():
     np.testing.assert_allclose(jax.nn.softmax(outputs), np.hstack([1 - yes, yes]), rtol=1e-12)
     np.testing.assert_allclose(as_if["head"]["kernel"], np.hstack([-kernel, kernel]))
     np.testing.assert_allclose(as_if["head"]["bias"], [-bias[0], bias[0]])
+    several = {"head": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}}
+    as_if, outputs = class_gradient(several, jnp.zeros((5, 2)), BinaryCrossEntropy(), 4)
+    assert as_if["head"]["kernel"].shape == (3, 2)
+    assert outputs.shape == (5, 2)
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
