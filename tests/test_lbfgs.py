@@ -1,5 +1,6 @@
 """`LBFGS`: descent, the answers of scipy, independence of the objective's scale, recovery; the battery has the rest."""
 
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -165,6 +166,10 @@ def test_an_iteration_is_so_many_evaluations():
     _, infos = solve(squares(wood), [-3.0, -1.0, -3.0, -1.0], 21, LBFGS(inner_steps=7))
     np.testing.assert_array_equal(np.flatnonzero(infos.boundary), [0, 7, 14])
     assert np.all(infos.evaluations == 1)
+
+
+def test_the_defaults_are_those_of_the_stored_results():
+    assert asdict(LBFGS()) == {"history": 100, "history_type": "auto", "max_step": 0.05, "inner_steps": 20}
 
 
 @pytest.mark.parametrize("name", ["max_step", "history", "inner_steps"])
