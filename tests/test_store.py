@@ -474,6 +474,18 @@ def test_a_trial_in_two_parts_counts_once(tmp_path):
     assert run.arrays(["candidate"], trials=[4])["candidate"][0, 0, 0, 0] == 4
 
 
+def test_temporary_files_of_others_are_left_until_they_are_old(filled):
+    """Whoever draws a figure or a page holds no lock."""
+    (filled / "figures").mkdir()
+    fresh, old = ([filled / f".report.html.{n}.tmp", filled / f"figures/.grid.png.{n}.tmp"] for n in (0, 1))
+    for file in (*fresh, *old):
+        file.write_bytes(b"half")
+    for file in old:
+        os.utime(file, (time.time() - 61,) * 2)
+    create(filled).close()
+    assert [file.exists() for file in (*fresh, *old)] == [True, True, False, False]
+
+
 # --- kills ------------------------------------------------------------------------------------------------
 
 WRITER = """
