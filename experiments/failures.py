@@ -29,6 +29,7 @@ SOURCES = {
 }
 DATASETS = {"mnist": "test", "cifar100": "train", "lfw": "train"}
 MSE = 1e-3
+SHOWN = 14  # in the figure
 RULES = {"idlg": "iDLG's", "bias": "head's bias"}
 
 
@@ -129,8 +130,9 @@ def label_rules(rows: list[dict]) -> dict:
 
 
 def draw(told: list[dict], pictures: list[list[np.ndarray]], path) -> None:
-    """One column for each trial, those with the smallest gradients first; DLG's only."""
+    """One column for each trial, those with the smallest gradients first, `SHOWN` at most; DLG's only."""
     order = sorted((i for i, one in enumerate(told) if one["attack"] == "dlg"), key=lambda i: told[i]["update_norm2"])
+    order = order[:SHOWN]
     figure = Figure(figsize=(7.2, 2.3), dpi=200)
     panels = figure.subplots(3, len(order), squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     figure.subplots_adjust(left=0.075, right=0.995, top=0.87, bottom=0.01, wspace=0.08, hspace=0.35)

@@ -24,7 +24,7 @@ RUNS = {
     "lfw": ["lfw", "lfw-5749", "lfw-lbfgs"],
 }
 PEOPLE = 5749  # of the whole LFW
-PICTURES = "lfw-pictures"
+PICTURES, SNAPSHOTS = "lfw-pictures", (0, 10, 20, 30, 40, 60, 80, 100)
 # Label accuracy (their table), share of trials with an MSE below each threshold (read off their figure, within half a
 # point), in %.
 THRESHOLDS = (0.01, 0.005, 0.001, 0.0005, 0.0001)
@@ -52,7 +52,7 @@ def main() -> None:
             few = jaxleak.make_victim("lenet", everyone(data), chosen[: options.n_5749], network="per-trial")
             sweeps["lfw-5749"] = replace(sweeps["lfw"], victim=few)
             one = jaxleak.make_victim("lenet", data, chosen[:1], network="per-trial")
-            sweeps[PICTURES] = replace(sweeps["lfw"], victim=one, seeds=5, snapshots=tuple(range(0, 300, 10)))
+            sweeps[PICTURES] = replace(sweeps["lfw"], victim=one, seeds=5, snapshots=SNAPSHOTS)
     results = run_all("idlg_fidelity", sweeps, options)
     from jaxleak.results.figures import mse_shares
 
