@@ -81,16 +81,17 @@ def results() -> list[tables.Results]:
     """Label accuracy and shares of trials below an MSE, in %, below the paper's."""
     rows, summaries = [], {}
     for (dataset, attack), paper in PAPER_SAYS.items():
-        rows.append([f"paper: {dataset}", attack, "1,000", *paper])
+        task = f"{dataset}, {attack}"
+        rows.append(["paper", task, "1,000", *paper])
         for run in RUNS[dataset]:
             told = summaries[run] = tables.stored(f"idlg_fidelity/{run}.json")
-            rows.append([f"`{run}`", attack, *(cells(told, attack) if told else [tables.NOT_RUN])])
+            rows.append([f"`{run}`", task, *(cells(told, attack) if told else [tables.NOT_RUN])])
     figures = {run: f"idlg_fidelity/{run}.png" for run in (*summaries, PICTURES) if stored_run(run)}
     return [
         tables.Results(
             "Label accuracy and fidelity in %, LeNet",
             "idlg_fidelity",
-            ("run", "attack", "n", "label right", *(f"MSE < {f'{one:f}'.strip('0')}" for one in THRESHOLDS)),
+            ("run", "data set, attack", "n", "label right", *(f"MSE < {f'{one:f}'.strip('0')}" for one in THRESHOLDS)),
             rows,
             tables.device(*summaries.values()),
             (

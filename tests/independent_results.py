@@ -232,14 +232,15 @@ def defences(stored: Stored) -> list[Row]:
 def idlg_fidelity(stored: Stored) -> list[Row]:
     found: list[Row] = []
     for dataset, attack in product(("mnist", "cifar100", "lfw"), ("dlg", "idlg")):
-        found.append([f"paper: {dataset}", attack, *[ANY] * 7])
+        task = f"{dataset}, {attack}"
+        found.append(["paper", task, *[ANY] * 7])
         for run in (dataset, *(["lfw-5749"] if dataset == "lfw" else []), f"{dataset}-lbfgs"):
             rows = stored.rows(f"idlg_fidelity/{run}")
             if rows is None:
-                found.append([f"`{run}`", attack, NOT_RUN, *[NONE] * 6])
+                found.append([f"`{run}`", task, NOT_RUN, *[NONE] * 6])
                 continue
             rows = rows[rows.attack == attack]
-            cells = [f"`{run}`", attack, f"{len(rows):,}"]
+            cells = [f"`{run}`", task, f"{len(rows):,}"]
             for which in (rows.label_correct, *(rows.mse < limit for limit in (1e-2, 5e-3, 1e-3, 5e-4, 1e-4))):
                 cells.append(f"{100 * which.mean():.1f} {interval(int(which.sum()), len(which), 1, 100)}")
             found.append(cells)
