@@ -95,7 +95,7 @@ def results() -> list[tables.Results]:
             rows,
             tables.device(*summaries.values()),
             (
-                "`--only NAME` runs one. Those that end in `-lbfgs` have our solver, the others `torch-lbfgs`.",
+                "`--only NAME --n N` runs one. Those that end in `-lbfgs` have our solver, the others `torch-lbfgs`.",
                 "`lfw-5749` has a head of 5,749 classes, as the paper; the other heads of LFW have 106.",
                 "The paper's shares below an MSE are read off a figure.",
             ),

@@ -225,7 +225,7 @@ def kan_table1(stored: Stored) -> Phrases:
     yield f"Of the failures {100 * (trial[~trial.success].status == 'diverged').mean():.0f} % diverge"
     early = trial.success[trial.seed < 20]
     yield f"of our first 20 seeds {early.sum()} of {len(early)} trials are solved, against 0.68 of 400"
-    yield f"p = {two_shares(early, 0.68, 400):.2f}"
+    yield f"against 0.68 of 400 (p = {two_shares(early, 0.68, 400):.2f})"
     limit = int((trial.status == "iteration-limit").sum())
     yield f"most others, {limit} trials, run into the iteration limit"
     evaluations = [rows.threshold_evaluations[rows.success].median() for rows in (ours, trial)]
