@@ -34,7 +34,7 @@ class Setting:
     attack: dict[str, Any] = field(default_factory=dict)
     victim: dict[str, Any] = field(default_factory=dict)
     network: str = "resnet18"
-    begun: jaxleak.Attack = OURS
+    base: jaxleak.Attack = OURS
 
 
 WEIGHTS, TORCH = {"weight_init": "uniform-weights"}, {"weight_init": "torch"}
@@ -42,11 +42,11 @@ TRAIN, RELU, SOFTPLUS = {"train": True}, {"activation": "relu"}, {"activation": 
 EACH_TENSOR, COSINE = {"scale": "per-tensor"}, {"objective": "cosine", "scale": "none", "tv": 1e-6}
 TRAINED = {"network": "shared", "trained_steps": 1000}
 SETTINGS = {
-    "published": Setting(TRAIN, begun=DLG),
-    "published-idlg": Setting(TRAIN, begun=IDLG),
-    "published-34": Setting(TRAIN, network="resnet34", begun=DLG),
-    "published-50": Setting(TRAIN, network="resnet50", begun=DLG),
-    "published-lenet": Setting(network="lenet", begun=DLG),
+    "published": Setting(TRAIN, base=DLG),
+    "published-idlg": Setting(TRAIN, base=IDLG),
+    "published-34": Setting(TRAIN, network="resnet34", base=DLG),
+    "published-50": Setting(TRAIN, network="resnet50", base=DLG),
+    "published-lenet": Setting(network="lenet", base=DLG),
     "train-uniform": Setting(TRAIN),
     "eval": Setting(WEIGHTS),
     "train": Setting(TRAIN | WEIGHTS),
@@ -87,7 +87,7 @@ def main() -> None:
 
 def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int], options) -> jaxleak.Sweep:
     """The sweep of one setting."""
-    published, lenet = setting.begun is not OURS, setting.network == "lenet"
+    published, lenet = setting.base is not OURS, setting.network == "lenet"
     fields = {"width": options.width, "train": False, **setting.model}
     threat = dict(setting.victim)
     if "trained_steps" in threat:  # one training for both lines, taken from the first one's run directory
@@ -103,7 +103,7 @@ def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int],
     )
     victim = replace(victim, knows_statistics=known)
     budget = {} if published else {"max_evaluations": options.evaluations}
-    attack = replace(setting.begun, name=name, **budget, **setting.attack)
+    attack = replace(setting.base, name=name, **budget, **setting.attack)
     return jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=options.seeds, snapshots=())
 
 

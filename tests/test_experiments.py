@@ -258,8 +258,8 @@ def test_published_settings(name, network):
     """They change neither torch's solver nor the stop on the objective."""
     setting = kan2022_resnet18.SETTINGS[name]
     assert setting.network == network
-    assert setting.begun == (harness.IDLG if name == "published-idlg" else harness.DLG)
-    assert isinstance(setting.begun.solver, jaxleak.TorchLBFGS)
+    assert setting.base == (harness.IDLG if name == "published-idlg" else harness.DLG)
+    assert isinstance(setting.base.solver, jaxleak.TorchLBFGS)
 
 
 # --- the options ---
