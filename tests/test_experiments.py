@@ -11,14 +11,18 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
 from experiments import (
     harness,
     headline,
+    idlg_fidelity,
     index,
     kan2022_nullspace,
+    kan2022_resnet18,
     kan2022_table1,
     options,
     pytorch_parity,
@@ -224,6 +228,38 @@ def test_a_row_of_a_run_without_success(tmp_path, monkeypatch):
     monkeypatch.setattr(harness, "RESULTS", tmp_path)
     row = kan2022_table1.results()[0].row("`per-image`")
     assert list(row.values())[2:7] == ["0.000", "[0.000, 0.658]", "2", "0.00 to 0.00", tables.NONE]
+
+
+def test_the_rate_of_the_captions_seeds(tmp_path, monkeypatch):
+    """The first twenty of fifty: here the even ones of them are solved, and none of the others."""
+    (tmp_path / "kan2022_table1").mkdir()
+    trials = [{"seed": seed, "success": seed < 20 and seed % 2 == 0} for seed in range(50) for _ in range(20)]
+    parquet.write_table(arrow.Table.from_pylist(trials), tmp_path / "kan2022_table1" / "per-trial.parquet")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    assert kan2022_table1.first_seeds("per-trial") == "0.500 [0.451, 0.549]"
+    assert kan2022_table1.first_seeds("per-image") == tables.NONE
+
+
+def test_a_head_for_all_of_lfw():
+    """The labels stay; the classes that nobody has are appended."""
+    data = jaxleak.load_dataset("photos")
+    more = idlg_fidelity.everyone(data)
+    assert more.num_classes == len(set(more.class_names)) == 5749
+    assert more.class_names[: data.num_classes] == data.class_names
+    for one, same in zip(more.images([6, 12]), data.images([6, 12]), strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+# --- kan2022_resnet18 ---
+
+
+@pytest.mark.parametrize(("name", "network"), [("published-34", "resnet34"), ("published-idlg", "resnet18")])
+def test_published_settings(name, network):
+    """They change neither torch's solver nor the stop on the objective."""
+    setting = kan2022_resnet18.SETTINGS[name]
+    assert setting.network == network
+    assert setting.base == (harness.IDLG if name == "published-idlg" else harness.DLG)
+    assert isinstance(setting.base.solver, jaxleak.TorchLBFGS)
 
 
 # --- the options ---
