@@ -50,7 +50,6 @@ PAGES = [(index.PROJECT / name).read_text() for name in ("experiments/README.md"
 # Made before the rule that rows come from committed code; experiments/NOTES.md names them. To be made again: whoever
 # does takes the name off here and there.
 UNCLEAN = {
-    "idlg_fidelity/lfw",
     *("ig_models/resnet152-width-16", "ig_models/resnet152-width-64"),
     *("resnet18_eval/lbfgs", "resnet18_eval/torch-lbfgs"),
 }
