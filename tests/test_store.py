@@ -1,5 +1,6 @@
 """The run directory: nothing lost and nothing twice, whatever is killed, cut short or flipped."""
 
+import io
 import json
 import os
 import shutil
@@ -8,6 +9,7 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -191,6 +193,28 @@ def test_traces_of_different_length_are_filled(tmp_path):
     np.testing.assert_array_equal(arrays["objective_trace"], [[0, 0, 0, np.nan, np.nan], [1] * 5])
     np.testing.assert_array_equal(arrays["snapshots"][1], longer["snapshots"][0])
     assert arrays["snapshots"].shape == (2, 3, 4, 4, 1)
+
+
+def test_what_fills_short_pieces():
+    """Traces of numbers by NaN, those of integers by -1, pictures by the last of them; single numbers are joined."""
+    joined = parts_module.joined
+    floats = joined([np.ones((1, 2)), np.zeros((2, 3))])
+    np.testing.assert_array_equal(floats, [[1, 1, np.nan], [0, 0, 0], [0, 0, 0]])
+    assert joined([np.ones((1, 2), int), np.zeros((1, 3), int)]).tolist() == [[1, 1, -1], [0, 0, 0]]
+    pictures = joined([np.arange(4).reshape(1, 2, 2), np.zeros((1, 3, 2), int)])
+    assert pictures[0].tolist() == [[0, 1], [2, 3], [2, 3]]
+    assert joined([np.arange(2), np.arange(3)]).tolist() == [0, 1, 0, 1, 2]
+
+
+def test_only_arrays_that_are_mostly_zero_are_compressed():
+    arrays = {"sparse": np.eye(40), "dense": np.ones((40, 40)), "half": np.arange(40) % 2, "text": np.array(["a"] * 9)}
+    payload = io.BytesIO(parts_module.npz_bytes(arrays))
+    with zipfile.ZipFile(payload) as archive:
+        kinds = {info.filename: info.compress_type == zipfile.ZIP_DEFLATED for info in archive.infolist()}
+    assert kinds == {"sparse.npy": True, "dense.npy": False, "half.npy": False, "text.npy": False}
+    with np.load(payload) as stored:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(stored[name], array)
 
 
 def test_truth_summary_and_figures(tmp_path):
