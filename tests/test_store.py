@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxleak.errors import InputError
+from jaxleak.errors import InputError, StorageError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
 from jaxleak.results.store.columns import COLUMNS, NULLS, Column
@@ -243,6 +243,50 @@ def test_damaged_truth_is_one_line(tmp_path, damage):
     file.unlink() if damage == "missing" else file.write_bytes(bytes(changed[damage]))
     with pytest.raises(InputError, match=r"truth.npz is missing or damaged. Start the same run again"):
         run.truth()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pixels": np.zeros((3, 4, 4, 3), np.float32)},
+        {"pixels": np.zeros((1, 4, 4, 3), np.float32)},
+        {"pixels": np.zeros((2, 4, 4, 3))},
+        {"pixels": np.zeros((2, 4), np.float32)},
+        {"pixels": np.zeros((2, 4, 0), np.float32)},
+        {"image": np.array([1, 1])},
+        {"image": np.array([1.0, 2.0])},
+        {"image": np.array([[1], [2]])},
+        {"label": np.array([3, 4, 5])},
+        {"label": np.array([3.0, 4.0])},
+        {"labels": np.array([3, 4])},
+        {"labels": np.array([[3], [4], [5]])},
+        {"labels": np.array([[3.0], [4.0]])},
+    ],
+    ids=lambda changes: " ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in changes.items()),
+)
+def test_truths_that_do_not_fit_together_are_damaged(tmp_path, changes):
+    run = create(tmp_path)
+    whole = {"image": np.array([1, 2]), "label": np.array([3, 4]), "pixels": np.zeros((2, 4, 4, 3), np.float32)}
+    np.savez(tmp_path / "truth.npz", **whole, labels=np.array([[3], [4]]))
+    assert len(run.truth()["labels"]) == 2
+    np.savez(tmp_path / "truth.npz", **whole | changes)
+    with pytest.raises(InputError, match=r"truth.npz is missing or damaged"):
+        run.truth()
+
+
+def test_a_disk_that_fails_is_one_line(filled, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with create(filled) as run:
+        monkeypatch.setattr("jaxleak.results.store.run.write_atomically", fail)
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)") as error:
+            run.write_summary({"groups": []})
+        assert error.value.needed > 10
+        monkeypatch.setattr("jaxleak.results.store.run.create", fail)
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)"):
+            commit(run, [20])
+        assert 20 not in run.done()
 
 
 def test_rows_must_have_the_columns(tmp_path):
