@@ -1,8 +1,16 @@
 """Mutation tests of the numerics: Cosmic Ray changes one place of a module, and that module's fast tests must fail.
 
-    JAXLEAK_MUTANTS=20 python -m pytest -m slow -n 0 -s tests/test_mutants.py
+    JAXLEAK_MUTANTS=6 JAXLEAK_MUTANTS_OF="attacks/trial.py" python -m pytest -m slow -n 0 -s tests/test_mutants.py
 
-A mutant that survives is either listed in `mutants.toml` with the reason, or a test is missing.
+A mutant that survives is listed in `mutants.toml` with the reason, or a test is missing. Left out are annotations,
+texts of errors, and replacements that cannot run. Of each place one mutant is drawn, of each module so many places.
+
+First measured on two cores of an Intel Xeon with AVX-512, 1 December 2026, with the command above for one module after
+the other: 95 mutants of 12 modules (intervals 15, compact 12, columns, measures, labels and torch_lbfgs 8 each,
+distances, objectives, parts, run, summary and trial 6 each). 73 were killed, 9 do the same as the code, 13 survived: 73
+of 86 killed, 84.9 % (95 % interval 75.8 to 90.9 %). Of objectives, measures, columns and summary tests had been added
+just before. Tests then written kill these 13, tried one by one, which says nothing of mutants that were not drawn. Not
+run: attacker, lbfgs, first_order, and any module as a whole.
 """
 
 import ast
@@ -23,7 +31,7 @@ import pytest
 import jaxleak
 
 ROOT = Path(__file__).parent.parent
-SAMPLE = int(os.environ.get("JAXLEAK_MUTANTS", "20"))  # mutants of each module; 0: all there are
+SAMPLE = int(os.environ.get("JAXLEAK_MUTANTS", "6"))  # mutants of each module; 0: all there are
 ONLY = os.environ.get("JAXLEAK_MUTANTS_OF", "").split()  # modules; none: all
 LEAST = 0.95  # share that must be killed
 
@@ -130,9 +138,7 @@ def test_mutants_are_killed(tmp_path, monkeypatch):
     for name in ONLY or TABLE["tests"]:
         call = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--keep-duplicates", "-k", WITHOUT, *tests_of(name)]
         began = time.monotonic()
-        plain = subprocess.run(
-            call, capture_output=True, text=True
-        )  # leaves bytecode and programs to those that follow
+        plain = subprocess.run(call, capture_output=True, text=True)  # leaves bytecode and programs behind
         assert plain.returncode == 0, f"{name}: its tests fail without a mutant\n{plain.stdout}"
         seconds, of_module = time.monotonic() - began, len(killed)
         for mutation, line, becomes in itertools.islice(

@@ -1,5 +1,6 @@
 """The run directory: nothing lost and nothing twice, whatever is killed, cut short or flipped."""
 
+import io
 import json
 import os
 import shutil
@@ -8,13 +9,14 @@ import subprocess
 import sys
 import time
 import warnings
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from jaxleak.errors import InputError
+from jaxleak.errors import InputError, StorageError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
 from jaxleak.results.store.columns import COLUMNS, NULLS, Column
@@ -193,6 +195,28 @@ def test_traces_of_different_length_are_filled(tmp_path):
     assert arrays["snapshots"].shape == (2, 3, 4, 4, 1)
 
 
+def test_what_fills_short_pieces():
+    """Traces of numbers by NaN, those of integers by -1, pictures by the last of them; single numbers are joined."""
+    joined = parts_module.joined
+    floats = joined([np.ones((1, 2)), np.zeros((2, 3))])
+    np.testing.assert_array_equal(floats, [[1, 1, np.nan], [0, 0, 0], [0, 0, 0]])
+    assert joined([np.ones((1, 2), int), np.zeros((1, 3), int)]).tolist() == [[1, 1, -1], [0, 0, 0]]
+    pictures = joined([np.arange(4).reshape(1, 2, 2), np.zeros((1, 3, 2), int)])
+    assert pictures[0].tolist() == [[0, 1], [2, 3], [2, 3]]
+    assert joined([np.arange(2), np.arange(3)]).tolist() == [0, 1, 0, 1, 2]
+
+
+def test_only_arrays_that_are_mostly_zero_are_compressed():
+    arrays = {"sparse": np.eye(40), "dense": np.ones((40, 40)), "half": np.arange(40) % 2, "text": np.array(["a"] * 9)}
+    payload = io.BytesIO(parts_module.npz_bytes(arrays))
+    with zipfile.ZipFile(payload) as archive:
+        kinds = {info.filename: info.compress_type == zipfile.ZIP_DEFLATED for info in archive.infolist()}
+    assert kinds == {"sparse.npy": True, "dense.npy": False, "half.npy": False, "text.npy": False}
+    with np.load(payload) as stored:
+        for name, array in arrays.items():
+            np.testing.assert_array_equal(stored[name], array)
+
+
 def test_truth_summary_and_figures(tmp_path):
     pixels = np.random.default_rng(0).random((2, 4, 4, 3), dtype=np.float32)
     with create(tmp_path) as run:
@@ -219,6 +243,50 @@ def test_damaged_truth_is_one_line(tmp_path, damage):
     file.unlink() if damage == "missing" else file.write_bytes(bytes(changed[damage]))
     with pytest.raises(InputError, match=r"truth.npz is missing or damaged. Start the same run again"):
         run.truth()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pixels": np.zeros((3, 4, 4, 3), np.float32)},
+        {"pixels": np.zeros((1, 4, 4, 3), np.float32)},
+        {"pixels": np.zeros((2, 4, 4, 3))},
+        {"pixels": np.zeros((2, 4), np.float32)},
+        {"pixels": np.zeros((2, 4, 0), np.float32)},
+        {"image": np.array([1, 1])},
+        {"image": np.array([1.0, 2.0])},
+        {"image": np.array([[1], [2]])},
+        {"label": np.array([3, 4, 5])},
+        {"label": np.array([3.0, 4.0])},
+        {"labels": np.array([3, 4])},
+        {"labels": np.array([[3], [4], [5]])},
+        {"labels": np.array([[3.0], [4.0]])},
+    ],
+    ids=lambda changes: " ".join(f"{name} {a.dtype}{list(a.shape)}" for name, a in changes.items()),
+)
+def test_truths_that_do_not_fit_together_are_damaged(tmp_path, changes):
+    run = create(tmp_path)
+    whole = {"image": np.array([1, 2]), "label": np.array([3, 4]), "pixels": np.zeros((2, 4, 4, 3), np.float32)}
+    np.savez(tmp_path / "truth.npz", **whole, labels=np.array([[3], [4]]))
+    assert len(run.truth()["labels"]) == 2
+    np.savez(tmp_path / "truth.npz", **whole | changes)
+    with pytest.raises(InputError, match=r"truth.npz is missing or damaged"):
+        run.truth()
+
+
+def test_a_disk_that_fails_is_one_line(filled, monkeypatch):
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    with create(filled) as run:
+        monkeypatch.setattr("jaxleak.results.store.run.write_atomically", fail)
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)") as error:
+            run.write_summary({"groups": []})
+        assert error.value.needed > 10
+        monkeypatch.setattr("jaxleak.results.store.run.create", fail)
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)"):
+            commit(run, [20])
+        assert 20 not in run.done()
 
 
 def test_rows_must_have_the_columns(tmp_path):
