@@ -90,8 +90,9 @@ def draw(results: dict[str, jaxleak.Result], path: Path) -> None:
         column[0].plot([*printed.keys()], [*printed.values()], "x", color="tab:red", ms=5)
         column[0].set_title(f"{FIGURES[name]}, n = {len(result.rows)}", fontsize=8)
         column[1].set_xlabel("iteration", fontsize=8)
-    for axes, label in zip(panels[:, 0], ("objective", "MSE"), strict=True):
+    for axes, label, limits in zip(panels[:, 0], ("objective", "MSE"), ((1e-7, 1e3), (1e-6, 10)), strict=True):
         axes.set_ylabel(label, fontsize=8)
+        axes.set_ylim(limits)  # trials that diverge leave it
     panels[0, 0].plot([], [], color="0.8", lw=1, label="each trial")
     panels[0, 0].plot([], [], "x", color="tab:red", ms=5, label="notebook of CPL's code")
     figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=7)
@@ -129,6 +130,7 @@ def results() -> list[tables.Results]:
             (
                 "Figure 3: `dlg`. Figure 4: `cpl`. Figure 8: `batch-10`. A notebook has a batch of eight, `batch-8`.",
                 "Notebook: one trial of CPL's code. It lies at its floor from iteration 105 on in `cpl`.",
+                "MSE of a batch: the mean over its images, each beside the one dummy. Pixels as found, not cut.",
             ),
             {"curves": "cpl_figures/curves.png"} if devices else {},
         )

@@ -286,7 +286,11 @@ def cpl_points(stored: Stored, name: str, key: str) -> pd.DataFrame | None:
     lines, rows = stored.lines(f"cpl_figures/{name}-points"), stored.rows(f"cpl_figures/{name}")
     points = pd.DataFrame(lines[key].tolist(), index=lines.trial).rename(columns=int)
     ended = rows[rows.iterations <= 295].set_index("trial")[key]
-    assert np.allclose(points.loc[ended.index, 295], ended, rtol=1e-5), f"{name}: {key} does not end at the rows'"
+    last = points.loc[ended.index, 295]
+    if key == "mse" and name.startswith("batch"):  # of all images, where the row has the nearest one's
+        assert (last >= ended * (1 - 1e-5)).all(), f"{name}: the mean is below the nearest image's"
+    else:
+        assert np.allclose(last, ended, rtol=1e-5), f"{name}: {key} does not end at the rows'"
     assert len(points) == len(rows), f"{name}: not a line for each row"
     return points
 
