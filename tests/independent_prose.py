@@ -13,11 +13,13 @@ import pandas as pd
 from scipy import stats
 
 from tests.independent_results import (
+    CPL_FIGURES,
     IG_MODELS,
     RECOVERED,
     SOLVERS,
     Stored,
     area,
+    cpl_points,
     interval,
     mean_interval,
     parity_trials,
@@ -418,6 +420,35 @@ def cpl_starts(stored: Stored) -> Phrases:
 
 
 @text
+def cpl_figures(stored: Stored) -> Phrases:
+    dlg, cpl, eight, ten = (stored.rows(f"cpl_figures/{name}") for name in CPL_FIGURES)
+    for name, printed in NOTEBOOKS.items():
+        points = cpl_points(stored, name, "objective")
+        assert all(points[step].min() < told < points[step].max() for step, told in printed.items()), "outside ours"
+    yield f"the lowest and the highest of our {len(dlg)} trials"
+    back = [(rows.relative_error < RECOVERED).sum() for rows in (dlg, cpl)]
+    yield f"DLG brings back {back[0]} of {len(dlg)} faces: {WORDS[(dlg.status == 'diverged').sum()]} trials diverge"
+    yield f"{WORDS[(dlg.status == 'iteration-limit').sum()]} reach the 300 iterations"
+    yield f"CPL brings back all {back[1]}"
+    assert back[1] == len(cpl), "CPL: a face does not come back"
+    below = [solved_iterations(rows).median() for rows in (cpl, dlg)]
+    yield f"is below 1e-4 after a median of {below[0]:.0f} iterations, DLG's after {below[1]:.0f}"
+    middle = [cpl_points(stored, name, "objective")[295].median() for name in CPL_FIGURES[2:]]
+    yield f"ends at a median of {middle[0]:.3f}, with ten at {middle[1]:.3f}, and no image comes back"
+    assert not any(rows.images_recovered.sum() for rows in (eight, ten)), "one dummy: an image comes back"
+    lowest = cpl_points(stored, "batch-8", "objective")[295].min()
+    assert lowest > 1.66e-3, "the notebook's batch does not end below ours"
+    yield f"below all {len(eight)} of ours ({lowest:.4f} at least)"
+
+
+# What the notebooks of CPL's code print for one trial, by iteration.
+NOTEBOOKS = {
+    "dlg": {1: 29.3, 6: 2.72, 11: 0.896, 100: 3.0e-4, 295: 3.4e-6},
+    "cpl": {1: 1.162, 6: 0.0204, 11: 0.00403, 16: 0.00134, 295: 1.3e-6},
+}
+
+
+@text
 def cpl_vs_dlg(stored: Stored) -> Phrases:
     lfw, cifar = (dict([*stored.rows(f"cpl_vs_dlg/{name}").groupby("attack")]) for name in ("lfw", "cifar100"))
     plain = [name for name in lfw if name != "cpl, alpha 1"]
@@ -459,9 +490,13 @@ def batch_and_client_steps(stored: Stored) -> Phrases:
     yield f"loss is {loss[0]} to {loss[1]}, its gradient's squared norm {norm[0]} to {norm[1]}"
     yield f"met after {late.evaluations.min()} to {late.evaluations.max()} evaluations: SSIM {short(late.ssim.mean())}"
     assert (late.objective < 1e-6).all(), "after 20 steps a trial does not meet the stop"
-    yield f"and {short(rows(1, 50).ssim.mean())} after 50"
-    scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (20, 50)]
-    yield f"comes back with {scaled[0]} after 20 and {scaled[1]} after 50 iterations"
+    ends = {short(rows(1, steps).ssim.mean()) for steps in (50, 100)}
+    yield f"and {ends.pop()} after 50 and 100" if len(ends) == 1 else "after 50 and 100 it differs"
+    half = rows(1, 15).ssim
+    mean, low, high = map(short, (half.mean(), half.min(), half.max()))
+    yield f"After 15 it is {mean} and falls apart by network, from {low} to {high}"
+    scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (15, 20, 50, 100)]
+    yield "comes back with {} after 15, {} after 20, {} after 50 and {} after 100 iterations".format(*scaled)
     two = [rows(2, steps, "joint") for steps in (0, 1, 2, 5)]
     images = sum(int(own.batch.sum()) for own in two)
     means = [own.ssim.mean() for own in two]
@@ -588,7 +623,7 @@ def failures(stored: Stored) -> Phrases:
 
 
 FAILED = {"table1": "kan2022_table1/lbfgs", "mnist": "idlg_fidelity/mnist-lbfgs", "lfw": "idlg_fidelity/lfw-lbfgs"}
-WORDS = {4: "four", 9: "nine", 13: "thirteen", 17: "seventeen"}
+WORDS = {3: "three", 4: "four", 9: "nine", 13: "thirteen", 17: "seventeen"}
 
 
 @text
