@@ -587,6 +587,12 @@ def deakin(stored: Stored) -> Phrases:
     back = {name: int((of(lenet, name).relative_error < RECOVERED).sum()) for name in ("dlg", "relative")}
     yield f"{back['dlg']} of 16 trials under the published attack, {back['relative']} of 16 with the label"
     assert lenet.network.unique().tolist() == ["shared"], "deakin: not one network"
+    plain = stored.rows("deakin_models/lenet-plain")
+    assert plain.network.unique().tolist() == ["per-trial"], "deakin: not a fresh network"
+    published = of(plain, "dlg")
+    yield f"attack has {(published.relative_error < RECOVERED).sum()} of {len(published)}, and its objective is"
+    yield f"a median of {whole(solved_iterations(published))} iterations over the solved ones"
+    yield f"Normalised it takes {whole(solved_iterations(of(lenet, 'dlg')))}"
     yield f"shows nothing after {of(stored.rows('deakin_models/inception3'), 'relative').evaluations.max()} evaluations"
     dlg, ours = (of(stored.rows("deakin_models/resnet18"), name).iloc[0] for name in ("dlg", "relative"))
     assert (dlg.iterations, ours.status) == (300, "stalled")
