@@ -154,7 +154,10 @@ def results_on(dataset: str) -> tables.Results:
         ("attack, start", "solved", "95 %", "iterations to 1e-4, median"),
         rows,
         tables.device(told),
-        ("Paper: a 16x16 tile needs fewer iterations than N(0, 1) pixels (Wei et al. 2020; curves, no rates).",),
+        (
+            "Paper: a 16x16 tile needs fewer iterations than N(0, 1) pixels (Wei et al. 2020; curves, no rates).",
+            "`pattern-16`: the paper's level 1, a 16x16 tile 2x2 times. `pattern-8`: level 2, 8x8, 4x4 times.",
+        ),
         {kind: f"cpl_starts/{dataset}-{kind}.png" for kind in ("iterations", "curves", "grid")},
     )
 

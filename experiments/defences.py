@@ -3,13 +3,13 @@
 For every defence, the share of CIFAR-100 images that come back (relative image error below 0.2, a fresh LeNet for each
 trial; the objective need not be small, since noise keeps it up), for an attacker who matches squared distances and one
 who matches cosines, and also for ones who are told which entries were left out, or that PRECODE's noise was drawn. The
-cost: accuracy of the same
-LeNet trained by SGD with every step's gradient defended, on MNIST's test split (999 images held out). The DLG paper's
-thresholds are marked; it gives its noise as a variance, so that its 10^-2 is a standard deviation of 0.1 here.
+cost: accuracy of the same LeNet trained by SGD with every step's gradient defended, on MNIST's test split (999 images
+held out). The DLG paper's thresholds are marked; its noise is a variance: its 10^-2 is a deviation of 0.1 here.
 
     python -m experiments.defences --data-dir DIR --images 20 --seeds 2 --steps 1000
 """
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,11 +20,12 @@ from matplotlib.figure import Figure
 import jaxleak
 from experiments import tables
 from experiments.harness import arguments, chosen_runs, results_folder, run_all, write_json
+from experiments.noise_by_variance import by_variance
 
 PAPER = "DLG (Zhu et al. 2019)"
 STRENGTHS: dict[str, tuple[str, ...]] = {
-    "gaussian": ("gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1"),
-    "laplace": ("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
+    "gaussian": ("gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1", "gaussian:0.316"),
+    "laplace": ("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1", "laplace:0.316"),
     "prune": ("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
     "prune-layer": ("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
     "soteria": ("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8"),
@@ -49,14 +50,15 @@ def main() -> None:
     numbers = {"images": 20, "seeds": 2, "steps": 1000}
     options = arguments(__doc__, **{name: {"type": int, "default": value} for name, value in numbers.items()})
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
-    chosen = data.random_indices(options.images, seed=2019)
+    images = data.random_indices(options.images, seed=2019)
     folder = results_folder("defences")
     digits = jaxleak.load_dataset("mnist", split="test", data_dir=options.data_dir)
-    for kind in chosen_runs(STRENGTHS, options):
-        for text in STRENGTHS[kind]:
+    chosen = chosen_runs([*STRENGTHS, *filter(None, itertools.chain(*STRENGTHS.values()))], options)
+    for kind, texts in STRENGTHS.items():
+        for text in [text for text in texts if kind in chosen or text in chosen]:
             name = text.replace(":", "-") or "none"
             defences = tuple(jaxleak.parse_defence(part) for part in text.split())
-            victim = jaxleak.make_victim("lenet", data, chosen, defences=defences)
+            victim = jaxleak.make_victim("lenet", data, images, defences=defences)
             told = TOLD if kind == "precode" else TOLD[:1] if any(defence.sparse for defence in defences) else ()
             attacks = (*ATTACKS, *told)
             sweep = jaxleak.Sweep(victim=victim, attacks=attacks, seeds=options.seeds, snapshots=())
@@ -65,7 +67,7 @@ def main() -> None:
             device = result.rows[0]["device"]
             found = {"kind": kind, "defence": name, "text": text, "accuracy": cost, **rates(result), "device": device}
             write_json(folder / f"{name}-rates.json", found)
-    names = [text.replace(":", "-") or "none" for texts in STRENGTHS.values() for text in texts]
+    names = (text.replace(":", "-") or "none" for text in itertools.chain(*STRENGTHS.values()))
     stored = (tables.stored(f"defences/{name}-rates.json") for name in names)
     draw([found for found in stored if found], folder / "defences.png")
 
@@ -159,14 +161,15 @@ def results() -> list[tables.Results]:
             rows,
             tables.device(*summaries),
             (
-                "`--only KIND` runs those whose name begins so (`none`, `precision` for fp16, bf16 and int8).",
+                "`--only KIND` runs those whose name begins so (`precision`: fp16, bf16 and int8), `--only NAME` one.",
                 "Told: the attacker knows which entries were set to zero, or that noise was drawn.",
                 "Noise: the number is the standard deviation. A variance of 1e-2 is 0.1 here, and one of 1e-3 is 3e-2.",
                 "Paper (recalled): noise of variance 1e-2 defends, 1e-3 does not.",
                 "Paper (recalled): pruning above 20 % defends; fp16 does not defend, int8 does.",
             ),
             {"figure": "defences/defences.png"},
-        )
+        ),
+        by_variance(),
     ]
 
 

@@ -4,6 +4,7 @@ Each function yields the phrases that the text of one experiment must contain, w
 paragraph with a figure in it has such a phrase, or begins as one of `WITHOUT_ROWS`.
 """
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Iterator
@@ -13,11 +14,13 @@ import pandas as pd
 from scipy import stats
 
 from tests.independent_results import (
+    CPL_FIGURES,
     IG_MODELS,
     RECOVERED,
     SOLVERS,
     Stored,
     area,
+    cpl_points,
     first_images,
     interval,
     mean_interval,
@@ -349,8 +352,11 @@ def defences(stored: Stored) -> Phrases:
     yield f"Without a defence {pair['none'][0]} of 40 come back by L2 and {pair['none'][1]} by cosine"
     yield "with noise of standard deviation 0.001 {} and {}, with 0.01 none".format(*pair["gaussian-1e-3"])
     assert pair["gaussian-1e-2"] == (0, 0), "noise of 0.01: an image comes back"
-    assert back("gaussian-3e-2", "L2") == back("gaussian-3e-2", "cosine"), "noise of 0.03: L2 and cosine differ"
-    yield f"there {back('gaussian-3e-2', 'L2')} of 40 come back here, under L2 and under cosine"
+    noises = itertools.product(("gaussian", "laplace"), ("1e-2", "3e-2"), ("L2", "cosine"))
+    counts = {back(f"{kind}-{sigma}", attack) for kind, sigma, attack in noises}
+    yield f"0.03, {counts.pop()} of 40 come back here" if len(counts) == 1 else "noises of 0.01 and 0.03 differ"
+    costs = [accuracy(f"{kind}-0.316") for kind in ("gaussian", "laplace")]
+    yield "of 0.1 costs accuracy, as there: {:.3f} (Gaussian) and {:.3f} (Laplacian)".format(*costs)
     yield f"{accuracy('gaussian-1e-2'):.3f} for {accuracy('none'):.3f} accuracy"
     yield f"before 90 % ({back('prune-0.9', 'L2')} of 40; {back('prune-0.9', 'L2, told')} of 40 for an attacker"
     yield f"it costs {100 * (accuracy('none') - accuracy('prune-0.9')):.1f} points"
@@ -470,6 +476,35 @@ def cpl_starts(stored: Stored) -> Phrases:
 
 
 @text
+def cpl_figures(stored: Stored) -> Phrases:
+    dlg, cpl, eight, ten = (stored.rows(f"cpl_figures/{name}") for name in CPL_FIGURES)
+    for name, printed in NOTEBOOKS.items():
+        points = cpl_points(stored, name, "objective")
+        assert all(points[step].min() < told < points[step].max() for step, told in printed.items()), "outside ours"
+    yield f"the lowest and the highest of our {len(dlg)} trials"
+    back = [(rows.relative_error < RECOVERED).sum() for rows in (dlg, cpl)]
+    yield f"DLG brings back {back[0]} of {len(dlg)} faces: {WORDS[(dlg.status == 'diverged').sum()]} trials diverge"
+    yield f"{WORDS[(dlg.status == 'iteration-limit').sum()]} reach the 300 iterations"
+    yield f"CPL brings back all {back[1]}"
+    assert back[1] == len(cpl), "CPL: a face does not come back"
+    below = [solved_iterations(rows).median() for rows in (cpl, dlg)]
+    yield f"is below 1e-4 after a median of {below[0]:.0f} iterations, DLG's after {below[1]:.0f}"
+    middle = [cpl_points(stored, name, "objective")[295].median() for name in CPL_FIGURES[2:]]
+    yield f"ends at a median of {middle[0]:.3f}, with ten at {middle[1]:.3f}, and no image comes back"
+    assert not any(rows.images_recovered.sum() for rows in (eight, ten)), "one dummy: an image comes back"
+    lowest = cpl_points(stored, "batch-8", "objective")[295].min()
+    assert lowest > 1.66e-3, "the notebook's batch does not end below ours"
+    yield f"below all {len(eight)} of ours ({lowest:.4f} at least)"
+
+
+# What the notebooks of CPL's code print for one trial, by iteration.
+NOTEBOOKS = {
+    "dlg": {1: 29.3, 6: 2.72, 11: 0.896, 100: 3.0e-4, 295: 3.4e-6},
+    "cpl": {1: 1.162, 6: 0.0204, 11: 0.00403, 16: 0.00134, 295: 1.3e-6},
+}
+
+
+@text
 def cpl_vs_dlg(stored: Stored) -> Phrases:
     lfw, cifar = (dict([*stored.rows(f"cpl_vs_dlg/{name}").groupby("attack")]) for name in ("lfw", "cifar100"))
     plain = [name for name in lfw if name != "cpl, alpha 1"]
@@ -511,9 +546,13 @@ def batch_and_client_steps(stored: Stored) -> Phrases:
     yield f"loss is {loss[0]} to {loss[1]}, its gradient's squared norm {norm[0]} to {norm[1]}"
     yield f"met after {late.evaluations.min()} to {late.evaluations.max()} evaluations: SSIM {short(late.ssim.mean())}"
     assert (late.objective < 1e-6).all(), "after 20 steps a trial does not meet the stop"
-    yield f"and {short(rows(1, 50).ssim.mean())} after 50"
-    scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (20, 50)]
-    yield f"comes back with {scaled[0]} after 20 and {scaled[1]} after 50 iterations"
+    ends = {short(rows(1, steps).ssim.mean()) for steps in (50, 100)}
+    yield f"and {ends.pop()} after 50 and 100" if len(ends) == 1 else "after 50 and 100 it differs"
+    half = rows(1, 15).ssim
+    mean, low, high = map(short, (half.mean(), half.min(), half.max()))
+    yield f"After 15 it is {mean} and falls apart by network, from {low} to {high}"
+    scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (15, 20, 50, 100)]
+    yield "comes back with {} after 15, {} after 20, {} after 50 and {} after 100 iterations".format(*scaled)
     two = [rows(2, steps, "joint") for steps in (0, 1, 2, 5)]
     images = sum(int(own.batch.sum()) for own in two)
     means = [own.ssim.mean() for own in two]
@@ -600,6 +639,12 @@ def deakin(stored: Stored) -> Phrases:
     back = {name: int((of(lenet, name).relative_error < RECOVERED).sum()) for name in ("dlg", "relative")}
     yield f"{back['dlg']} of 16 trials under the published attack, {back['relative']} of 16 with the label"
     assert lenet.network.unique().tolist() == ["shared"], "deakin: not one network"
+    plain = stored.rows("deakin_models/lenet-plain")
+    assert plain.network.unique().tolist() == ["per-trial"], "deakin: not a fresh network"
+    published = of(plain, "dlg")
+    yield f"attack has {(published.relative_error < RECOVERED).sum()} of {len(published)}, and its objective is"
+    yield f"a median of {whole(solved_iterations(published))} iterations over the solved ones"
+    yield f"Normalised it takes {whole(solved_iterations(of(lenet, 'dlg')))}"
     yield f"shows nothing after {of(stored.rows('deakin_models/inception3'), 'relative').evaluations.max()} evaluations"
     dlg, ours = (of(stored.rows("deakin_models/resnet18"), name).iloc[0] for name in ("dlg", "relative"))
     assert (dlg.iterations, ours.status) == (300, "stalled")

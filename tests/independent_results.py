@@ -196,9 +196,24 @@ def batches(stored: Stored) -> list[Row]:
     return found
 
 
+@table("The same batches by DLG as published")
+def published_batches(stored: Stored) -> list[Row]:
+    found = []
+    for size, paper, most in ((2, "602", "700"), (4, "1,173", "1,200"), (8, "2,711", "2,800")):
+        rows, setting = stored.rows(f"batches/published-{size}"), [f"`published-{size}`", paper, most]
+        if rows is None:
+            found.append([*setting, NOT_RUN, *[NONE] * 5])
+            continue
+        assert rows.iterations.max() <= int(most.replace(",", "")), "more iterations than the table has"
+        counts = [f"{rows[key].sum()}/{rows.batch.sum()}" for key in ("images_recovered", "labels_right")]
+        diverged = f"{(rows.status == 'diverged').sum()}/{len(rows)}"
+        found.append([*setting, *share(rows.success), *counts, f"{rows.psnr.median():.1f}", diverged])
+    return found
+
+
 DEFENCES = (
-    *("none", "gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1"),
-    *("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1"),
+    *("none", "gaussian:1e-4", "gaussian:1e-3", "gaussian:1e-2", "gaussian:3e-2", "gaussian:0.1", "gaussian:0.316"),
+    *("laplace:1e-4", "laplace:1e-3", "laplace:1e-2", "laplace:3e-2", "laplace:0.1", "laplace:0.316"),
     *("prune:0.1", "prune:0.2", "prune:0.3", "prune:0.5", "prune:0.7", "prune:0.9", "prune:0.99"),
     *("prune-layer:0.1", "prune-layer:0.3", "prune-layer:0.5", "prune-layer:0.7", "prune-layer:0.9"),
     *("soteria:0.01", "soteria:0.1", "soteria:0.4", "soteria:0.8", "precode:64", "precode:256"),
@@ -226,6 +241,21 @@ def defences(stored: Stored) -> list[Row]:
         whole = accuracy is None or abs(accuracy * HELD_OUT - round(accuracy * HELD_OUT)) < 1e-6
         assert whole, f"{name}: an accuracy of {accuracy} is no share of {HELD_OUT} images"
         found.append([f"`{name}`", *cells, NONE if accuracy is None else f"{accuracy:.3f}"])
+    return found
+
+
+@table("Noise by its variance: trials recovered")
+def noise_by_variance(stored: Stored) -> list[Row]:
+    found = []
+    for kind in ("gaussian", "laplace"):
+        for variance, sigma in (("1e-4", "1e-2"), ("1e-3", "3e-2"), ("1e-2", "0.1"), ("1e-1", "0.316")):
+            rows, ours = stored.rows(f"defences/{kind}-{sigma}"), f"{float(sigma) ** 2:.0e}"
+            assert abs(float(ours) / float(variance) - 1) < 0.11, f"{kind}: {ours} does not stand for {variance}"
+            cells = [NOT_RUN, *[NONE] * 3]
+            if rows is not None:
+                shares = [share(rows[rows.attack == name].relative_error < RECOVERED) for name in ("L2", "cosine")]
+                cells = [cell for one in shares for cell in one]
+            found.append([f"`{kind}:{sigma}`", variance, ANY, ours, *cells])
     return found
 
 
@@ -260,6 +290,40 @@ for _dataset in ("lfw", "cifar100"):
     TABLES[f"Figures 5, 6, 7 and 9: starts on {_dataset}"] = lambda stored, name=_dataset: cpl_starts(stored, name)
 
 
+CPL_FIGURES = ("dlg", "cpl", "batch-8", "batch-10")
+
+
+def cpl_points(stored: Stored, name: str, key: str) -> pd.DataFrame | None:
+    """A column each iteration that is kept; where a trial ended before the last of them, that is its row's value."""
+    if not (stored.folder / f"cpl_figures/{name}-points.jsonl").exists():
+        return None
+    lines, rows = stored.lines(f"cpl_figures/{name}-points"), stored.rows(f"cpl_figures/{name}")
+    points = pd.DataFrame(lines[key].tolist(), index=lines.trial).rename(columns=int)
+    ended = rows[rows.iterations <= 295].set_index("trial")[key]
+    last = points.loc[ended.index, 295]
+    if key == "mse" and name.startswith("batch"):  # of all images, where the row has the nearest one's
+        assert (last >= ended * (1 - 1e-5)).all(), f"{name}: the mean is below the nearest image's"
+    else:
+        assert np.allclose(last, ended, rtol=1e-5), f"{name}: {key} does not end at the rows'"
+    assert len(points) == len(rows), f"{name}: not a line for each row"
+    return points
+
+
+@table("Figures 3, 4 and 8: objective and MSE over the iterations")
+def cpl_figures(stored: Stored) -> list[Row]:
+    found: list[Row] = []
+    for name in CPL_FIGURES:
+        objective, mse = (cpl_points(stored, name, key) for key in ("objective", "mse"))
+        if objective is None or mse is None:
+            found.append([f"`{name}`", NONE, NONE, NOT_RUN, *[NONE] * 3])
+            continue
+        for step in (1, 6, 11, 16, 100, 295):
+            low, middle, high = quartiles(objective[step], ".2g")
+            cells = [middle, f"{low} to {high}", f"{mse[step].median():.2g}", str(len(mse))]
+            found.append([f"`{name}`", str(step), ANY, *cells])
+    return found
+
+
 @table("CPL and DLG on the same images")
 def cpl_vs_dlg(stored: Stored) -> list[Row]:
     found = []
@@ -280,13 +344,13 @@ def batch_and_client_steps(stored: Stored) -> list[Row]:
     found = []
     for kind in ("cpl", "scaled", "joint"):
         lines = []
-        for steps in (1, 2, 5, 10, 20, 50):
-            for batch in (1, 5, 10, 20):
+        for steps in (1, 2, 5, 10, 15, 20, 50, 100):
+            for batch in (1, 5, 10, 15, 20):
                 rows = stored.rows(f"batch_and_client_steps/{kind}-{batch}-{steps}")
                 if rows is not None:
                     cells = [mean_interval(rows[key]) for key in ("ssim", "mse_clipped")]
                     lines.append([f"`{kind}`", str(steps), str(batch), ANY, ANY, *cells, str(len(rows))])
-        found += lines if len(lines) == 24 else [*lines, [f"`{kind}`", "others", NONE, NONE, NONE, NOT_RUN, NONE, NONE]]
+        found += lines if len(lines) == 40 else [*lines, [f"`{kind}`", "others", NONE, NONE, NONE, NOT_RUN, NONE, NONE]]
     return found
 
 
@@ -544,7 +608,11 @@ def gradinversion(stored: Stored) -> list[Row]:
 @table("DLG on networks with sigmoids")
 def deakin_models(stored: Stored) -> list[Row]:
     found = []
-    for name, size in (("lenet", 32), ("resnet18", 224), ("densenet121", 224), ("inception3", 299)):
+    sizes = {"lenet": 32, "lenet-plain": 32, "resnet18": 224, "densenet121": 224, "inception3": 299}
+    for name, size in sizes.items():
+        if stored.rows(f"deakin_models/{name}") is None:
+            found.append([f"`{name}`", ANY, NOT_RUN, *[NONE] * 8])
+            continue
         attacks = stored.json(f"deakin_models/{name}")["settings"]["attacks"]
         iterations = {attack["name"]: str(attack["iterations"]) for attack in attacks}
         for attack, rows in stored.rows(f"deakin_models/{name}").groupby("attack", sort=False):

@@ -145,7 +145,7 @@ def resolved(name: str, result: Any) -> dict:
 TOLD: dict[tuple[str, str], Callable[[str, Any], Any]] = {
     ("april", "table"): lambda name, result: april.cell(result.rows),
     ("batch_and_client_steps", "cell"): batch_and_client_steps.summary,
-    ("batches", "table"): of_attacks(batches.cell, batches.ATTACKS),
+    ("batches", "table"): lambda name, result: of_attacks(batches.cell, batches.attacks(name))(name, result),
     ("cpl_starts", "starts"): starts,
     ("cpl_vs_dlg", "table"): of_attacks(
         lambda result, attack: cpl_vs_dlg.line(result.rows, attack), cpl_vs_dlg.ATTACKS
