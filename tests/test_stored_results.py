@@ -47,9 +47,6 @@ FOLDER = harness.RESULTS
 ROWS = sorted(FOLDER.rglob("*.parquet"))
 STORED = independent.Stored()
 PAGES = [(index.PROJECT / name).read_text() for name in ("experiments/README.md", "README.md")]
-# Made before the rule that rows come from committed code; experiments/NOTES.md names them. To be made again: whoever
-# does takes the name off here and there.
-UNCLEAN = {"ig_models/resnet152-width-64"}
 # Rows without the column that says so.
 UNTOLD = {"kan2022_nullspace/rows", "precision/rows", *(f"solvers/{name}" for name in solvers.SOLVERS)}
 
@@ -90,22 +87,15 @@ def test_rows_come_from_one_revision_without_changes(path):
     if told:
         columns = parquet.read_table(path, columns=["git_revision", "git_dirty"])
         revisions, dirty = (set(columns[name].to_pylist()) for name in ("git_revision", "git_dirty"))
-        clean = len(revisions) == 1 and "unknown" not in revisions and dirty == {False}
-        assert clean == (name_of(path) not in UNCLEAN), (
-            "rows of a tree that was not clean" if not clean else "clean now"
-        )
+        assert len(revisions) == 1
+        assert "unknown" not in revisions
+        assert dirty == {False}
 
 
 def test_measurements_come_from_a_tree_without_changes():
     """Those that are their own rows say so, too."""
     files = [*FOLDER.rglob("*.json"), *FOLDER.rglob("*.jsonl")]
-    dirty = {name_of(path) for path in files if re.search(r'"git_dirty": true', path.read_text())}
-    assert dirty <= UNCLEAN
-
-
-def test_the_page_names_the_rows_that_are_not_clean():
-    paragraph = next(text for text in PAGES[0].split("\n\n") if text.startswith("**Which code the rows come from.**"))
-    assert not [name for name in UNCLEAN if f"`{name}`" not in paragraph]
+    assert not [name_of(path) for path in files if re.search(r'"git_dirty": true', path.read_text())]
 
 
 # --- summaries against rows ---
