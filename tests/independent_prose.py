@@ -39,7 +39,13 @@ WITHOUT_ROWS = (
     *("The L-BFGS step is bound by memory", "The rates of a run move", "The same count of the program before"),
     *("Eight steps run between two questions", "**Sampling alone, and refined.**", "**XLA's pool of one thread.**"),
     *("**What a model costs.**", "The deep ones' evaluations take seconds", "**Compiled programs are not kept"),
-    *("**Only arrays that are mostly zero", "**Tests compile quickly.**", "- **", "**The embedding's own equations.**"),
+    *(
+        "**Which code the rows come from.**",
+        "**Only arrays that are mostly zero",
+        "**Tests compile quickly.**",
+        "- **",
+        "**The embedding's own equations.**",
+    ),
     *("One file is one table", "The commands read prepared", "- Brackets are", "Measurements behind decisions in the"),
 )
 STAGES = ("untrained", "epoch", "trained")  # of the leak map
