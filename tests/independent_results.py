@@ -8,6 +8,7 @@ what the text under a table must contain.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -632,9 +633,9 @@ def precision(stored: Stored) -> list[Row]:
     return found
 
 
-def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
+def parity_trials(stored: Stored, attack: str, run: str = "lenet") -> pd.DataFrame:
     """PyTorch's and our trials side by side, with what each solves."""
-    theirs, ours = stored.lines("pytorch_parity/torch"), stored.rows("pytorch_parity/jaxleak")
+    theirs, ours = stored.lines(f"pytorch_parity/{run}-torch"), stored.rows(f"pytorch_parity/{run}")
     theirs, ours = theirs[theirs.method == attack], ours[ours.attack == attack]
     both = theirs.merge(ours, on=["image", "seed"], suffixes=("_torch", ""), validate="one_to_one")
     return both.assign(
@@ -646,16 +647,68 @@ def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
 @table("The same networks and starts in both")
 def pytorch_parity(stored: Stored) -> list[Row]:
     found = []
-    for attack in ("dlg", "idlg"):
-        trials = parity_trials(stored, attack)
-        both = trials[trials.by_torch & trials.by_us]
-        (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (trials.by_torch, trials.by_us))
-        cells = [*share(trials.by_torch), f"{both.iter_1e4.median():g}"]
-        cells += [*share(trials.by_us), f"{both.threshold_iterations.median():g}", str(len(both))]
-        logs = np.log(both.threshold_iterations / both.iter_1e4)
-        cells += [f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}"]
-        found.append([attack, *cells, f"{np.exp(logs.mean()):.3f}", f"{stats.wilcoxon(logs).pvalue:.2f}"])
+    for run in ("lenet", "lenet-fresh", "resnet18"):
+        if stored.rows(f"pytorch_parity/{run}") is None:
+            found.append([f"`{run}`", NOT_RUN, *[NONE] * 11])
+            continue
+        for attack in ("dlg", "idlg"):
+            trials = parity_trials(stored, attack, run)
+            found.append([f"`{run}`", attack, *parity_cells(trials, trials.by_torch, trials.by_us)])
     return found
+
+
+def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Row:
+    both = trials[theirs & ours]
+    (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (theirs, ours))
+    medians = [f"{column.median():g}" if len(both) else NONE for column in (both.iter_1e4, both.threshold_iterations)]
+    alone = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    # McNemar's exact test, by its sum: as few as the rarer of the two, either way, were all of them flips of a coin.
+    flips = sum(alone)
+    tail = sum(math.comb(flips, k) for k in range(min(alone) + 1)) / 2**flips
+    logs = np.log(both.threshold_iterations.astype(float) / both.iter_1e4.astype(float))
+    p = f"{stats.wilcoxon(logs).pvalue:.2f}" if np.any(logs) else NONE
+    return [
+        *[*share(theirs), medians[0], *share(ours), medians[1], str(len(both)), f"{min(1, 2 * tail):.2f}"],
+        f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}",
+        *[f"{np.exp(logs.mean()):.3f}" if len(both) else NONE, p],
+    ]
+
+
+@table("What is not at its published size")
+def published_sizes(stored: Stored) -> list[Row]:
+    """Stored rows, trials and evaluations of the published size (0: as many as a stored one), model of the zoo."""
+    fidelity = ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
+    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl", run == "lfw-5749") for run in fidelity]
+    items += [
+        ("kan2022_resnet18/published-64", 400, 6000, "resnet18", False),
+        ("pytorch_parity/lenet-fresh", 1000, 3000, "lenet-cpl", False),
+        ("deakin_models/densenet121", 2, 6000, "densenet121", True),
+        ("deakin_models/inception3", 2, 6000, "inception3", True),
+        ("inverting_gradients/restarts", 1600, 4801, "lenet-cpl", False),
+        ("ig_models/resnet18-width-64", 4, 4801, "resnet18", False),
+        *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152", False) for more in ("", "-trained")),
+    ]
+    gpu, found = stored.json("gpu_account/now"), []
+    for name, trials, each, model, own in items:
+        rows, in_torch = stored.rows(name), name.startswith("pytorch")
+        done = 0 if rows is None else int(rows.evaluations.sum())
+        here = NOT_RUN if rows is None else f"{len(rows):,} of {trials:,} trials, {done:,} evaluations"
+        whole = round(trials * (each or (6000 if rows is None else done / len(rows))))
+        rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
+        if own and rows is not None:
+            rate = stored.json(name)["engine"]["evaluations_per_second"]
+        hours = whole / rate / 3600
+        small = model == "lenet-cpl"
+        account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
+        faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
+        there = NONE if in_torch else f"{hours / faster:.2g}"
+        found.append([ANY, ANY, here, f"{whole:,}", f"{hours:.2g}", there, ANY])
+    return found
+
+
+def zoo_rate(stored: Stored, model: str, variant: str = "jaxleak") -> float:
+    variants = pd.DataFrame(stored.json(f"throughput/zoo-{model}")["variants"]).set_index("name")
+    return float(variants.evaluations_per_second[variant])
 
 
 # --- closed forms, verdicts, risk, stacks, reliability ---
@@ -1081,7 +1134,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
     kan, solver = (row_of(stored, "Table 1: DLG on LeNet, CIFAR-100", f"`{run}`") for run in ("per-trial", "lbfgs"))
     layers, steps = (row_of(stored, "LeNet with ReLUs, one start", f"`{name}`") for name in ("rgap", "ig-0.03"))
     trained = row_of(stored, "Table 1: PSNR on LeNet, one restart", "`trained`", "ig, TV 0.01")
-    parity = row_of(stored, "The same networks and starts in both", "dlg")
+    parity = row_of(stored, "The same networks and starts in both", "`lenet`", "dlg")
     speed = "LeNet, DLG, L-BFGS with history 100: whole step"
     ours, theirs = (row_of(stored, speed, f"`{name}`") for name in ("jaxleak", "pytorch-processes"))
     machine = stored.json("throughput/lenet")["device"]
@@ -1090,7 +1143,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
         [ANY, ANY, f"{solver[2]} {solver[3]}", f"{solver[4]} trials"],
         [ANY, f"{steps[3]} by `ig`", layers[3], f"{layers[4]} above 20 dB"],
         [ANY, ANY, trained[3], f"{trained[4]} images"],
-        [ANY, parity[1], f"{parity[4]}, Fisher p = {parity[8]}", f"{parity[7]} solved by both"],
+        [ANY, parity[2], f"{parity[5]}, McNemar p = {parity[9]}", f"{parity[8]} solved by both"],
         [ANY, theirs[2], f"{ours[2]}, {ours[4]} times PyTorch's", f"{ours[3]} rounds, {machine}"],
     ]
     printed = tables_of("### README\n" + readme.partition("<!-- results: begin -->")[2])["README"]
