@@ -301,6 +301,12 @@ def kan_resnet18(stored: Stored) -> Phrases:
     yield f"{(known.evaluations == 1).sum()} after one evaluation: with the label right, which it is in"
     yield f"all {known.label_correct.sum()}, noise itself has an objective of {known.objective.median():.0e} (median)"
     assert known.label_correct.all(), "iDLG's published attack on ResNet-18: a wrong label"
+    deeper = rows("published-34")
+    assert back("published-34") == 0, "the published attack on ResNet-34 recovers an image"
+    yield f"On ResNet-34 ({deeper.image.nunique()} images, one start each, to bound the time) DLG ends"
+    yield f"{(deeper.objective < 1e-4).sum()} of {len(deeper)} below 1e-4 after a median of"
+    yield f"{deeper.evaluations.median():g} evaluations ({deeper.evaluations.min()} to {deeper.evaluations.max():,})"
+    yield f"at {deeper.psnr.median():.1f} dB, no image recovered"
     uniform = rows("train-uniform")
     yield f"goes on to {uniform.relative_objective.median():.0e} of the update, and"
     yield f"{back('train-uniform', key='affine_error')} of 80 images come back but for contrast"
