@@ -10,7 +10,7 @@ def headline() -> str:
     kinks = relu.results()[0]
     layers, steps = kinks.row("`rgap`"), kinks.row("`ig-0.03`")
     trained = inverting_gradients.results()[0].row("`trained`", "ig, TV 0.01")
-    parity = pytorch_parity.results()[0].row("dlg")
+    parity = pytorch_parity.results()[0].row("`lenet`", "dlg")
     speed = throughput.results()[0]
     ours, theirs = speed.row("`jaxleak`"), speed.row("`pytorch-processes`")
     rows = [
@@ -31,7 +31,7 @@ def headline() -> str:
         (
             "DLG on PyTorch's networks and starts: solved",
             parity["PyTorch: solved"],
-            f"{parity['jaxleak: solved']}, Fisher p = {parity['Fisher p']}",
+            f"{parity['jaxleak: solved']}, McNemar p = {parity['McNemar p']}",
             f"{parity['solved by both']} solved by both",
         ),
         (

@@ -29,6 +29,7 @@ EXPERIMENTS = (
     *("reliability",),
     *("throughput", "deep_steps", "gpu_account", "gpu_throughput", "stock_model"),
     *("ray_throughput", "clusters", "report_size"),
+    "published_sizes",
 )
 MODULES = [importlib.import_module(f"experiments.{name}") for name in EXPERIMENTS]
 PROJECT = HERE.parent

@@ -4,8 +4,9 @@ ResNet-18 in its CIFAR form, CIFAR-100 images normalised by the data set's stati
 unless a line says otherwise. `published`: all weights U(-0.5, 0.5), BatchNorm in train mode on one image, absolute
 objective, torch's solver, pixels as they are; `published-lenet` is the same attack on LeNet. The others use jaxleak's
 L-BFGS with a relative objective and no absolute stop. `eval-` and `train-` say BatchNorm's mode, what follows the
-initialisation or what else is changed; sigmoids unless said. On a CPU the width is reduced (16 instead of 64), which is
-in the rows; `--width 64 --images 3 --seeds 2 --evaluations 4000` is the paper's network.
+initialisation or what else is changed; sigmoids unless said. `published-idlg` is iDLG's published attack,
+`published-34` and `published-50` are DLG's on ResNet-34 and ResNet-50. On a CPU the width is reduced (16 instead of
+64), which is in the rows; `--width 64 --images 3 --seeds 2 --evaluations 4000` is the paper's network.
 
     python -m experiments.kan2022_resnet18 --data-dir DIR --images 20 --seeds 4 --width 16 --evaluations 800
 """
@@ -16,7 +17,7 @@ from typing import Any
 
 import jaxleak
 from experiments import tables
-from experiments.harness import DLG, arguments, chosen_runs, results_folder, run_one, write_json
+from experiments.harness import DLG, IDLG, arguments, chosen_runs, results_folder, run_one, write_json
 from experiments.kan2022_resnet18_figures import curves, pictures, table
 
 PAPER = "Kan et al. 2022"
@@ -27,11 +28,13 @@ CURVES = ("published-lenet", "published", "eval-softplus-torch", "train-softplus
 
 @dataclass(frozen=True)
 class Setting:
-    """What one line of the table changes: fields of the model, of the attack, of the victim."""
+    """One line of the table: fields changed in the model, the attack and the victim; network, and attack to change."""
 
     model: dict[str, Any] = field(default_factory=dict)
     attack: dict[str, Any] = field(default_factory=dict)
     victim: dict[str, Any] = field(default_factory=dict)
+    network: str = "resnet18"
+    base: jaxleak.Attack = OURS
 
 
 WEIGHTS, TORCH = {"weight_init": "uniform-weights"}, {"weight_init": "torch"}
@@ -39,8 +42,11 @@ TRAIN, RELU, SOFTPLUS = {"train": True}, {"activation": "relu"}, {"activation": 
 EACH_TENSOR, COSINE = {"scale": "per-tensor"}, {"objective": "cosine", "scale": "none", "tv": 1e-6}
 TRAINED = {"network": "shared", "trained_steps": 1000}
 SETTINGS = {
-    "published": Setting(TRAIN),
-    "published-lenet": Setting(),
+    "published": Setting(TRAIN, base=DLG),
+    "published-idlg": Setting(TRAIN, base=IDLG),
+    "published-34": Setting(TRAIN, network="resnet34", base=DLG),
+    "published-50": Setting(TRAIN, network="resnet50", base=DLG),
+    "published-lenet": Setting(network="lenet", base=DLG),
     "train-uniform": Setting(TRAIN),
     "eval": Setting(WEIGHTS),
     "train": Setting(TRAIN | WEIGHTS),
@@ -81,23 +87,23 @@ def main() -> None:
 
 def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int], options) -> jaxleak.Sweep:
     """The sweep of one setting."""
-    published = name.startswith("published")
+    published, lenet = setting.base is not OURS, setting.network == "lenet"
     fields = {"width": options.width, "train": False, **setting.model}
     threat = dict(setting.victim)
     if "trained_steps" in threat:  # one training for both lines, taken from the first one's run directory
         threat["checkpoint"] = Path(options.runs) / "kan2022_resnet18" / f"eval-softplus-trained-{options.width}"
     known = threat.pop("knows_statistics", True)
     victim = jaxleak.make_victim(
-        "lenet" if name == "published-lenet" else "resnet18",
+        setting.network,
         data,
         images,
-        fields=None if name == "published-lenet" else fields,
+        fields=None if lenet else fields,
         normalise="none" if published else "cifar100",
         **threat,
     )
     victim = replace(victim, knows_statistics=known)
-    attack = replace(OURS, max_evaluations=options.evaluations, **setting.attack)
-    attack = replace(DLG if published else attack, name=name)
+    budget = {} if published else {"max_evaluations": options.evaluations}
+    attack = replace(setting.base, name=name, **budget, **setting.attack)
     return jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=options.seeds, snapshots=())
 
 
@@ -120,6 +126,7 @@ def results_at(width: int) -> tables.Results:
         (
             "`--only NAME --images N --seeds N --evaluations N` makes a row.",
             "The name says BatchNorm's mode first: eval (running statistics) or train.",
+            "`published-34` and `published-50` are ResNet-34 and ResNet-50, `published-idlg` has iDLG's attack.",
             tables.AFFINE,
             "Evaluations, PSNR, error and objective are medians or quartiles; the objective is the relative one.",
             "Paper: no image recovered of 20, 20 starts each.",

@@ -1,7 +1,9 @@
 """The original DLG and iDLG procedure in PyTorch, one process per core with one thread each (extra `torch`).
 
 Writes a folder that `pytorch_parity` reads: `trials.jsonl`, the networks and the starts. Trials already in the folder
-are kept; about 200 to 350 evaluations/s a core, so that the default 100 trials take ten minutes on two cores.
+are kept; on LeNet about 200 to 350 evaluations/s a core, so that the default 100 trials take ten minutes on two cores.
+`--random N` takes N random images instead of the five; each has a network of its own. `--model resnet18` is ResNet-18
+of width 16 with sigmoids and BatchNorm in train mode, all weights from U(-0.5, 0.5) like LeNet's.
 
     python -m experiments.torch_reference --data-dir DIR --out FOLDER
 """
@@ -19,23 +21,29 @@ import jaxleak
 from experiments.harness import arguments
 
 IMAGES = (20319, 137, 9001, 15123, 27182)
+WIDTH = 16  # of ResNet-18
 
 
-def prepare(folder: Path, images: list[int], seeds: int) -> None:
+def build(model: str):
+    """The network in PyTorch, for CIFAR-100."""
+    from tests.oracles.torch_lenet import LeNet, resnet18
+
+    return LeNet(32, 32, 3, 100) if model == "lenet" else resnet18(WIDTH, 100)
+
+
+def prepare(folder: Path, model: str, images: list[int], seeds: int) -> None:
     """Networks (one per image) and starts, in torch's names and layout."""
     import torch
     from safetensors.numpy import save_file
 
-    from tests.oracles.torch_lenet import LeNet
-
     folder.mkdir(parents=True, exist_ok=True)
     for image in images:
-        net = LeNet(32, 32, 3, 100)
+        net = build(model)
         torch.manual_seed(1000 + image)
         for parameter in net.parameters():
             parameter.data.uniform_(-0.5, 0.5)
-        state = {name: tensor.numpy() for name, tensor in net.state_dict().items()}
-        save_file(state, folder / f"lenet_{image}.safetensors")
+        state = {name: parameter.detach().numpy() for name, parameter in net.named_parameters()}
+        save_file(state, folder / f"{model}_{image}.safetensors")
     pixels, logits = [], []
     for seed in range(seeds):
         torch.manual_seed(seed)
@@ -44,17 +52,18 @@ def prepare(folder: Path, images: list[int], seeds: int) -> None:
     np.savez(folder / "starts.npz", image=np.stack(pixels), label_logits=np.stack(logits))
 
 
-def one_trial(job: tuple[Path, int, int, str, np.ndarray, int]) -> dict[str, Any]:
+def one_trial(job: tuple[Path, str, int, int, str, np.ndarray, int]) -> dict[str, Any]:
     """One restart, as the row of `trials.jsonl`."""
     import torch
-    from safetensors.numpy import load_file
+    from safetensors.torch import load_file
 
     from tests.oracles.torch_dlg import run_attack
-    from tests.oracles.torch_lenet import dlg_gradient, lenet_from
+    from tests.oracles.torch_lenet import dlg_gradient
 
-    folder, image, seed, method, pixels, label = job
+    folder, model, image, seed, method, pixels, label = job
     torch.set_num_threads(1)
-    net = lenet_from(load_file(folder / f"lenet_{image}.safetensors"), 32, 32)
+    net = build(model)
+    net.load_state_dict(load_file(folder / f"{model}_{image}.safetensors"), strict=False)  # buffers are not stored
     truth = torch.from_numpy(pixels.transpose(2, 0, 1)[None].copy())
     update = dlg_gradient(net, truth, torch.tensor([label]))
     with np.load(folder / "starts.npz") as stored:
@@ -82,20 +91,23 @@ def main() -> None:
     options = arguments(
         __doc__,
         out={"type": Path, "required": True},
+        model={"choices": ("lenet", "resnet18"), "default": "lenet"},
         images={"type": int, "nargs": "*", "default": list(IMAGES)},
+        random={"type": int},
         seeds={"type": int, "default": 10},
         processes={"type": int, "default": os.cpu_count()},
     )
     data = jaxleak.load_dataset("cifar100", split="train", data_dir=options.data_dir)
-    pixels, labels = data.images(options.images)
-    prepare(options.out, options.images, options.seeds)
+    images = data.random_indices(options.random, seed=2023) if options.random else options.images
+    pixels, labels = data.images(images)
+    prepare(options.out, options.model, images, options.seeds)
     path = options.out / "trials.jsonl"
     kept = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {(row["image"], row["seed"], row["method"]) for row in kept}
     jobs = [
-        (options.out, image, seed, method, pixels[slot], int(labels[slot]))
+        (options.out, options.model, image, seed, method, pixels[slot], int(labels[slot]))
         for seed in range(options.seeds)
-        for slot, image in enumerate(options.images)
+        for slot, image in enumerate(images)
         for method in ("dlg", "idlg")
         if (image, seed, method) not in done
     ]

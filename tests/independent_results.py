@@ -8,6 +8,7 @@ what the text under a table must contain.
 """
 
 import json
+import math
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -110,17 +111,25 @@ def solved_iterations(rows: pd.DataFrame) -> pd.Series:
 
 @table("Table 1: DLG on LeNet, CIFAR-100")
 def kan_table1(stored: Stored) -> list[Row]:
-    found = [[ANY] * 10]
-    runs = {"per-trial": "`torch-lbfgs`", "per-image": "`torch-lbfgs`", "lbfgs": "`lbfgs`"}
-    for run, setting in (runs | {"lbfgs-relative": "`lbfgs`, relative stop"}).items():
+    found = [[ANY] * 11]
+    runs = {"per-trial": "`torch-lbfgs`", "per-trial-1200": "`torch-lbfgs`, 1,200 iterations"}
+    runs |= {"per-image": "`torch-lbfgs`", "lbfgs": "`lbfgs`", "lbfgs-relative": "`lbfgs`, relative stop"}
+    for run, setting in runs.items():
         rows = stored.rows(f"kan2022_table1/{run}")
         if rows is None:
-            found.append([f"`{run}`", f"per-trial, {setting}", NOT_RUN, *[NONE] * 7])
+            found.append([f"`{run}`", f"per-trial, {setting}", NOT_RUN, *[NONE] * 8])
             continue
         images, iterations = rows.groupby("image"), solved_iterations(rows)
         setting = f"{rows.network.unique().item()}, {setting}"
         found.append([f"`{run}`", setting, *rate(rows.success), extremes(images.success.mean(), ".2f")])
-        found[-1] += [f"{iterations.mean():.1f}", f"{iterations.median():.0f}", str(len(iterations))]
+        share_of_20, bounds, n = rate(rows.success[rows.seed < 20])
+        assert n == "400", "table 1: not 400 trials of 20 seeds"
+        found[-1] += [
+            f"{share_of_20} {bounds}",
+            f"{iterations.mean():.1f}",
+            f"{iterations.median():.0f}",
+            str(len(iterations)),
+        ]
         found[-1].append(extremes(images[rows.columns].apply(lambda own: solved_iterations(own).mean()), ".0f"))
     return found
 
@@ -145,7 +154,8 @@ def resnet18_eval(stored: Stored) -> list[Row]:
 
 
 RESNET18 = (
-    *("published", "published-lenet", "train-uniform", "eval", "train", "eval-softplus-torch", "eval-uniform"),
+    *("published", "published-idlg", "published-34", "published-50", "published-lenet"),
+    *("train-uniform", "eval", "train", "eval-softplus-torch", "eval-uniform"),
     *("eval-torch", "train-torch", "train-softplus-torch", "eval-softplus-trained", "eval-softplus-trained-hidden"),
     *("eval-relu-torch-cosine", "train-relu-torch-cosine", "eval-joint", "eval-per-tensor", "eval-absolute"),
 )
@@ -251,16 +261,20 @@ def noise_by_variance(stored: Stored) -> list[Row]:
 
 @table("Label accuracy and fidelity in %, LeNet")
 def idlg_fidelity(stored: Stored) -> list[Row]:
-    found = []
-    for dataset in ("mnist", "cifar100", "lfw"):
-        for attack in ("dlg", "idlg"):
-            for run in (dataset, f"{dataset}-lbfgs"):
-                rows = stored.rows(f"idlg_fidelity/{run}")
-                rows = rows[rows.attack == attack]
-                cells = []
-                for which in (rows.label_correct, rows.mse < 0.01, rows.mse < 0.001):
-                    cells += [f"{100 * which.mean():.1f}", interval(int(which.sum()), len(which), 1, 100)]
-                found.append([f"`{run}`", attack, ANY, ANY, ANY, *cells, str(len(rows))])
+    found: list[Row] = []
+    for dataset, attack in product(("mnist", "cifar100", "lfw"), ("dlg", "idlg")):
+        task = f"{dataset}, {attack}"
+        found.append(["paper", task, *[ANY] * 7])
+        for run in (dataset, *(["lfw-5749"] if dataset == "lfw" else []), f"{dataset}-lbfgs"):
+            rows = stored.rows(f"idlg_fidelity/{run}")
+            if rows is None:
+                found.append([f"`{run}`", task, NOT_RUN, *[NONE] * 6])
+                continue
+            rows = rows[rows.attack == attack]
+            cells = [f"`{run}`", task, f"{len(rows):,}"]
+            for which in (rows.label_correct, *(rows.mse < limit for limit in (1e-2, 5e-3, 1e-3, 5e-4, 1e-4))):
+                cells.append(f"{100 * which.mean():.1f} {interval(int(which.sum()), len(which), 1, 100)}")
+            found.append(cells)
     return found
 
 
@@ -611,13 +625,18 @@ def deakin_models(stored: Stored) -> list[Row]:
 # --- solvers and parity ---
 
 
+def first_images(rows: pd.DataFrame, count: int) -> pd.DataFrame:
+    """The trials of the images that come first."""
+    return rows[rows.image.isin(rows.sort_values("trial").image.unique()[:count])]
+
+
 @table("Failed trials of `lbfgs`, run to their end")
 def failures(stored: Stored) -> list[Row]:
     again, right = [], 0
     rows = stored.rows("failures/rows").set_index(["run", "attack", "seed"])
     sources = {"table1": "kan2022_table1/lbfgs", "mnist": "idlg_fidelity/mnist-lbfgs", "lfw": "idlg_fidelity/lfw-lbfgs"}
     for source, file in sources.items():
-        trials = stored.rows(file)
+        trials = first_images(stored.rows(file), 200)
         for row in trials[~trials.success if source == "table1" else trials.mse >= 1e-3].itertuples():
             key = f"{source}-{row.image}"
             stopped, ended = (rows.loc[key, attack, row.seed] for attack in (row.attack, f"{row.attack}-to-the-end"))
@@ -682,9 +701,9 @@ def precision(stored: Stored) -> list[Row]:
     return found
 
 
-def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
+def parity_trials(stored: Stored, attack: str, run: str = "lenet") -> pd.DataFrame:
     """PyTorch's and our trials side by side, with what each solves."""
-    theirs, ours = stored.lines("pytorch_parity/torch"), stored.rows("pytorch_parity/jaxleak")
+    theirs, ours = stored.lines(f"pytorch_parity/{run}-torch"), stored.rows(f"pytorch_parity/{run}")
     theirs, ours = theirs[theirs.method == attack], ours[ours.attack == attack]
     both = theirs.merge(ours, on=["image", "seed"], suffixes=("_torch", ""), validate="one_to_one")
     return both.assign(
@@ -696,16 +715,68 @@ def parity_trials(stored: Stored, attack: str) -> pd.DataFrame:
 @table("The same networks and starts in both")
 def pytorch_parity(stored: Stored) -> list[Row]:
     found = []
-    for attack in ("dlg", "idlg"):
-        trials = parity_trials(stored, attack)
-        both = trials[trials.by_torch & trials.by_us]
-        (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (trials.by_torch, trials.by_us))
-        cells = [*share(trials.by_torch), f"{both.iter_1e4.median():g}"]
-        cells += [*share(trials.by_us), f"{both.threshold_iterations.median():g}", str(len(both))]
-        logs = np.log(both.threshold_iterations / both.iter_1e4)
-        cells += [f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}"]
-        found.append([attack, *cells, f"{np.exp(logs.mean()):.3f}", f"{stats.wilcoxon(logs).pvalue:.2f}"])
+    for run in ("lenet", "lenet-fresh", "resnet18"):
+        if stored.rows(f"pytorch_parity/{run}") is None:
+            found.append([f"`{run}`", NOT_RUN, *[NONE] * 11])
+            continue
+        for attack in ("dlg", "idlg"):
+            trials = parity_trials(stored, attack, run)
+            found.append([f"`{run}`", attack, *parity_cells(trials, trials.by_torch, trials.by_us)])
     return found
+
+
+def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Row:
+    both = trials[theirs & ours]
+    (a, n), (b, m) = ((int(own.sum()), len(own)) for own in (theirs, ours))
+    medians = [f"{column.median():g}" if len(both) else NONE for column in (both.iter_1e4, both.threshold_iterations)]
+    alone = int((theirs & ~ours).sum()), int((ours & ~theirs).sum())
+    # McNemar's exact test, by its sum: as few as the rarer of the two, either way, were all of them flips of a coin.
+    flips = sum(alone)
+    tail = sum(math.comb(flips, k) for k in range(min(alone) + 1)) / 2**flips
+    logs = np.log(both.threshold_iterations.astype(float) / both.iter_1e4.astype(float))
+    p = f"{stats.wilcoxon(logs).pvalue:.2f}" if np.any(logs) else NONE
+    return [
+        *[*share(theirs), medians[0], *share(ours), medians[1], str(len(both)), f"{min(1, 2 * tail):.2f}"],
+        f"{stats.fisher_exact([[a, n - a], [b, m - b]]).pvalue:.2f}",
+        *[f"{np.exp(logs.mean()):.3f}" if len(both) else NONE, p],
+    ]
+
+
+@table("What is not at its published size")
+def published_sizes(stored: Stored) -> list[Row]:
+    """Stored rows, trials and evaluations of the published size (0: as many as a stored one), model of the zoo."""
+    fidelity = ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
+    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl", run == "lfw-5749") for run in fidelity]
+    items += [
+        ("kan2022_resnet18/published-64", 400, 6000, "resnet18", False),
+        ("pytorch_parity/lenet-fresh", 1000, 3000, "lenet-cpl", False),
+        ("deakin_models/densenet121", 2, 6000, "densenet121", True),
+        ("deakin_models/inception3", 2, 6000, "inception3", True),
+        ("inverting_gradients/restarts", 1600, 4801, "lenet-cpl", False),
+        ("ig_models/resnet18-width-64", 4, 4801, "resnet18", False),
+        *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152", False) for more in ("", "-trained")),
+    ]
+    gpu, found = stored.json("gpu_account/now"), []
+    for name, trials, each, model, own in items:
+        rows, in_torch = stored.rows(name), name.startswith("pytorch")
+        done = 0 if rows is None else int(rows.evaluations.sum())
+        here = NOT_RUN if rows is None else f"{len(rows):,} of {trials:,} trials, {done:,} evaluations"
+        whole = round(trials * (each or (6000 if rows is None else done / len(rows))))
+        rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
+        if own and rows is not None:
+            rate = stored.json(name)["engine"]["evaluations_per_second"]
+        hours = whole / rate / 3600
+        small = model == "lenet-cpl"
+        account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
+        faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
+        there = NONE if in_torch else f"{hours / faster:.2g}"
+        found.append([ANY, ANY, here, f"{whole:,}", f"{hours:.2g}", there, ANY])
+    return found
+
+
+def zoo_rate(stored: Stored, model: str, variant: str = "jaxleak") -> float:
+    variants = pd.DataFrame(stored.json(f"throughput/zoo-{model}")["variants"]).set_index("name")
+    return float(variants.evaluations_per_second[variant])
 
 
 # --- closed forms, verdicts, risk, stacks, reliability ---
@@ -1131,7 +1202,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
     kan, solver = (row_of(stored, "Table 1: DLG on LeNet, CIFAR-100", f"`{run}`") for run in ("per-trial", "lbfgs"))
     layers, steps = (row_of(stored, "LeNet with ReLUs, one start", f"`{name}`") for name in ("rgap", "ig-0.03"))
     trained = row_of(stored, "Table 1: PSNR on LeNet, one restart", "`trained`", "ig, TV 0.01")
-    parity = row_of(stored, "The same networks and starts in both", "dlg")
+    parity = row_of(stored, "The same networks and starts in both", "`lenet`", "dlg")
     speed = "LeNet, DLG, L-BFGS with history 100: whole step"
     ours, theirs = (row_of(stored, speed, f"`{name}`") for name in ("jaxleak", "pytorch-processes"))
     machine = stored.json("throughput/lenet")["device"]
@@ -1140,7 +1211,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
         [ANY, ANY, f"{solver[2]} {solver[3]}", f"{solver[4]} trials"],
         [ANY, f"{steps[3]} by `ig`", layers[3], f"{layers[4]} above 20 dB"],
         [ANY, ANY, trained[3], f"{trained[4]} images"],
-        [ANY, parity[1], f"{parity[4]}, Fisher p = {parity[8]}", f"{parity[7]} solved by both"],
+        [ANY, parity[2], f"{parity[5]}, McNemar p = {parity[9]}", f"{parity[8]} solved by both"],
         [ANY, theirs[2], f"{ours[2]}, {ours[4]} times PyTorch's", f"{ours[3]} rounds, {machine}"],
     ]
     printed = tables_of("### README\n" + readme.partition("<!-- results: begin -->")[2])["README"]

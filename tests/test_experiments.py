@@ -11,14 +11,18 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import pyarrow as arrow
+import pyarrow.parquet as parquet
 import pytest
 
 import jaxleak
 from experiments import (
     harness,
     headline,
+    idlg_fidelity,
     index,
     kan2022_nullspace,
+    kan2022_resnet18,
     kan2022_table1,
     options,
     pytorch_parity,
@@ -226,6 +230,38 @@ def test_a_row_of_a_run_without_success(tmp_path, monkeypatch):
     assert list(row.values())[2:7] == ["0.000", "[0.000, 0.658]", "2", "0.00 to 0.00", tables.NONE]
 
 
+def test_the_rate_of_the_captions_seeds(tmp_path, monkeypatch):
+    """The first twenty of fifty: here the even ones of them are solved, and none of the others."""
+    (tmp_path / "kan2022_table1").mkdir()
+    trials = [{"seed": seed, "success": seed < 20 and seed % 2 == 0} for seed in range(50) for _ in range(20)]
+    parquet.write_table(arrow.Table.from_pylist(trials), tmp_path / "kan2022_table1" / "per-trial.parquet")
+    monkeypatch.setattr(harness, "RESULTS", tmp_path)
+    assert kan2022_table1.first_seeds("per-trial") == "0.500 [0.451, 0.549]"
+    assert kan2022_table1.first_seeds("per-image") == tables.NONE
+
+
+def test_a_head_for_all_of_lfw():
+    """The labels stay; the classes that nobody has are appended."""
+    data = jaxleak.load_dataset("photos")
+    more = idlg_fidelity.everyone(data)
+    assert more.num_classes == len(set(more.class_names)) == 5749
+    assert more.class_names[: data.num_classes] == data.class_names
+    for one, same in zip(more.images([6, 12]), data.images([6, 12]), strict=True):
+        np.testing.assert_array_equal(one, same)
+
+
+# --- kan2022_resnet18 ---
+
+
+@pytest.mark.parametrize(("name", "network"), [("published-34", "resnet34"), ("published-idlg", "resnet18")])
+def test_published_settings(name, network):
+    """They change neither torch's solver nor the stop on the objective."""
+    setting = kan2022_resnet18.SETTINGS[name]
+    assert setting.network == network
+    assert setting.base == (harness.IDLG if name == "published-idlg" else harness.DLG)
+    assert isinstance(setting.base.solver, jaxleak.TorchLBFGS)
+
+
 # --- the options ---
 
 
@@ -398,6 +434,7 @@ def test_compare():
     assert row["solved"] == {"torch": 3, "jaxleak": 3, "both": 2}
     assert row["ci95"]["torch"] == row["ci95"]["jaxleak"] == pytest.approx(wilson(3, 4))
     assert row["fisher_p"] == pytest.approx(1)
+    assert row["mcnemar_p"] == 1  # each alone solves one
     assert row["median_iterations_to_1e-4_over_both"] == {"torch": 20, "jaxleak": 23}
     assert row["geometric_mean_ratio"] == pytest.approx((11 / 10 * 35 / 30) ** 0.5)
     assert row["wilcoxon_p"] == pytest.approx(0.5)  # of the four signs of two pairs, the two outermost
@@ -411,14 +448,24 @@ def test_compare_sees_a_difference_that_is_not_chance():
     ours = [our_row(1, seed, 10 if seed < 5 else None) for seed in range(10)]
     # No table with these margins is less likely than this one and its mirror image: C(10, 5) / C(20, 15) each.
     wanted = 2 * 252 / 15504
-    assert pytorch_parity.compare("idlg", theirs, ours)["fisher_p"] == pytest.approx(wanted)
+    row = pytorch_parity.compare("idlg", theirs, ours)
+    assert row["fisher_p"] == pytest.approx(wanted)
+    assert row["mcnemar_p"] == pytest.approx(2 / 2**5)  # five that PyTorch alone solves
 
 
 def test_compare_without_a_trial_that_both_solve():
     row = pytorch_parity.compare("dlg", [torch_row(1, 0, None)], [our_row(1, 0, 7)])
     assert row["solved"] == {"torch": 0, "jaxleak": 1, "both": 0}
+    assert row["mcnemar_p"] == 1
     assert row["median_iterations_to_1e-4_over_both"] == {"torch": None, "jaxleak": None}
     assert row["geometric_mean_ratio"] is row["wilcoxon_p"] is None
+
+
+def test_trials_that_pytorch_has_not_run_yet_are_left_out():
+    theirs = [{**torch_row(1, 0, 10), "method": method} for method in ("dlg", "idlg")]
+    ours = [{**our_row(image, seed, 9), "attack": "dlg"} for image in (1, 2) for seed in (0, 1)]
+    dlg, _ = pytorch_parity.compare_attacks(theirs, [*ours, {**our_row(1, 0, 9), "attack": "idlg"}])
+    assert dlg["trials"] == [1, 1]
 
 
 def test_the_reference_folder_is_read_in_our_layout(tmp_path):

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks.labels import LABEL_STRATEGIES, head_gradient, idlg_label, probe_images
+from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, head_gradient, idlg_label, probe_images
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.results.metrics import labels_right
-from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.loss import BinaryCrossEntropy, CrossEntropy, loss_gradient
 from jaxleak.threat.network import draw_params
 from tests.fixtures import quick_jit
 from tests.oracles.numpy_labels import STRATEGIES
@@ -109,6 +109,9 @@ def test_negative_classes_are_always_among_the_counts():
         assert {0, 2} <= set(found.tolist())
         # More of them than labels, as noise may leave: the most negative.
         np.testing.assert_array_equal(READERS[name]({"head": {"bias": bias}}, 1, own), [2])
+    # A slope of exactly 0 proves nothing.
+    flat = {"head": {"bias": jnp.array([-0.5, 0.0, 0.5])}}
+    np.testing.assert_array_equal(READERS["counts-published"](flat, 2, own), [0, 0])
 
 
 @pytest.mark.parametrize("name", sorted(STRATEGIES))
@@ -131,6 +134,39 @@ def test_missing_tensors_are_named():
         head_gradient({"fc": {}}, "kernel")
     with pytest.raises(InputError, match=r"^this `label` needs a head with a bias; the model's has kernel"):
         READERS["counts"]({"head": {"kernel": jnp.ones((2, 3))}}, 1, jnp.zeros((1, 3)))
+
+
+def test_one_output_is_read_as_two_classes():
+    """Binary cross-entropy of one logit o: its yes and its no are the classes of softmax over (0, o)."""
+    rng = np.random.default_rng(0)
+    logits, kernel, bias = rng.normal(size=(5, 1)), rng.normal(size=(3, 1)), rng.normal(size=1)
+    yes = 1 / (1 + np.exp(-logits))
+    update = {"head": {"kernel": kernel, "bias": bias}}
+    as_if, outputs = class_gradient(update, jnp.asarray(logits), BinaryCrossEntropy(), 4)
+    np.testing.assert_allclose(jax.nn.softmax(outputs), np.hstack([1 - yes, yes]), rtol=1e-12)
+    np.testing.assert_allclose(as_if["head"]["kernel"], np.hstack([-kernel, kernel]))
+    np.testing.assert_allclose(as_if["head"]["bias"], [-bias[0], bias[0]])
+    several = {"head": {"kernel": rng.normal(size=(3, 2)), "bias": rng.normal(size=2)}}
+    as_if, outputs = class_gradient(several, jnp.zeros((5, 2)), BinaryCrossEntropy(), 4)
+    assert as_if["head"]["kernel"].shape == (3, 2)
+    assert outputs.shape == (5, 2)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_smoothed_labels_are_read_as_plain_ones(reduction):
+    """g = pbar - (1 - e) c / N - e / k, in units of the loss, becomes pbar - c / N where pbar is known."""
+    rng, smoothing, images = np.random.default_rng(1), 0.2, 4
+    logits, labels = rng.normal(size=(6, 5)), np.array([0, 0, 3, 4])
+    expected, shares = np.mean(jax.nn.softmax(logits), axis=0), np.bincount(labels, minlength=5) / images
+    bias = expected - (1 - smoothing) * shares - smoothing / 5
+    loss, unit = CrossEntropy(smoothing=smoothing, reduction=reduction), images if reduction == "sum" else 1
+    update = {"first": {}, "head": {"kernel": np.ones((3, 5)) * unit, "bias": bias * unit}}
+    as_if, outputs = class_gradient(update, jnp.asarray(logits), loss, images)
+    np.testing.assert_allclose(as_if["head"]["bias"], expected - shares, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(as_if["head"]["kernel"], 1)
+    np.testing.assert_array_equal(outputs, logits)
+    unread, _ = class_gradient(update, jnp.zeros((0, 5)), loss, images)  # by a rule that looks at no outputs
+    np.testing.assert_allclose(unread["head"]["bias"], expected - (1 - smoothing) * shares, rtol=1e-9, atol=1e-12)
 
 
 # --- how many are right ---

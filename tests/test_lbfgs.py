@@ -1,5 +1,6 @@
 """`LBFGS`: descent, the answers of scipy, independence of the objective's scale, recovery; the battery has the rest."""
 
+from dataclasses import asdict
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from scipy.optimize import least_squares
 
 from jaxleak.errors import InputError
 from jaxleak.solvers import LBFGS
+from jaxleak.solvers.compact import advance, append, direction, empty_history
 from tests.fixtures import quick_jit
 from tests.oracles import numpy_armijo
 
@@ -166,10 +168,35 @@ def test_an_iteration_is_so_many_evaluations():
     assert np.all(infos.evaluations == 1)
 
 
+def test_the_defaults_are_those_of_the_stored_results():
+    assert asdict(LBFGS()) == {"history": 100, "history_type": "auto", "max_step": 0.05, "inner_steps": 20}
+
+
 @pytest.mark.parametrize("name", ["max_step", "history", "inner_steps"])
 def test_settings_must_be_positive(name):
     with pytest.raises(InputError, match=f"`{name}`"):
         LBFGS(**{name: 0})
+
+
+def test_a_history_in_bfloat16_is_that_of_rounded_pairs():
+    """So the Gram matrices are those of the pairs it keeps, and a pair without curvature once rounded is left out."""
+    rng, rounded = np.random.default_rng(3), lambda x: x.astype(jnp.bfloat16).astype(x.dtype)
+    short, full = (empty_history(2, 6, np.float64, kept) for kept in (jnp.bfloat16, None))
+    advance_now, append_now = quick_jit(advance), quick_jit(append)
+    for k in range(4):
+        s, g = jnp.asarray(rng.normal(size=(2, 6)))
+        y = jnp.asarray(s * rng.uniform(0.5, 2, 6))
+        short, ours = advance_now(short, s, y, g, k != 1, 0.7)
+        full, s_g, y_g = append_now(full, rounded(s), rounded(y), g, k != 1)
+        np.testing.assert_allclose(ours, direction(full, s_g, y_g, g, 0.7), rtol=1e-12)
+        np.testing.assert_allclose(short.pairs.astype(float), full.pairs)
+        np.testing.assert_allclose(short.yy, full.yy, rtol=1e-12)
+        np.testing.assert_allclose(short.triangle, full.triangle, rtol=1e-12)
+    assert short.count == 2
+    s, y = jnp.array([1.0, -1.0, 0, 0, 0, 0]), jnp.array([1.001, 1.0, 0, 0, 0, 0])
+    assert jnp.vdot(s, y) > 0
+    same, _ = advance_now(short, s, y, g, True, 0.7)
+    np.testing.assert_array_equal(same.pairs, short.pairs)
 
 
 # --- stored trajectories ---

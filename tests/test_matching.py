@@ -14,6 +14,14 @@ SHAPE = (3, 2, 2)
 IMAGES = MEASURES["image"]
 
 
+def test_candidates_as_bytes_and_their_size():
+    pixels = np.array([np.nan, -np.inf, -0.3, 0.0, 0.25, 0.5, 0.999, 1.0, 1.4, np.inf])
+    stored = IMAGES.snapshot(pixels)
+    assert stored.dtype == np.uint8
+    assert stored.tolist() == [0, 0, 0, 0, 64, 128, 255, 255, 255, 255]
+    assert IMAGES.size(np.array([[[1.0, -7.0], [3.0, 0.5]], [[0.1, 0.2], [0.0, 0.0]]])).tolist() == [7, 0.2]
+
+
 def images(*lead: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((*lead, *SHAPE))
 

@@ -20,6 +20,7 @@ from jaxleak.attacks.objectives import (
     label_distance,
     scale_factors,
     scaled,
+    share_left,
     statistics_distance,
 )
 from jaxleak.errors import InputError
@@ -706,3 +707,12 @@ def test_statistics_distance_of_trials_at_once_equals_a_loop():
         value, slope = jax.value_and_grad(statistics_distance)(*trial)
         assert float(values[at]) == pytest.approx(float(value), rel=1e-12)
         np.testing.assert_allclose(flat({n: (m.mean[at], m.var[at]) for n, m in slopes.items()}), flat(slope))
+
+
+def test_what_is_left_of_an_update():
+    nan, inf = np.nan, np.inf
+    left = share_left("cosine", [0.0, 0.5, 0.9, 1.0, 1.5, nan, inf], 3.0)  # 1 - cos^2 of the angle, 1 beyond 90 degrees
+    np.testing.assert_allclose(left, [0, 0.75, 0.99, 1, 1, nan, inf])
+    np.testing.assert_allclose(share_left("l2", [0.0, 6.0, 1.0, 0.0], [2.0, 3.0, 0.0, 0.0]), [0, 2, inf, nan])
+    assert np.isnan(share_left("l1", 0.5, 1.0))
+    assert np.isnan(share_left("likelihood", [0.5, 1.0], 1.0)).tolist() == [True, True]

@@ -194,6 +194,15 @@ def test_iterations_begin_every_so_many_steps(solver, period):
 # --- torch's L-BFGS ---
 
 
+def test_the_defaults_are_torchs():
+    """torch 2.13, `LBFGS.__init__`; `max_eval` is 5/4 of `max_iter`."""
+    solver = TorchLBFGS()
+    assert (solver.lr, solver.history, solver.inner_steps, solver.evaluation_limit) == (1, 100, 20, 25)
+    assert (solver.tolerance_gradient, solver.tolerance_change) == (1e-7, 1e-9)
+    assert TorchLBFGS(inner_steps=7).evaluation_limit == 8
+    assert TorchLBFGS(inner_steps=7, max_evaluations=5).evaluation_limit == 5
+
+
 class OuterStep(NamedTuple):
     """Where the solver stands as an outer step opens, and what the evaluation that opens it says."""
 

@@ -17,7 +17,7 @@ import pytest
 from jaxleak.errors import InputError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
-from jaxleak.results.store.columns import COLUMNS, Column
+from jaxleak.results.store.columns import COLUMNS, NULLS, Column
 from jaxleak.results.store.description import settings_hash
 from jaxleak.results.store.environment import git_state
 from jaxleak.results.store.run import Run
@@ -129,6 +129,14 @@ def test_every_column_says_what_it_holds():
     assert len({column.name for column in COLUMNS}) == len(COLUMNS)
     for column in COLUMNS:
         assert 1 <= len(column.meaning.split()) <= 15, column
+
+
+def test_columns_that_may_lack_a_value():
+    """What images do not have, what texts do not have, what a trial need not reach, and what came later."""
+    images, texts = "mse_clipped psnr ssim affine_error max_abs", "tokens_right rouge1 rouge2 rougel"
+    others = "threshold_iterations threshold_evaluations chosen reason"
+    assert set(NULLS) == set(f"{images} {texts} {others}".split())
+    assert set(NULLS.values()) == {None}
 
 
 def test_parts_are_plain_parquet_and_npz(filled):
@@ -464,6 +472,18 @@ def test_a_trial_in_two_parts_counts_once(tmp_path):
     assert [row["trial"] for row in run.rows()] == [0, 1, 2, 12, 13, 14, 3, 4]
     check_consistent(run)
     assert run.arrays(["candidate"], trials=[4])["candidate"][0, 0, 0, 0] == 4
+
+
+def test_temporary_files_of_others_are_left_until_they_are_old(filled):
+    """Whoever draws a figure or a page holds no lock."""
+    (filled / "figures").mkdir()
+    fresh, old = ([filled / f".report.html.{n}.tmp", filled / f"figures/.grid.png.{n}.tmp"] for n in (0, 1))
+    for file in (*fresh, *old):
+        file.write_bytes(b"half")
+    for file in old:
+        os.utime(file, (time.time() - 61,) * 2)
+    create(filled).close()
+    assert [file.exists() for file in (*fresh, *old)] == [True, True, False, False]
 
 
 # --- kills ------------------------------------------------------------------------------------------------

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from jaxleak.errors import InputError
-from jaxleak.results.intervals import fisher, wilson, within_k
-from jaxleak.results.summary import summarise
+from jaxleak.results.intervals import fisher, mean_interval, wilson, within_k
+from jaxleak.results.summary import current_summary, expected_trials, summarise
 from jaxleak.results.verdict import STATUSES, Criteria, classify
+from tests.stores import commit, create
 
 GOOD = {
     "ending": "objective",
@@ -130,8 +131,12 @@ def test_wrong_counts_are_refused():
     for successes, n in [(-1, 5), (6, 5), (1, 0)]:
         with pytest.raises(InputError, match="between 0 and the number of trials"):
             wilson(successes, n)
-    with pytest.raises(InputError, match="`confidence` must lie between 0 and 1; got 95"):
-        wilson(1, 2, confidence=95)
+    for confidence in (95, 0, 1):
+        with pytest.raises(InputError, match=f"`confidence` must lie between 0 and 1; got {confidence}"):
+            wilson(1, 2, confidence=confidence)
+    for counts in [(6, 5, 1, 5), (1, 5, 6, 5), (-1, 5, 1, 5), (1, 5, -1, 5)]:
+        with pytest.raises(InputError, match="between 0 and the number of trials"):
+            fisher(*counts)
     for k in (0, 6):
         with pytest.raises(InputError, match="`k` must lie between 1 and the number of trials, 5"):
             within_k(2, 5, k)
@@ -163,7 +168,29 @@ def test_fisher_equals_enumeration():
         ways = {s: math.comb(n1, s) * math.comb(n2, total - s) for s in range_}
         expected = sum(w for w in ways.values() if w <= ways[s1]) / sum(ways.values())
         assert fisher(s1, n1, s2, n2) == pytest.approx(expected, rel=1e-9)
-    assert fisher(0, 0, 3, 5) == 1.0
+    assert fisher(0, 0, 3, 5) == fisher(3, 5, 0, 0) == 1.0
+
+
+@pytest.mark.parametrize(("confidence", "z"), [(0.95, 1.959964), (0.5, 0.67449)])
+def test_the_interval_of_a_mean_is_that_of_normal_means(confidence, z):
+    """Of many shares; half its width is z standard errors."""
+    shares = np.random.default_rng(1).uniform(0, 1, 400)
+    low, high = mean_interval(shares, confidence)
+    error = np.std(shares) / np.sqrt(400)
+    assert (high - low) / 2 == pytest.approx(z * error, rel=0.05)
+    assert (high + low) / 2 == pytest.approx(np.mean(shares), abs=0.1 * error)
+
+
+def test_the_interval_of_a_mean_of_few_shares():
+    """Its ends are means of samples: ten thousand of them, of 0 and 1 half and half."""
+    assert mean_interval(np.array([0.0, 1.0])) == (0.0, 1.0)
+    assert mean_interval(np.array([0.0, 1.0]), 0.4) == (0.5, 0.5)  # half of the samples have one of each
+    shares = np.array([0.0, 0.25, 0.5])
+    means = np.random.default_rng(0).choice(shares, (10_000, 3)).mean(axis=1)
+    assert mean_interval(shares) == (np.quantile(means, 0.025), pytest.approx(np.quantile(means, 0.975)))
+    for shares, won in [(np.ones(7), 7), (np.zeros(7), 0)]:
+        assert mean_interval(shares) == wilson(won, 7)
+        assert mean_interval(shares, 0.8) == wilson(won, 7, 0.8)
 
 
 # --- summary ----------------------------------------------------------------------------------------------
@@ -279,3 +306,39 @@ def test_summary_is_strict_json_and_complete_only_with_all_trials():
     assert summarise(ROWS, Criteria(), expected=9)["complete"]
     assert summarise(ROWS, Criteria())["trials_expected"] == 9
     assert summarise([], Criteria())["groups"] == []
+
+
+def test_the_summary_of_a_run_as_it_stands(tmp_path, monkeypatch):
+    """What the rows do not tell is taken from `summary.json` where that is whole, and of as many rows."""
+    monkeypatch.setattr("jaxleak.results.summary.check_readable", lambda run: None)  # run.json names few settings
+    settings = {
+        "victim": {"images": [1, 2, 3, 4], "batch": 2},
+        "attacks": [{"name": "a"}, {"name": "b"}],
+        "seeds": 3,
+        "criteria": dataclasses.asdict(Criteria()),
+    }
+    assert expected_trials(settings) == 12
+    assert expected_trials(settings | {"victim": {"images": [1, 2, 3, 4]}}) == 24
+    run = create(tmp_path, settings)
+    commit(run, range(12))
+    engine = {"evaluations": 5, "seconds": None, "utilisation": 0.5}
+    written = current_summary(run) | {"engine": engine, "warnings": ["a word"]}
+    assert written["complete"]
+    assert written["shards"] is None
+
+    def told(**changes):
+        (tmp_path / "summary.json").write_text(json.dumps(written | changes))
+        summary = current_summary(run)
+        return summary["engine"]["utilisation"], summary["warnings"]
+
+    assert told() == (0.5, ["a word"])
+    assert told(engine=None) == (None, ["a word"])
+    found = told(warnings=None)[1]  # older than warnings: what the rows show
+    assert found != ["a word"]
+    groups = [group | {"trials": 11} for group in written["groups"]]
+    assert told(groups=groups) == (0.5, found)  # older than the rows
+    for damage in ({"engine": ["fast"]}, {"engine": {"utilisation": "fast"}}, {"warnings": [3]}, {"groups": [3]}):
+        assert told(**damage) == (None, found)
+    (tmp_path / "summary.json").write_text("{")
+    assert current_summary(run)["warnings"] == found
+    assert current_summary(run)["engine"]["utilisation"] is None

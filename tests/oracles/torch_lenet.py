@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from jaxleak.bench.networks.lenet import LeNet
+from jaxleak.bench.networks.resnet import ResNet
 
 
 def lenet_from(state_dict: Mapping[str, np.ndarray], height: int, width: int) -> LeNet:
@@ -17,6 +18,11 @@ def lenet_from(state_dict: Mapping[str, np.ndarray], height: int, width: int) ->
     tensors = {name: torch.from_numpy(weight.copy()) for name, weight in state_dict.items()}
     net.to(tensors["fc.0.weight"].dtype).load_state_dict(tensors)
     return net
+
+
+def resnet18(width: int, num_classes: int) -> ResNet:
+    """ResNet-18 in its CIFAR form with sigmoids, BatchNorm in train mode."""
+    return ResNet(num_classes, (2, 2, 2, 2), False, width, "cifar", nn.Sigmoid(), None)
 
 
 def loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,0 +1,133 @@
+"""What of the papers is not at its published size here, and what it would take.
+
+Evaluations are those of the whole published protocol. Hours on two cores follow from the rates of `throughput --zoo`,
+and of larger images and heads from the stored run itself. Hours on an H100 are the least: so many times fewer as
+`gpu_account` allows for LeNet, and for all deeper networks as it allows for ResNet-18.
+
+Nothing runs here; the commands in the table do.
+"""
+
+import math
+from dataclasses import dataclass
+
+import pyarrow.parquet as parquet
+
+from experiments import tables
+from experiments.harness import RESULTS
+
+PAPER = "Published sizes"
+ACCOUNTS = {"lenet-cpl": "LeNet, `torch-lbfgs`, network per-trial", "resnet18": "ResNet-18, Adam, network shared"}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A line of a paper: its size, how far the stored rows go, and what a trial costs.
+
+    Attributes:
+        what: what the paper has.
+        size: how large it is there; two are DLG and iDLG, or two attacks of ours.
+        rows: where its trials are stored, below `results/`.
+        trials: how many the published size has.
+        evaluations: of a trial; None is the mean of those stored.
+        model: in the zoo.
+        command: what makes or continues it.
+        own_rate: the rate is that of the stored run, if there is one.
+        variant: of `jaxleak bench`.
+    """
+
+    what: str
+    size: str
+    rows: str
+    trials: int
+    evaluations: int | None
+    model: str
+    command: str
+    own_rate: bool = False
+    variant: str = "jaxleak"
+
+
+FIDELITY = {run: f"idlg_fidelity/{run}" for run in ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")}
+FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
+DEAKIN, IG = "Deakin report", "Inverting Gradients"
+ITEMS = (
+    *(
+        Item(f"iDLG: `{run}`", "2 x 1,000 trials", path, 2000, None, "lenet-cpl", f"idlg_fidelity --only {run}", own)
+        for run, path, own in ((run, path, "5749" in run) for run, path in FIDELITY.items())
+    ),
+    Item(
+        *(f"Kan et al. 2022: the published attack, {FULL}", "20 images x 20 starts"),
+        *("kan2022_resnet18/published-64", 400, 6000, "resnet18"),
+        "kan2022_resnet18 --width 64 --images 20 --seeds 20 --only published",
+    ),
+    Item(
+        *("PyTorch's trials of `pytorch_parity`, LeNet", "2 x 500 trials", "pytorch_parity/lenet-fresh", 1000, 3000),
+        *("lenet-cpl", "torch_reference --random 100 --seeds 5", False, "pytorch-processes"),
+    ),
+    Item(
+        *(f"{DEAKIN}: DenseNet-121, 224 pixels", "2 attacks x 300 iterations", "deakin_models/densenet121", 2, 6000),
+        *("densenet121", "deakin_models --iterations 300 --only densenet121", True),
+    ),
+    Item(
+        *(f"{DEAKIN}: Inception v3, a batch of two", "2 attacks x 300 iterations", "deakin_models/inception3", 2, 6000),
+        *("inception3", "deakin_models --iterations 300 --only inception3", True),
+    ),
+    Item(
+        *(f"{IG}: LeNet, 16 restarts", "100 images, 4,800 steps", "inverting_gradients/restarts", 1600, 4801),
+        *("lenet-cpl", "inverting_gradients --only restarts"),
+    ),
+    *(
+        Item(f"{IG}: {name}", FOUR, f"ig_models/{run}", 4, 4801, run.partition("-")[0], f"ig_models --only {run}")
+        for name, run in (
+            (FULL, "resnet18-width-64"),
+            ("ResNet-152", "resnet152-width-64"),
+            ("trained ResNet-152", "resnet152-width-64-trained"),
+        )
+    ),
+)
+
+
+def spent(item: Item) -> tuple[int, int]:
+    """Trials stored, and their evaluations."""
+    path = RESULTS / f"{item.rows}.parquet"
+    rows = parquet.read_table(path, columns=["evaluations"]).to_pylist() if path.exists() else []
+    return len(rows), sum(row["evaluations"] for row in rows)
+
+
+def cells(item: Item) -> list[str]:
+    """The line of an item."""
+    trials, evaluations = spent(item)
+    each = item.evaluations or (evaluations / trials if trials else 6000)
+    whole = round(item.trials * each)
+    if not all(math.isfinite(rate(model)) for model in (item.model, *ACCOUNTS)):
+        return [item.what, item.size, tables.NOT_RUN]
+    own = tables.stored(f"{item.rows}.json") if item.own_rate else None
+    fast = own["engine"]["evaluations_per_second"] if own else rate(item.model, item.variant)
+    hours = whole / fast / 3600
+    there = tables.NONE if item.variant != "jaxleak" else f"{hours / times(item.model):.2g}"
+    here = f"{trials:,} of {item.trials:,} trials, {evaluations:,} evaluations" if trials else tables.NOT_RUN
+    return [item.what, item.size, here, f"{whole:,}", f"{hours:.2g}", there, f"`{item.command}`"]
+
+
+def rate(model: str, variant: str = "jaxleak") -> float:
+    """Evaluations/s on two cores; not a number where the zoo was not run."""
+    variants = (tables.stored(f"throughput/zoo-{model}.json") or {"variants": []})["variants"]
+    found = (one["evaluations_per_second"] for one in variants if one["name"] == variant)
+    return next(found, float("nan"))
+
+
+def times(model: str) -> float:
+    """How many times as many an H100 does, at most."""
+    like = model if model in ACCOUNTS else "resnet18"
+    return tables.stored("gpu_account/now.json")[ACCOUNTS[like]]["evaluations_per_second"] / rate(like)
+
+
+def results() -> list[tables.Results]:
+    """Size, what is stored, and what is left."""
+    columns = ("what", "published size", "here", "evaluations", "two cores [h]", "H100, at least [h]", "command")
+    title, rows = "What is not at its published size", [cells(item) for item in ITEMS]
+    notes = (
+        "Evaluations and hours are of the published size, from its beginning; commands go on where they were stopped.",
+        "`python -m experiments.` stands before each command.",
+        "Not run on a GPU. Its hours are the least: its program was counted, and launching kernels costs more.",
+    )
+    return [tables.Results(title, "published_sizes", columns, rows, "", notes)]

@@ -1,0 +1,157 @@
+"""Mutation tests of the numerics: Cosmic Ray changes one place of a module, and that module's fast tests must fail.
+
+    JAXLEAK_MUTANTS=20 python -m pytest -m slow -n 0 -s tests/test_mutants.py
+
+A mutant that survives is either listed in `mutants.toml` with the reason, or a test is missing.
+"""
+
+import ast
+import hashlib
+import itertools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import jaxleak
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = int(os.environ.get("JAXLEAK_MUTANTS", "20"))  # mutants of each module; 0: all there are
+ONLY = os.environ.get("JAXLEAK_MUTANTS_OF", "").split()  # modules; none: all
+LEAST = 0.95  # share that must be killed
+
+TABLE = tomllib.loads((ROOT / "tests/mutants.toml").read_text())
+WITHOUT = "not jaxopt and not optax"  # solvers of others
+# Operators that change a value into another. Left out are those that cannot run: logic of numbers, identity of arrays,
+# and a sign that becomes a negation.
+NUMBERS, BITS = "Add|Sub|Mul|Div|FloorDiv|Mod|Pow", "BitOr|BitAnd|BitXor"
+ORDERS = "Eq|NotEq|Lt|LtE|Gt|GtE"
+OPERATORS = re.compile(
+    rf"core/(ReplaceBinaryOperator_(({NUMBERS})_({NUMBERS})|({BITS})_({BITS}))"
+    rf"|ReplaceComparisonOperator_(({ORDERS})_({ORDERS})|Is_IsNot|IsNot_Is)"
+    r"|ReplaceUnaryOperator_Delete_\w+|NumberReplacer|AddNot|Replace(True|False|And|Or|Break|Continue)With\w+"
+    r"|ExceptionReplacer|RemoveDecorator|ZeroIterationForLoop)"
+)
+
+
+def silent(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+    """Spans that say something and do nothing: annotations, texts of errors, and what is for type checkers."""
+    nodes: list[ast.AST | None] = []
+    for node in ast.walk(ast.parse(source)):
+        match node:
+            case ast.AnnAssign() | ast.arg():
+                nodes.append(node.annotation)
+            case ast.FunctionDef():
+                nodes.append(node.returns)
+            case ast.Raise(exc=ast.Call()):
+                nodes += node.exc.args
+            case ast.If(test=ast.Name(id="TYPE_CHECKING")):
+                nodes += [node, *node.body]
+    return [((n.lineno, n.col_offset), (n.end_lineno, n.end_col_offset)) for n in nodes if n is not None]
+
+
+def mutants(module: Path, session: Path):
+    """Cosmic Ray's mutants of a module: one for each place, drawn by a hash, which edits elsewhere do not change."""
+    from cosmic_ray.commands import init
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+    from cosmic_ray.work_db import WorkDB, use_db
+
+    source = module.read_text()
+    lines, quiet = source.splitlines(), silent(source)
+    with use_db(session, WorkDB.Mode.create) as database:
+        init([module], database, {})
+        found = [mutation for item in database.pending_work_items for mutation in item.mutations]
+
+    def rank(mutation) -> str:
+        (row, column), name = mutation.start_pos, mutation.operator_name
+        return hashlib.sha256(f"{lines[row - 1]} {column} {name} {mutation.occurrence % 2}".encode()).hexdigest()
+
+    seen = set()
+    for mutation in sorted(found, key=rank):
+        start, name = tuple(mutation.start_pos), mutation.operator_name
+        if not OPERATORS.fullmatch(name) or any(first <= start < last for first, last in quiet):
+            continue
+        place, line = (start, name.split("_")[0]), lines[start[0] - 1]
+        if (SAMPLE and place in seen) or line[start[1] :].startswith("*,"):  # keyword-only arguments follow
+            continue
+        try:
+            mutated = mutate_code(source, get_operator(name)(), mutation.occurrence)
+            compile(mutated, "mutant", "exec")
+        except (SyntaxError, AttributeError):  # the latter: Cosmic Ray stumbles over `except (module.Error, …)`
+            continue
+        seen.add(place)
+        after = mutated.splitlines()
+        yield mutation, line.strip(), after[start[0] - 1].strip() if len(after) == len(lines) else ""
+
+
+def tests_of(module: str) -> list[str]:
+    """Arguments of pytest."""
+    arguments = []
+    for entry in TABLE["tests"][module]:
+        file, _, beginnings = entry.partition(":")
+        path = f"tests/test_{file}.py"
+        names = re.findall(r"^def (test_\w+)", (ROOT / path).read_text(), re.MULTILINE)
+        starts = tuple(f"test_{beginning}" for beginning in beginnings.split(",") if beginning)
+        arguments += [f"{path}::{name}" for name in names if name.startswith(starts)] if starts else [path]
+    return arguments
+
+
+def copied(folder: Path, monkeypatch) -> Path:
+    """A copy of the project whose tests the processes to come run, with the plugins they need and no more."""
+    for name in ("jaxleak", "tests"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, folder)
+    for name in [name for name in os.environ if name.startswith("PYTEST_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # Hypothesis alone takes as long to import as jax
+    monkeypatch.setenv("PYTEST_PLUGINS", "xdist.plugin,pytest_timeout")
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+    monkeypatch.chdir(folder)
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0)
+def test_mutants_are_killed(tmp_path, monkeypatch):
+    mutating = pytest.importorskip("cosmic_ray.mutating", reason="Cosmic Ray is not installed (extra `mutants`)")
+    project = copied(tmp_path / "project", monkeypatch)
+    listed = {(entry["module"], entry["line"], entry["becomes"]): entry["reason"] for entry in TABLE["survivor"]}
+    killed: list[bool] = []
+    missing, equivalent = [], 0
+    for name in ONLY or TABLE["tests"]:
+        call = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--keep-duplicates", "-k", WITHOUT, *tests_of(name)]
+        began = time.monotonic()
+        plain = subprocess.run(
+            call, capture_output=True, text=True
+        )  # leaves bytecode and programs to those that follow
+        assert plain.returncode == 0, f"{name}: its tests fail without a mutant\n{plain.stdout}"
+        seconds, of_module = time.monotonic() - began, len(killed)
+        for mutation, line, becomes in itertools.islice(
+            mutants(project / "jaxleak" / name, tmp_path / "session"), SAMPLE or None
+        ):
+            result = mutating.mutate_and_test([mutation], shlex.join(call), 60 + 5 * seconds)
+            assert result.worker_outcome == "normal", result.output
+            killed.append(result.is_killed)
+            word = "too slow" if result.output == "timeout" else "killed" if result.is_killed else "survived"
+            if not result.is_killed:
+                reason = listed.get((name, line, becomes), "not listed")
+                equivalent += reason.startswith("equivalent")
+                missing += [(name, line, becomes)] if reason == "not listed" else []
+                word = f"survived, {reason}"
+            print(f"{word}: {name}\n    {line}\n    {becomes}", flush=True)
+        print(f"{name}: {sum(killed[of_module:])} of {len(killed[of_module:])} killed; its tests take {seconds:.0f} s")
+    n = len(killed) - equivalent
+    low, high = jaxleak.wilson(sum(killed), n)
+    print(f"{sum(killed)} of {n} killed, {sum(killed) / n:.1%} (95 % interval {low:.1%} to {high:.1%})")
+    print(f"{equivalent} more do the same as the code, as listed")
+    assert not missing
+    assert sum(killed) >= LEAST * n
