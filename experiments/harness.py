@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -38,6 +39,7 @@ def arguments(description: str | None, **extra: dict[str, Any]) -> argparse.Name
     parsed = parser.parse_args()
     RESULTS = parsed.results
     sys.excepthook = _in_a_line
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C: what has ended is written
     jaxleak.use_all_cores()
     return parsed
 

@@ -555,6 +555,23 @@ def test_finished_trials_are_written_while_the_others_run(data, tmp_path, monkey
     assert len(set(seen)) > 2
 
 
+def test_finished_trials_are_written_while_nothing_else_ends(data, tmp_path, monkeypatch):
+    """One trial has ended when its ten seconds are over; the next one ends later."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", float("inf"))
+    ended, written = [], []
+    finished, flush = module.Progress.finished, module.Session.flush
+
+    def look(self, *args, **kwargs):
+        if ended:
+            monkeypatch.setattr(module, "FLUSH_SECONDS", -1)
+
+    monkeypatch.setattr(module.Progress, "finished", lambda self, *args: [ended.append(args[0]), finished(self, *args)])
+    monkeypatch.setattr(module.Progress, "update", look)
+    monkeypatch.setattr(module.Session, "flush", lambda self: [written.append(sum(ended)), flush(self)])
+    run_sweep(sweep_of(data, (4,), [QUICKEST], seeds=3, snapshots=()), tmp_path / "run", lanes=2, quiet=True)
+    assert written[0] == 1
+
+
 # --- mistakes ---
 
 

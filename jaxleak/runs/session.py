@@ -190,6 +190,7 @@ class Session:
 
         def tell() -> None:
             self.progress.update(attack.name, engine.stats)
+            self.write_due()
             if time.monotonic() >= until:
                 raise _EnoughError
             if following is not None and engine.compile_cost < AHEAD_SECONDS:
@@ -249,7 +250,11 @@ class Session:
         self.buffer.append(judged)
         evaluations = int(np.sum(judged.finished.outcomes.evaluations))
         self.progress.finished(len(judged.statuses), judged.statuses.count("converged"), evaluations)
-        if time.monotonic() - self.flushed > FLUSH_SECONDS:
+        self.write_due()
+
+    def write_due(self) -> None:
+        """Write what has waited long enough; asked while trials run too, since the next one may end much later."""
+        if self.buffer and time.monotonic() - self.flushed > FLUSH_SECONDS:
             self.flush()
 
     def _statuses(self, attack: Attack, finished: Finished) -> list[str]:

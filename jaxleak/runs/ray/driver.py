@@ -204,6 +204,7 @@ class _Driver:
             self._answer(self.members.pop(call), call)
         done = self.scheduler.finished
         self.session.progress.update(f"ray, {len(self.scheduler.members)} workers", self._stats(), force=done)
+        self.session.write_due()
 
     def _start_missing(self) -> None:
         wanted = self.workers - len(self.refused)  # where one was refused, another would be too
