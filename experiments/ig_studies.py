@@ -38,7 +38,8 @@ def main() -> None:
     names = chosen_runs([f"{study} {name}" for study, settings in STUDIES.items() for name in settings], options)
     folder = results_folder("ig_studies")
     for study, settings in STUDIES.items():
-        kept, shown = {name: [row for row in stored(study) if row["setting"] == name] for name in settings}, {}
+        kept: dict[str, Any] = {name: [row for row in stored(study) if row["setting"] == name] for name in settings}
+        shown: dict[str, Any] = {}
         for name, setting in settings.items():
             if f"{study} {name}" in names:
                 result = run(setting, data, options, options.runs / "ig_studies" / study / name.replace(" ", "-"))
