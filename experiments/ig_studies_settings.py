@@ -60,12 +60,12 @@ def short(model: Any, steps: int, fields: dict[str, Any] | None = None, **more: 
 def averaging(images: int, epochs: int, lr: float) -> Setting:
     """LeNet with local steps on two images each; the attacker has the labels and repeats the steps."""
     client = {"epochs": epochs, "lr": lr, "batch": min(images, 2)}
-    return Setting("lenet", {}, replace(IG, iterations=1200, label="known"), client=client, batch=images)
+    return Setting("lenet", {}, replace(IG, iterations=600, label="known"), client=client, batch=images)
 
 
 STUDIES: dict[str, dict[str, Setting]] = {
-    "width": {str(width): short("resnet18", 600, EVAL | {"width": width}) for width in (4, 8, 16, 32)},
-    "depth": {depth: short(f"resnet{depth}", 600, EVAL | {"width": 8}) for depth in ("18", "34", "50", "101", "152")},
+    "width": {str(width): short("resnet18", 300, EVAL | {"width": width}) for width in (4, 8, 16, 32)},
+    "depth": {depth: short(f"resnet{depth}", 300, EVAL | {"width": 8}) for depth in ("18", "34", "50", "101", "152")},
     "padding": {
         f"{name}, {'mean' if mean else 'map'}": short(Padded(padding, mean), 1000)
         for mean in (False, True)
@@ -78,11 +78,11 @@ STUDIES: dict[str, dict[str, Setting]] = {
     },
     "dense": {
         "analytic": Setting("mlp", RELU, jaxleak.ATTACKS["analytic"]),
-        "ig": Setting("mlp", RELU, jaxleak.IG),
+        "ig": Setting("mlp", RELU, jaxleak.IG, images=4),
     },
     "steps": {
         f"{model}, {steps}": short(model, steps, EVAL | {"width": 8}, images=images)
         for model in ("convnet", "resnet20-4")
-        for steps, images in ((300, 4), (4800, 4), (24_000, 2))
+        for steps, images in ((300, 2), (4800, 2), (24_000, 2))
     },
 }
