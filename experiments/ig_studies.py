@@ -16,6 +16,7 @@ and repeats the steps. `dense`: a stack of three dense layers, by the closed for
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -105,13 +106,15 @@ def shifted(candidate: np.ndarray, image: np.ndarray) -> tuple[float, list[int]]
     return decibels(errors[best]), list(best)
 
 
-def pictures(data: jaxleak.Dataset, rows: dict[str, Any], shown: dict[str, Any], path) -> None:
+def pictures(data: jaxleak.Dataset, rows: dict[str, Any], shown: dict[str, Any], path: Path) -> None:
     """The first images and what the attack makes of them in each setting."""
     indices = [row["image"] for row in max((rows[name] for name in shown), key=len)][:PICTURES]
     lines = [("truth", [(image, "") for image in data.images(indices)[0]])]
     for name, found in shown.items():
         texts = [f"{row['psnr']:.1f} dB" for row in rows[name]]
-        lines.append((name, list(zip(found, texts, strict=True))[:PICTURES]))
+        lines.append(
+            (f"{path.stem} {name}" if name.isdigit() else name, list(zip(found, texts, strict=True))[:PICTURES])
+        )
     draw_sheet(lines, path, margin=1.1)
 
 

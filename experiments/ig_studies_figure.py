@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 LABELS = {
     "width": "channels of ResNet-18",
     "depth": "layers of ResNets, width 8",
-    "padding": "padding",
+    "padding": "padding, head reads (hollow: best shift)",
     "averaging": "images x local epochs",
     "steps": "steps, width 8",
 }
@@ -32,9 +32,9 @@ def draw(studies: dict[str, list[dict[str, Any]]], path: Path) -> None:
             psnr = [row["psnr"] for row in own]
             if study == "padding":
                 best = [row["psnr_shifted"] for row in own]
-                axes.scatter(spots + 0.25, best, s=8, lw=0.6, edgecolor="tab:orange", facecolor="none")
+                axes.scatter(spots + 0.36, best, s=8, lw=0.6, edgecolor="tab:orange", facecolor="none")
             axes.scatter(spots, psnr, s=8, lw=0, color="tab:blue", alpha=0.7)
-            axes.plot([place - 0.3, place + 0.3], [np.mean(psnr)] * 2, color="black", lw=1.2)
+            axes.plot([place - 0.17, place + 0.17], [np.mean(psnr)] * 2, color="black", lw=1.2)
         axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=6)
         axes.set_xlabel(LABELS[study], fontsize=8)
         axes.set_ylabel("PSNR in dB", fontsize=8)
