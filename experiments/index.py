@@ -19,7 +19,7 @@ EXPERIMENTS = (
     *("kan2022_table1", "kan2022_figures", "kan2022_nullspace", "resnet18_eval", "kan2022_resnet18"),
     *("batches", "defences", "idlg_fidelity"),
     *("cpl_starts", "cpl_figures", "cpl_vs_dlg", "batch_and_client_steps", "resolution"),
-    *("inverting_gradients", "ig_models", "deakin_models", "relu", "relu_verdicts", "best", "peers"),
+    *("inverting_gradients", "ig_models", "ig_studies", "deakin_models", "relu", "relu_verdicts", "best", "peers"),
     *("bayesian", "gradinversion"),
     "leak_map",
     *("failures", "solvers", "half_history", "precision", "pytorch_parity"),

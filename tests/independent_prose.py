@@ -22,8 +22,10 @@ from tests.independent_results import (
     area,
     cpl_points,
     first_images,
+    ig_study,
     interval,
     mean_interval,
+    moved,
     parity_trials,
     plus_minus,
     ray_rates,
@@ -643,6 +645,30 @@ def ig_models(stored: Stored) -> Phrases:
     yield f"{psnr['resnet152-width-64']} dB of one"
     distances = [runs[f"resnet152-width-{width}"].objective.median() for width in (16, 64)]
     yield "the cosine distance was {:.3f} and {:.3f} then".format(*distances)
+
+
+@text
+def ig_studies(stored: Stored) -> Phrases:
+    padding, width, dense = (ig_study(stored, name) for name in ("padding", "width", "dense"))
+    zero, circular, none = (padding[f"{name}, mean"] for name in ("zero", "circular", "none"))
+    eights = circular[moved(circular) & circular["shift"].map(lambda shift: all(step % 8 == 0 for step in shift))]
+    assert not moved(none).any()
+    assert {len(rows) for rows in (zero, circular, none)} == {20}
+    yield f"Padded with zeros {len(zero)} images come back at {plus_minus(zero.psnr, 1)} dB"
+    yield f"and {moved(zero).sum()} gains more than 1 dB by a shift"
+    yield f"padded in a circle at {plus_minus(circular.psnr, 1)}, and {moved(circular).sum()} of {len(circular)} gain"
+    count, n = int(moved(circular).sum()), len(circular)
+    yield f"gain more than 1 dB by a shift {interval(count, n)}, {len(eights)} of them by a multiple of eight pixels"
+    yield f"At its best shift each is at {plus_minus(circular.psnr_shifted, 1)}"
+    yield f"Without padding the mean is {plus_minus(none.psnr, 1)} and no image"
+    left = (circular.objective.median(), zero.objective.median())
+    yield "ends at {:.3f}, with zeros at {:.3f}".format(*left)
+    narrow, wide = (width[name].set_index("image").psnr for name in ("4", "8"))
+    yield f"{plus_minus(narrow, 1)} dB at width 4 and {plus_minus(wide, 1)} at 8 ({len(narrow)} images each)"
+    yield f"on {int((wide > narrow).sum())} of {len(narrow)}"
+    closed, search = dense["analytic"], dense["ig"]
+    yield f"all {len(closed)} images at {closed.psnr.min():.0f} to {closed.psnr.max():.0f} dB"
+    yield f"4,800 steps of the search {len(search)} images at {search.psnr.min():.1f} to {search.psnr.max():.1f}"
 
 
 @text

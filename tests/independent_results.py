@@ -428,6 +428,54 @@ def ig_models(stored: Stored) -> list[Row]:
     return found
 
 
+STUDIES = {
+    "width": ("Widths of ResNet-18", ("4", "8", "16", "32")),
+    "depth": ("Depths, width 8", ("18", "34", "50", "101", "152")),
+    "padding": (
+        "Padding: what says where a thing is",
+        tuple(f"{padding}, {reads}" for reads in ("map", "mean") for padding in ("zero", "circular", "none")),
+    ),
+    "averaging": (
+        "Local averaging, LeNet",
+        tuple(f"{n} x {local}" for n in (1, 4) for local in ("1, lr 0.01", "5, lr 0.01", "5, lr 0.1")),
+    ),
+    "dense": ("A stack of dense layers", ("analytic", "ig")),
+    "steps": (
+        "The paper's networks and budgets, width 8",
+        tuple(f"{network}, {steps}" for network in ("convnet", "resnet20-4") for steps in (300, 4800, 24000)),
+    ),
+}
+
+
+def ig_study(stored: Stored, study: str) -> dict[str, pd.DataFrame]:
+    """The rows of each setting that was run, an image each."""
+    there = (stored.folder / f"ig_studies/{study}.jsonl").exists()
+    rows = stored.lines(f"ig_studies/{study}") if there else pd.DataFrame(columns=["setting"])
+    return {str(name): own for name, own in rows.groupby("setting", sort=False)}
+
+
+def moved(rows: pd.DataFrame) -> pd.Series:
+    return rows.psnr_shifted - rows.psnr > 1
+
+
+def ig_studies(stored: Stored, study: str) -> list[Row]:
+    runs, found, more = ig_study(stored, study), [], 3 * (study == "padding")
+    for name in STUDIES[study][1]:
+        if name not in runs:
+            found.append([f"`{name}`", NOT_RUN, *[NONE] * (4 + more)])
+            continue
+        rows = runs[name]
+        assert len(set(rows.image)) == len(rows), f"{study} {name}: an image twice"
+        cells = [plus_minus(rows.psnr, 1), extremes(rows.psnr, ".1f"), str(len(rows))]
+        cells += [f"{rows.evaluations.median():,.0f}", f"{rows.objective.median():.0e}"]
+        found.append([f"`{name}`", *cells, *([plus_minus(rows.psnr_shifted, 1), *percent(moved(rows))] * (more > 0))])
+    return found
+
+
+for _study, (_title, _) in STUDIES.items():
+    TABLES[_title] = lambda stored, name=_study: ig_studies(stored, name)
+
+
 RELU = (
     "box-0.01",
     "box-0.03",

@@ -556,7 +556,7 @@ def test_finished_trials_are_written_while_the_others_run(data, tmp_path, monkey
 
 
 def test_finished_trials_are_written_while_nothing_else_ends(data, tmp_path, monkeypatch):
-    """One trial has ended when its ten seconds are over; the next one ends later."""
+    """The first have ended when their ten seconds are over; the last one still runs."""
     monkeypatch.setattr(module, "FLUSH_SECONDS", float("inf"))
     ended, written = [], []
     finished, flush = module.Progress.finished, module.Session.flush
@@ -569,7 +569,7 @@ def test_finished_trials_are_written_while_nothing_else_ends(data, tmp_path, mon
     monkeypatch.setattr(module.Progress, "update", look)
     monkeypatch.setattr(module.Session, "flush", lambda self: [written.append(sum(ended)), flush(self)])
     run_sweep(sweep_of(data, (4,), [QUICKEST], seeds=3, snapshots=()), tmp_path / "run", lanes=2, quiet=True)
-    assert written[0] == 1
+    assert written[0] < 3
 
 
 # --- mistakes ---
