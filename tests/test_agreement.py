@@ -40,12 +40,17 @@ class Stored:
         return self.arrays(["trial", "candidate"], trials)
 
 
+def group_in(stored: Stored, attack: str = "dlg") -> Restarts:
+    given: Any = stored
+    return restarts(given, attack)
+
+
 def trial(objective: float, images: np.ndarray, **arrays: Any) -> dict[str, Any]:
     return {"objective": objective, "candidate": images, **{name: np.array(array) for name, array in arrays.items()}}
 
 
 def batch_of_two() -> Any:
-    """Four restarts of dlg: the second is lowest, the first has its images swapped, the third failed, the last lacks a label."""
+    """Of dlg the second is lowest, the first has its images swapped, the third failed, the fourth lacks a label."""
     return Stored(
         {
             3: trial(2.0, IMAGES[::-1], slots=[1, 0], labels_found=[7, 8]),
@@ -60,15 +65,15 @@ def batch_of_two() -> Any:
 
 
 def test_restarts_are_in_the_order_of_their_objectives():
-    group = restarts(batch_of_two(), "dlg")
+    group = group_in(batch_of_two())
     assert group.attack == "dlg"
     assert [row["trial"] for row in group.rows] == [4, 3, 6]
     assert group.total == 4  # the one that failed counts
-    assert [row["trial"] for row in restarts(batch_of_two(), "idlg").rows] == [7]
+    assert [row["trial"] for row in group_in(batch_of_two(), "idlg").rows] == [7]
 
 
 def test_images_and_labels_are_in_the_order_of_the_lowest():
-    group = restarts(batch_of_two(), "dlg")
+    group = group_in(batch_of_two())
     np.testing.assert_allclose(group.images, [IMAGES, IMAGES, 0.9 * IMAGES])
     np.testing.assert_allclose(group.distances, [[0, 0], [0, 0], [0.1, 0.1]], atol=1e-12)
     # Slots say which label stands for an image of the truth: 8 and 7, swapped with the images; none is -1.
@@ -81,13 +86,13 @@ def test_targets_that_were_found_come_before_labels():
         n: trial(objective, images, targets_found=found, slots=[0, 1], labels_found=[0, 1])
         for n, objective, images, found in ((0, 2.0, IMAGES[::-1], targets[1]), (1, 1.0, IMAGES, targets[0]))
     }
-    group = restarts(Stored(stored, batch=2), "dlg")
+    group = group_in(Stored(stored, batch=2))
     assert group.labels == [targets[0].tolist(), targets[1][::-1].tolist()]
 
 
 def test_one_image_has_the_label_of_its_row():
     stored = Stored({0: trial(2.0, 2 * IMAGES[0]), 1: trial(1.0, IMAGES[0])}, batch=1)
-    group = restarts(stored, "dlg")
+    group = group_in(stored)
     assert group.images.shape == (2, 1, 2, 2, 3)
     assert group.labels == [[51], [50]]
     np.testing.assert_allclose(group.distances, [[0], [1]])
@@ -95,7 +100,7 @@ def test_one_image_has_the_label_of_its_row():
 
 @pytest.mark.parametrize("objective", [np.nan, np.inf])
 def test_where_no_restart_is_finite_there_are_no_images(objective):
-    group = restarts(Stored({0: trial(objective, IMAGES)}, batch=2), "dlg")
+    group = group_in(Stored({0: trial(objective, IMAGES)}, batch=2))
     assert group.rows == []
     assert group.labels == []
     assert group.total == 1
