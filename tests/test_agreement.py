@@ -140,8 +140,14 @@ def test_nothing_is_written_of_no_restart(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def drawn(monkeypatch, tmp_path, kept, truth) -> list[list[Any]]:
-    """The panels of the picture, by line."""
+def test_restarts_that_lack_an_image_are_not_written(tmp_path):
+    group = group_of("dlg", 2)
+    with pytest.raises(ValueError, match="shorter"):
+        write_best(tmp_path, [("dlg", group._replace(images=group.images[:1]))])
+
+
+def drawn(monkeypatch, tmp_path, kept, truth) -> tuple[list[list[Any]], Any]:
+    """The panels of the picture, by line, and its size in inches."""
     from matplotlib.figure import Figure
 
     figures = []
@@ -158,7 +164,7 @@ def drawn(monkeypatch, tmp_path, kept, truth) -> list[list[Any]]:
     lines: dict[float, list[Any]] = {}
     for axes in figure.axes:
         lines.setdefault(axes.get_subplotspec().rowspan.start, []).append(axes)
-    return [lines[place] for place in sorted(lines)]
+    return [lines[place] for place in sorted(lines)], figure.get_size_inches()
 
 
 def test_the_picture_has_a_line_for_each_attack(monkeypatch, tmp_path):
@@ -168,7 +174,8 @@ def test_the_picture_has_a_line_for_each_attack(monkeypatch, tmp_path):
         ("dlg", 5, 2e-3, [0], IMAGES[1:], distances),
         ("ig", 6, 3e-3, [0], IMAGES[:1], distances),
     ]
-    first, second = drawn(monkeypatch, tmp_path, kept, IMAGES[1:])
+    (first, second), size = drawn(monkeypatch, tmp_path, kept, IMAGES[1:])
+    np.testing.assert_allclose(size, [3 * 1.3 + 0.4, 2 * 1.75])  # panels of one size, and room for the attack's name
     assert [axes.get_title() for axes in first] == ["truth", "1.0e-03\nbest", "2.0e-03\n0.25 away"]
     assert [axes.get_title() for axes in second[:2]] == ["truth", "3.0e-03\nbest"]
     assert [axes.get_visible() for axes in first + second] == [True] * 5 + [False]
@@ -179,6 +186,7 @@ def test_the_picture_has_a_line_for_each_attack(monkeypatch, tmp_path):
 
 
 def test_the_picture_of_grey_images_without_a_truth(monkeypatch, tmp_path):
-    ((only,),) = drawn(monkeypatch, tmp_path, [("dlg", 4, 1e-3, [0], IMAGES[:1, ..., :1], np.zeros(1))], None)
+    ((only,),), size = drawn(monkeypatch, tmp_path, [("dlg", 4, 1e-3, [0], IMAGES[:1, ..., :1], np.zeros(1))], None)
+    np.testing.assert_allclose(size, [1.3 + 0.4, 1.75])
     assert only.get_title() == "1.0e-03\nbest"
     np.testing.assert_allclose(only.images[0].get_array(), IMAGES[0, ..., 0])
