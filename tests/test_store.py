@@ -284,9 +284,13 @@ def test_a_disk_that_fails_is_one_line(filled, monkeypatch):
             run.write_summary({"groups": []})
         assert error.value.needed > 10
         monkeypatch.setattr("jaxleak.results.store.run.create", fail)
-        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)"):
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)") as error:
             commit(run, [20])
         assert 20 not in run.done()
+        monkeypatch.undo()
+        before = set(filled.iterdir())
+        commit(run, [20])
+        assert error.value.needed == sum(file.stat().st_size for file in set(filled.iterdir()) - before)
 
 
 def test_rows_must_have_the_columns(tmp_path):
