@@ -353,6 +353,20 @@ def test_other_settings_are_refused_by_name(filled):
     create(filled).close()  # and the lock is free again
 
 
+def test_other_settings_are_refused_before_long_work(filled, tmp_path):
+    """Those that are known by then; nothing is written."""
+    before = contents(filled)
+    Run.check(filled, SETTINGS, ())
+    Run.check(filled, SETTINGS | {"seeds": 20}, ("seeds",))
+    with pytest.raises(InputError, match="seeds: 50 in the directory, 20 asked"):
+        Run.check(filled, SETTINGS | {"seeds": 20}, ("solver", "attacks"))
+    assert contents(filled) == before
+    Run.check(tmp_path / "absent", SETTINGS, ())
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "empty").mkdir()
+    Run.check(tmp_path / "empty", SETTINGS, ())
+
+
 def test_settings_that_differ_only_in_type_are_named(filled):
     with pytest.raises(InputError, match=r"seeds: 50 in the directory, 50.0 asked"):
         create(filled, SETTINGS | {"seeds": 50.0})
