@@ -180,6 +180,12 @@ def noises(solver, key, *, steps=3, size=20_000):
     return np.stack([(new - 0.9 * old) / 0.1 for old, new in itertools.pairwise(moments)])
 
 
+def test_the_noise_alone_makes_a_solver_random():
+    """Restarts from one start then differ, which an audit asks."""
+    assert Adam(langevin=0.01).random
+    assert not Adam(sign="hard", schedule="step", warmup=3, weight_decay=0.1).random
+
+
 def test_the_noise_has_the_stated_size():
     solver = Adam(lr=0.3, langevin=0.2, warmup=2)
     for t, noise in enumerate(noises(solver, KEY)):

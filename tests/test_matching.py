@@ -1,5 +1,6 @@
 """Dummies matched to the truth, against every permutation there is, and batches as one picture."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -20,6 +21,12 @@ def test_candidates_as_bytes_and_their_size():
     assert stored.dtype == np.uint8
     assert stored.tolist() == [0, 0, 0, 0, 64, 128, 255, 255, 255, 255]
     assert IMAGES.size(np.array([[[1.0, -7.0], [3.0, 0.5]], [[0.1, 0.2], [0.0, 0.0]]])).tolist() == [7, 0.2]
+
+
+def test_measures_are_the_same_for_all_who_share_them():
+    for measures in MEASURES.values():
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            measures.worst = ()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def images(*lead: int, seed: int = 0) -> np.ndarray:

@@ -5,12 +5,22 @@
 A mutant that survives is listed in `mutants.toml` with the reason, or a test is missing. Left out are annotations,
 texts of errors, and replacements that cannot run. Of each place one mutant is drawn, of each module so many places.
 
-First measured on two cores of an Intel Xeon with AVX-512, 1 December 2026, with the command above for one module after
-the other: 95 mutants of 12 modules (intervals 15, compact 12, columns, measures, labels and torch_lbfgs 8 each,
-distances, objectives, parts, run, summary and trial 6 each). 73 were killed, 9 do the same as the code, 13 survived: 73
-of 86 killed, 84.9 % (95 % interval 75.8 to 90.9 %). Of objectives, measures, columns and summary tests had been added
-just before. Tests then written kill these 13, tried one by one, which says nothing of mutants that were not drawn. Not
-run: attacker, lbfgs, first_order, and any module as a whole.
+Measured on two cores of an Intel Xeon with AVX-512, 1 December 2026, one module after the other, in rounds. Each round
+drew mutants that had not been drawn before (`JAXLEAK_MUTANTS_JUDGED`). Then tests were written for those that survived.
+They kill these, tried one by one, which says nothing of other mutants. Shares with 95 % intervals:
+
+1. 95 mutants of 12 modules, of which 9 do the same as the code (intervals 15, compact 12, columns, measures, labels and
+   torch_lbfgs 8 each, distances, objectives, parts, run, summary and trial 6 each): 73 of 86, 84.9 % (75.8 to 90.9 %).
+   Of objectives, measures, columns and summary tests had been added just before.
+2. 74 mutants of 11 modules, of which 3 do the same: 62 of 71, 87.3 % (77.6 to 93.2 %). By module: lbfgs 10 of 10,
+   first_order 9 of 10, agreement 6 of 9, summary 2 of 4, objectives, distances and parts 6 of 6 each, run 4 of 6,
+   measures 3 of 4, columns and intervals 5 of 5 each. lbfgs, first_order and agreement were new; agreement's tests had
+   been written just before.
+3. 18 mutants of 3 modules, of which 1 does the same: 16 of 17, 94.1 % (73.0 to 99.0 %). Summary 6 of 6, run 5 of 6,
+   agreement 5 of 5: quick tests, and holes in round 2.
+
+So no round shows the 95 % that are asked for below. Not run: attacker (its tests alone took over three minutes on the
+busy machine); labels, torch_lbfgs, compact and trial after round 1; any module as a whole.
 """
 
 import ast
@@ -32,6 +42,7 @@ import jaxleak
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = int(os.environ.get("JAXLEAK_MUTANTS", "6"))  # mutants of each module; 0: all there are
+JUDGED = int(os.environ.get("JAXLEAK_MUTANTS_JUDGED", "0"))  # of these the first so many are left out: judged before
 ONLY = os.environ.get("JAXLEAK_MUTANTS_OF", "").split()  # modules; none: all
 LEAST = 0.95  # share that must be killed
 
@@ -142,7 +153,7 @@ def test_mutants_are_killed(tmp_path, monkeypatch):
         assert plain.returncode == 0, f"{name}: its tests fail without a mutant\n{plain.stdout}"
         seconds, of_module = time.monotonic() - began, len(killed)
         for mutation, line, becomes in itertools.islice(
-            mutants(project / "jaxleak" / name, tmp_path / "session"), SAMPLE or None
+            mutants(project / "jaxleak" / name, tmp_path / "session"), JUDGED, SAMPLE or None
         ):
             result = mutating.mutate_and_test([mutation], shlex.join(call), 60 + 5 * seconds)
             assert result.worker_outcome == "normal", result.output

@@ -65,6 +65,8 @@ def test_shards_share_a_directory_and_nobody_else_does(tmp_path):
         with pytest.raises(InputError, match="was begun in 2 shards"):
             create(tmp_path, Shard(0, 3))
         assert Run.open(tmp_path).done() == {0, 1, 2}
+        missing = [{"shard": "1/2", "done": 1, "trials": 2}]
+        assert Run.open(tmp_path).shards(4) == {"count": 2, "missing": missing}
     with create(tmp_path, ALL), pytest.raises(InputError, match="a process that is no shard is writing this run"):
         create(tmp_path, Shard(0, 2))
 

@@ -284,9 +284,13 @@ def test_a_disk_that_fails_is_one_line(filled, monkeypatch):
             run.write_summary({"groups": []})
         assert error.value.needed > 10
         monkeypatch.setattr("jaxleak.results.store.run.create", fail)
-        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)"):
+        with pytest.raises(StorageError, match=r"cannot be written \(Input/output error\)") as error:
             commit(run, [20])
         assert 20 not in run.done()
+        monkeypatch.undo()
+        before = set(filled.iterdir())
+        commit(run, [20])
+        assert error.value.needed == sum(file.stat().st_size for file in set(filled.iterdir()) - before)
 
 
 def test_rows_must_have_the_columns(tmp_path):
@@ -347,6 +351,20 @@ def test_other_settings_are_refused_by_name(filled):
     assert "\n" not in message
     assert contents(filled) == before
     create(filled).close()  # and the lock is free again
+
+
+def test_other_settings_are_refused_before_long_work(filled, tmp_path):
+    """Those that are known by then; nothing is written."""
+    before = contents(filled)
+    Run.check(filled, SETTINGS, ())
+    Run.check(filled, SETTINGS | {"seeds": 20}, ("seeds",))
+    with pytest.raises(InputError, match="seeds: 50 in the directory, 20 asked"):
+        Run.check(filled, SETTINGS | {"seeds": 20}, ("solver", "attacks"))
+    assert contents(filled) == before
+    Run.check(tmp_path / "absent", SETTINGS, ())
+    assert not (tmp_path / "absent").exists()
+    (tmp_path / "empty").mkdir()
+    Run.check(tmp_path / "empty", SETTINGS, ())
 
 
 def test_settings_that_differ_only_in_type_are_named(filled):

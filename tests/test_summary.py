@@ -229,6 +229,17 @@ def groups(rows=ROWS, **options):
     return {(g["attack"], g["image"]): g for g in summary["groups"]}
 
 
+@pytest.mark.parametrize(("labels", "known"), [((-1, -1), False), ((-1, 4), True), ((3, 4), True), ((0, -1), True)])
+def test_labels_are_known_where_a_row_has_one(labels, known):
+    assert groups([row(trial, label=label) for trial, label in enumerate(labels)])["dlg", 3]["labels_known"] is known
+
+
+@pytest.mark.parametrize(("objective", "mse", "known"), [(1e-5, math.nan, False), (math.nan, math.nan, True)])
+def test_the_truth_is_unknown_where_a_finite_trial_has_no_error(objective, mse, known):
+    rows = [row(0), row(1, objective=objective, mse=mse)]
+    assert groups(rows)["dlg", 3]["truth_known"] is known
+
+
 def test_summary_of_an_image():
     group = groups()["dlg", 3]
     assert (group["model"], group["dataset"]) == ("lenet", "photos")
