@@ -31,7 +31,7 @@ class Item:
         evaluations: of a trial; None is the mean of those stored.
         model: in the zoo.
         command: what makes or continues it.
-        own_rate: the rate is that of the stored run, if there is one.
+        own_rate: the rate is that of the stored run; without one no hours are told.
         variant: of `jaxleak bench`.
     """
 
@@ -51,8 +51,17 @@ FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
 DEAKIN, IG = "Deakin report", "Inverting Gradients"
 ITEMS = (
     *(
-        Item(f"iDLG: `{run}`", "2 x 1,000 trials", path, 2000, None, "lenet-cpl", f"idlg_fidelity --only {run}", own)
-        for run, path, own in ((run, path, "5749" in run) for run, path in FIDELITY.items())
+        Item(
+            f"iDLG: `{run}`",
+            "2 x 1,000 trials",
+            path,
+            2000,
+            None,
+            "lenet-cpl",
+            f"idlg_fidelity --only {run}{more}",
+            bool(more),
+        )
+        for run, path, more in ((run, path, " --n-5749 1000" * ("5749" in run)) for run, path in FIDELITY.items())
     ),
     Item(
         *(f"Kan et al. 2022: the published attack, {FULL}", "20 images x 20 starts"),
@@ -104,8 +113,9 @@ def cells(item: Item) -> list[str]:
     fast = own["engine"]["evaluations_per_second"] if own else rate(item.model, item.variant)
     hours = whole / fast / 3600
     there = tables.NONE if item.variant != "jaxleak" else f"{hours / times(item.model):.2g}"
+    told = [tables.NONE] * 2 if item.own_rate and not own else [f"{hours:.2g}", there]
     here = f"{trials:,} of {item.trials:,} trials, {evaluations:,} evaluations" if trials else tables.NOT_RUN
-    return [item.what, item.size, here, f"{whole:,}", f"{hours:.2g}", there, f"`{item.command}`"]
+    return [item.what, item.size, here, f"{whole:,}", *told, f"`{item.command}`"]
 
 
 def rate(model: str, variant: str = "jaxleak") -> float:

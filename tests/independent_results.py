@@ -818,7 +818,8 @@ def published_sizes(stored: Stored) -> list[Row]:
         account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
         faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
         there = NONE if in_torch else f"{hours / faster:.2g}"
-        found.append([ANY, ANY, here, f"{whole:,}", f"{hours:.2g}", there, ANY])
+        told = [NONE, NONE] if own and rows is None else [f"{hours:.2g}", there]
+        found.append([ANY, ANY, here, f"{whole:,}", *told, ANY])
     return found
 
 
