@@ -111,7 +111,7 @@ def mutants(module: Path, session: Path):
         yield mutation, line.strip(), after[start[0] - 1].strip() if len(after) == len(lines) else ""
 
 
-def tests_of(module: str) -> list[str]:
+def arguments_of(module: str) -> list[str]:
     """Arguments of pytest."""
     arguments = []
     for entry in TABLE["tests"][module]:
@@ -147,7 +147,18 @@ def test_mutants_are_killed(tmp_path, monkeypatch):
     killed: list[bool] = []
     missing, equivalent = [], 0
     for name in ONLY or TABLE["tests"]:
-        call = [sys.executable, "-m", "pytest", "-x", "-q", "-n0", "--keep-duplicates", "-k", WITHOUT, *tests_of(name)]
+        call = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-x",
+            "-q",
+            "-n0",
+            "--keep-duplicates",
+            "-k",
+            WITHOUT,
+            *arguments_of(name),
+        ]
         began = time.monotonic()
         plain = subprocess.run(call, capture_output=True, text=True)  # leaves bytecode and programs behind
         assert plain.returncode == 0, f"{name}: its tests fail without a mutant\n{plain.stdout}"
