@@ -91,7 +91,9 @@ def run_one(experiment: str, name: str, sweep: jaxleak.Sweep, options: argparse.
     if "command" in made:  # it names no path of the machine
         for word, path in {"RUNS": options.runs, "DIR": options.data_dir or "DIR"}.items():
             made["command"] = made["command"].replace(str(path), word)
-    summary = {**result.summary, "settings": result.run.settings, "environment": made}
+    # Of an image with one trial the rows say all there is.
+    groups = [group for group in result.summary["groups"] if group["image"] is None or group["trials"] > 1]
+    summary = {**result.summary, "groups": groups, "settings": result.run.settings, "environment": made}
     write_json(file, summary)
     return result
 
