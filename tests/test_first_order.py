@@ -88,6 +88,7 @@ def test_adam_follows_torch(name, boxed):
 
 def test_the_published_milestones():
     """Of 4,800 and 24,000 steps: `scheduler.step` follows the update, so step 1,799 is the first at the lower rate."""
+    assert Adam.iterations == 4800
     for steps, milestones in ((4800, (1799, 2999, 4203)), (24000, (8998, 14999, 21015))):
         rates = np.asarray(jax.vmap(Adam(schedule="step").rates(steps))(jnp.arange(steps)))
         np.testing.assert_array_equal(np.flatnonzero(np.diff(rates)) + 1, milestones)

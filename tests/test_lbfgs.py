@@ -142,6 +142,12 @@ def test_a_solver_that_finds_nothing_lower_stalls():
     assert states.climbs[300] == 50
 
 
+def test_a_solver_at_the_very_bottom_stalls():
+    _, infos = solve(lambda x: (x @ x / 2, x), [2.0], 4)
+    np.testing.assert_array_equal(infos.value, [2.0, 0.5, 0.0, 0.0])
+    np.testing.assert_array_equal(infos.stalled, [False, False, True, True])
+
+
 def test_a_start_that_is_not_finite_is_reported():
     _, infos = solve(squares(rosenbrock), [np.nan, 1.0], 5)
     assert np.all(np.isnan(infos.value))

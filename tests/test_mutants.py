@@ -178,6 +178,7 @@ def test_mutants_are_killed(tmp_path, monkeypatch):
             print(f"{word}: {name}\n    {line}\n    {becomes}", flush=True)
         print(f"{name}: {sum(killed[of_module:])} of {len(killed[of_module:])} killed; its tests take {seconds:.0f} s")
     n = len(killed) - equivalent
+    assert n, "no mutant was drawn that changes what the code does"
     low, high = jaxleak.wilson(sum(killed), n)
     print(f"{sum(killed)} of {n} killed, {sum(killed) / n:.1%} (95 % interval {low:.1%} to {high:.1%})")
     print(f"{equivalent} more do the same as the code, as listed")

@@ -506,6 +506,8 @@ def test_cosine_with_a_zero_is_one_and_has_no_slope(zero):
     value, slopes = jax.value_and_grad(cosine_distance, (0, 1))(gradient, update)
     assert float(value) == 1
     np.testing.assert_array_equal(flat(slopes), 0)
+    ones = jax.tree.map(jnp.ones_like, (gradient, update))
+    assert [float(part) for part in jax.jvp(cosine_distance, (gradient, update), ones)] == [1, 0]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

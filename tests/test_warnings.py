@@ -173,7 +173,11 @@ def test_what_rows_show(rows, words):
 def test_the_criterion_decides_what_met_the_objective():
     rows = [row(objective=1e-3, relative_objective=0.5)]
     assert not warnings_after(rows, Criteria())
+    assert not warnings_after(rows, Criteria(objective=1e-3))  # met is below
     assert len(warnings_after(rows, Criteria(objective=1e-2))) == 1
+    for relative, warned in ((0.01, 0), (0.0101, 1)):  # of the update unexplained
+        rows = [row(objective=1e-3, relative_objective=relative)]
+        assert len(warnings_after(rows, Criteria(objective=1e-2))) == warned
 
 
 # --- in a sweep ---
