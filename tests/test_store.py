@@ -534,16 +534,27 @@ def test_damage_twice_keeps_both_corpses(filled):
     assert done_on_resume(filled) == set(range(12))
 
 
-def test_unreadable_part_is_no_damage(filled, monkeypatch):
+@pytest.mark.parametrize(
+    "method, ending, error, said",
+    [
+        ("read_bytes", ".parquet", PermissionError(13, "Permission denied", "of it"), "of it .*Permission denied"),
+        ("read_bytes", ".parquet", OSError(5, "Input/output error"), "rows-00000.parquet .*Input/output error"),
+        ("open", ".npz", PermissionError(13, "Permission denied", "arrays"), "arrays .*Permission denied"),
+    ],
+)
+def test_unreadable_part_is_no_damage(filled, monkeypatch, method, ending, error, said):
     """A part that the system will not let us read may be sound: stop, and leave it where it is."""
+    read = getattr(Path, method)
 
-    def refuse(path):
-        raise PermissionError(13, "Permission denied", str(path))
+    def refuse(path, *args, **kwargs):
+        if path.suffix == ending:
+            raise error
+        return read(path, *args, **kwargs)
 
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda p: refuse(p) if p.suffix == ".parquet" else read(p))
-    with pytest.raises(InputError, match=r"rows-00000.parquet cannot be read \(Permission denied\)"):
+    monkeypatch.setattr(Path, method, refuse)
+    with pytest.raises(InputError, match=said.replace(" .*", r" cannot be read \(") + r"\)\. Check its permissions"):
         create(filled)
+    monkeypatch.undo()
     assert not list(filled.glob("*.corrupt"))
 
 
