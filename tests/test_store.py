@@ -535,7 +535,7 @@ def test_damage_twice_keeps_both_corpses(filled):
 
 
 @pytest.mark.parametrize(
-    "method, ending, error, said",
+    ("method", "ending", "error", "said"),
     [
         ("read_bytes", ".parquet", PermissionError(13, "Permission denied", "of it"), "of it .*Permission denied"),
         ("read_bytes", ".parquet", OSError(5, "Input/output error"), "rows-00000.parquet .*Input/output error"),
