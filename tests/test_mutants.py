@@ -3,7 +3,7 @@
     JAXLEAK_MUTANTS=6 JAXLEAK_MUTANTS_OF="attacks/trial.py" python -m pytest -m slow -n 0 -s tests/test_mutants.py
 
 A mutant that survives is listed in `mutants.toml` with the reason, or a test is missing. Left out are annotations,
-texts of errors, and replacements that cannot run. Of each place one mutant is drawn, of each module so many places.
+texts of errors, `strict` of `zip`, looks of figures, and replacements that cannot run. Of each place one mutant is drawn, of each module so many places.
 
 Measured on two cores of an Intel Xeon with AVX-512, 1 December 2026, one module after the other, in rounds. Each round
 drew mutants that had not been drawn before (`JAXLEAK_MUTANTS_JUDGED`). Then tests were written for those that survived.
@@ -61,7 +61,9 @@ OPERATORS = re.compile(
 
 
 def silent(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """Spans that say something and do nothing: annotations, texts of errors, and what is for type checkers."""
+    """Spans that say something and do nothing: annotations, texts of errors, what is for type checkers, that what goes
+    together is equally long, and looks of figures.
+    """
     nodes: list[ast.AST | None] = []
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -69,6 +71,8 @@ def silent(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
                 nodes.append(node.annotation)
             case ast.FunctionDef():
                 nodes.append(node.returns)
+            case ast.keyword(arg="strict" | "figsize" | "dpi" | "fontsize"):
+                nodes.append(node.value)
             case ast.Raise(exc=ast.Call()):
                 nodes += node.exc.args
             case ast.If(test=ast.Name(id="TYPE_CHECKING")):

@@ -188,6 +188,9 @@ def test_the_interval_of_a_mean_of_few_shares():
     shares = np.array([0.0, 0.25, 0.5])
     means = np.random.default_rng(0).choice(shares, (10_000, 3)).mean(axis=1)
     assert mean_interval(shares) == (np.quantile(means, 0.025), pytest.approx(np.quantile(means, 0.975)))
+    shares = np.random.default_rng(3).uniform(size=9)
+    means = np.random.default_rng(0).choice(shares, (10_000, 9)).mean(axis=1)
+    assert mean_interval(shares) == pytest.approx(np.quantile(means, (0.025, 0.975)), rel=1e-9)
     for shares, won in [(np.ones(7), 7), (np.zeros(7), 0)]:
         assert mean_interval(shares) == wilson(won, 7)
         assert mean_interval(shares, 0.8) == wilson(won, 7, 0.8)

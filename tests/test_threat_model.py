@@ -458,6 +458,24 @@ def test_whatever_the_scale_the_published_objective_is_reported(small, objective
     assert found["per-tensor", "LBFGS"][0] != pytest.approx(relative, rel=1e-2)
 
 
+def test_whatever_the_scale_an_update_of_zeros_is_as_far(small):
+    victim = tiny(small, (0, 1), defences=(Prune(share=1.0),))
+    candidate = np.random.default_rng(0).random((2, *SHAPE))
+    wanted = np.sum(flat(gradient_of(victim, x=candidate)) ** 2)
+
+    def evaluate():
+        found = []
+        for scale in SCALES:
+            trial = trial_of(replace(KNOWN, scale=scale), victim)
+            shared = trial.shared()
+            problem, x = trial.prepare(shared, job()), jnp.ravel(candidate)
+            value, _ = trial.attacker.objective(shared, problem)(x)
+            found.append(trial.attacker.published(jnp.asarray(True), shared, problem, x, value))
+        return found
+
+    np.testing.assert_allclose(compiled(evaluate), wanted, rtol=1e-9)
+
+
 @pytest.mark.parametrize("objective", sorted(set(OBJECTIVES) - {"likelihood"}))  # which refuses `layers`
 def test_layers_restrict_the_objective(small, objective):
     victim = tiny(small, (0, 1))

@@ -13,8 +13,9 @@ from jaxleak.results.metrics import relative_error
 from jaxleak.results.result import Result
 from jaxleak.results.store.columns import Row
 from jaxleak.results.store.parts import npz_bytes
+from jaxleak.results.verdict import Criteria
 
-AGREES = 0.2  # relative distance below which two restarts show the same image: the criterion of success
+AGREES = Criteria().relative_error  # relative distance below which two restarts show the same image
 KEPT = 8  # restarts whose images are kept, of each attack
 
 

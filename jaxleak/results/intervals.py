@@ -55,9 +55,7 @@ def fisher(s1: int, n1: int, s2: int, n2: int) -> float:
 
     _check_count("s1", s1, n1)
     _check_count("s2", s2, n2)
-    if n1 == 0 or n2 == 0:
-        return 1.0
-    return float(np.asarray(fisher_exact([[s1, n1 - s1], [s2, n2 - s2]])[1]))
+    return float(np.asarray(fisher_exact([[s1, n1 - s1], [s2, n2 - s2]])[1]))  # 1 where `n1` or `n2` is 0
 
 
 def mean_interval(shares: Float[np.ndarray, "n"], confidence: float = 0.95, draws: int = 10_000) -> tuple[float, float]:
