@@ -3,7 +3,8 @@
     JAXLEAK_MUTANTS=6 JAXLEAK_MUTANTS_OF="attacks/trial.py" python -m pytest -m slow -n 0 -s tests/test_mutants.py
 
 A mutant that survives is listed in `mutants.toml` with the reason, or a test is missing. Left out are annotations,
-texts of errors, `strict` of `zip`, looks of figures, and replacements that cannot run. Of each place one mutant is drawn, of each module so many places.
+texts of errors, `strict` of `zip`, looks of figures, and replacements that cannot run. Of each place one mutant is
+drawn, of each module so many places.
 
 Measured on two cores of an Intel Xeon with AVX-512, 1 December 2026, one module after the other, in rounds. Each round
 drew mutants that had not been drawn before (`JAXLEAK_MUTANTS_JUDGED`). Then tests were written for those that survived.

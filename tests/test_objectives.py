@@ -680,8 +680,8 @@ def test_layers_that_do_not_fit_are_named(layers, message):
 
 
 def test_label_distance_is_the_mean_over_images():
-    logits, target = jnp.log(jnp.array([[0.2, 0.8], [0.5, 0.5]])) + 7, jnp.array([[0.0, 1.0], [1.0, 0.0]])
-    assert float(label_distance(logits, target)) == pytest.approx((0.08 + 0.5) / 2)
+    logits, target = jnp.log(jnp.array([[0.2, 0.7, 0.1], [0.5, 0.5, 1e-9]])) + 7, jnp.eye(3)[jnp.array([1, 0])]
+    assert float(label_distance(logits, target)) == pytest.approx((0.14 + 0.5) / 2)
     certain, slope = jax.value_and_grad(label_distance)(1e3 * target, target)
     assert float(certain) == 0
     np.testing.assert_array_equal(slope, 0)
@@ -715,6 +715,6 @@ def test_what_is_left_of_an_update():
     nan, inf = np.nan, np.inf
     left = share_left("cosine", [0.0, 0.5, 0.9, 1.0, 1.5, nan, inf], 3.0)  # 1 - cos^2 of the angle, 1 beyond 90 degrees
     np.testing.assert_allclose(left, [0, 0.75, 0.99, 1, 1, nan, inf])
-    np.testing.assert_allclose(share_left("l2", [0.0, 6.0, 1.0, 0.0], [2.0, 3.0, 0.0, 0.0]), [0, 2, inf, nan])
+    np.testing.assert_allclose(share_left("l2", [0.0, 3.0, 1.0, 0.0], [3.0, 2.0, 0.0, 0.0]), [0, 1.5, inf, nan])
     assert np.isnan(share_left("l1", 0.5, 1.0))
     assert np.isnan(share_left("likelihood", [0.5, 1.0], 1.0)).tolist() == [True, True]
