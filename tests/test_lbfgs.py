@@ -142,6 +142,13 @@ def test_a_solver_that_finds_nothing_lower_stalls():
     assert states.climbs[300] == 50
 
 
+def test_a_solver_whose_sixth_candidate_is_rounded_away_does_not_climb():
+    states, infos = solve(lambda x: (jnp.ones(()), jnp.ones_like(x)), [1e8], 16, LBFGS(max_step=2.4e-7))
+    np.testing.assert_array_equal(np.flatnonzero(states.x[:, 0] < 1e8), np.arange(5))
+    np.testing.assert_array_equal(states.climbs, 0)
+    assert int(np.argmax(infos.stalled)) == 6
+
+
 def test_a_solver_at_the_very_bottom_stalls():
     _, infos = solve(lambda x: (x @ x / 2, x), [2.0], 4)
     np.testing.assert_array_equal(infos.value, [2.0, 0.5, 0.0, 0.0])
@@ -203,6 +210,20 @@ def test_a_history_in_bfloat16_is_that_of_rounded_pairs():
     assert jnp.vdot(s, y) > 0
     same, _ = advance_now(short, s, y, g, True, 0.7)
     np.testing.assert_array_equal(same.pairs, short.pairs)
+
+
+@pytest.mark.parametrize("on_accelerator", [False, True], ids=["cpu", "accelerator"])
+def test_a_history_has_the_type_that_was_asked_for(monkeypatch, on_accelerator):
+    monkeypatch.setattr("jaxleak.solvers.lbfgs.accelerated", lambda: on_accelerator)
+    wanted = {
+        "same": ["float32", "float64"],
+        "bfloat16": ["bfloat16", "bfloat16"],
+        "auto": ["bfloat16" if on_accelerator else "float32", "float64"],
+    }
+    for history_type, types in wanted.items():
+        starts = (jnp.zeros(3, dtype) for dtype in (jnp.float32, jnp.float64))
+        histories = [LBFGS(history_type=history_type).init(squares(beale), start).history for start in starts]
+        assert [history.pairs.dtype.name for history in histories] == types
 
 
 # --- stored trajectories ---
