@@ -163,6 +163,11 @@ def test_a_solver_at_the_very_bottom_stalls():
     np.testing.assert_array_equal(infos.stalled, [False, False, True, True])
 
 
+def test_a_start_below_0_is_the_lowest_until_there_is_a_lower_one():
+    _, infos = solve(lambda x: (x @ x / 2 - 3, x), [2.0], 3)
+    np.testing.assert_array_equal(infos.value, [-1.0, -2.5, -3.0])
+
+
 def test_a_start_that_is_not_finite_is_reported():
     _, infos = solve(squares(rosenbrock), [np.nan, 1.0], 5)
     assert np.all(np.isnan(infos.value))
@@ -193,10 +198,14 @@ def test_the_defaults_are_those_of_the_stored_results():
     assert asdict(LBFGS()) == {"history": 100, "history_type": "auto", "max_step": 0.05, "inner_steps": 20}
 
 
-@pytest.mark.parametrize("name", ["max_step", "history", "inner_steps"])
-def test_settings_must_be_positive(name):
+@pytest.mark.parametrize(
+    ("name", "value"), [("max_step", 0), ("history", 0), ("inner_steps", 0), ("history", 1.5), ("inner_steps", 1.5)]
+)
+def test_settings_must_be_positive_and_counts_whole(name, value):
     with pytest.raises(InputError, match=f"`{name}`"):
-        LBFGS(**{name: 0})
+        LBFGS(**{name: value})
+    with pytest.raises(TypeError, match="positional"):
+        LBFGS(10)  # type: ignore[call-arg]
 
 
 def test_a_history_in_bfloat16_is_that_of_rounded_pairs():
