@@ -33,14 +33,14 @@ def current_summary(run: Run) -> dict[str, Any]:
         written = json.loads((run.path / "summary.json").read_text())
         engine, told = written["engine"], written.get("warnings")
         finished = sum(group["trials"] for group in written["groups"] if group["image"] is None)
+        # Warnings about the settings stand there only. It may be older than the rows, or than warnings.
+        known = told if finished == len(rows) else None
         if not _sound(engine, told):
             raise ValueError
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        told, engine, finished = None, None, -1
+        known, engine = None, None
     expected = expected_trials(settings)
     summary = summarise(rows, criteria, expected=expected, engine=engine, settings_hash=run.settings_hash)
-    # Those about the settings stand in summary.json only. It may be older than the rows, or than warnings.
-    known = told if finished == len(rows) else None
     warnings = warnings_after(rows, criteria) if known is None else known
     return {**summary, "shards": run.shards(expected), "warnings": warnings}
 
@@ -48,9 +48,10 @@ def current_summary(run: Run) -> dict[str, Any]:
 def _sound(engine: Any, warnings: Any) -> bool:
     """True if these parts of `summary.json` are as they were written."""
     numbers = (engine or {}).values() if engine is None or isinstance(engine, dict) else ("",)
-    texts = warnings if isinstance(warnings, list) else [warnings or ""]
+    if not isinstance(warnings, list | None):
+        return False
     return all(isinstance(number, int | float | None) for number in numbers) and all(
-        isinstance(text, str) for text in texts
+        isinstance(text, str) for text in warnings or ()
     )
 
 
