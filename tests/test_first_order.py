@@ -237,6 +237,7 @@ def test_the_value_is_passed_on_and_the_candidate_is_the_one_evaluated():
     assert info.boundary
     assert not info.stalled
     assert info.evaluations == 1
+    assert Adam.passes_value_on
 
 
 # --- mistakes ---
@@ -258,6 +259,8 @@ def test_the_value_is_passed_on_and_the_candidate_is_the_one_evaluated():
 def test_bad_fields_are_named(field, value, rule):
     with pytest.raises(InputError, match=f"^`{field}` must be {rule}"):
         Adam(**{field: value})
+    with pytest.raises(TypeError, match="positional"):
+        Adam(0.1)  # type: ignore[call-arg]
 
 
 @pytest.mark.parametrize(
