@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, head_gradient, idlg_label, probe_images
+from jaxleak.attacks.labels import LABEL_STRATEGIES, class_gradient, head_gradient, idlg_label, probe_images, read_bits
 from jaxleak.data import load_dataset
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
@@ -154,6 +154,17 @@ def test_one_output_is_read_as_two_classes():
     np.testing.assert_array_equal(outputs, two)
 
 
+def test_one_yes_or_no_is_a_slope_below_0():
+    """Of row sums by iDLG's rule, of the bias by the bias's; a slope of 0 is a no."""
+    update = {"head": {"kernel": jnp.array([[-1.0, 2.0, 0.5], [-1.0, 1.0, -0.5]]), "bias": jnp.array([1.0, -1.0, 0.0])}}
+    read = {name: read_bits(LABEL_STRATEGIES[name], update).tolist() for name in ("idlg", "bias")}
+    assert read == {"idlg": [[1, 0, 0]], "bias": [[0, 1, 0]]}
+
+
+def test_one_strategy_looks_at_outputs():
+    assert [name for name, rule in LABEL_STRATEGIES.items() if rule.needs_network] == ["counts"]
+
+
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 def test_smoothed_labels_are_read_as_plain_ones(reduction):
     """g = pbar - (1 - e) c / N - e / k, in units of the loss, becomes pbar - c / N where pbar is known."""
@@ -195,7 +206,9 @@ def test_labels_right_equals_counters():
 @pytest.mark.parametrize("shape", [(32, 32, 3), (28, 28, 1), (7, 5, 2), (1, 1, 1)])
 def test_probes_are_images_and_differ(shape):
     probes = probe_images(jax.random.key(0), shape)
-    assert probes.shape[1:] == shape
+    assert probes.shape == (32, *shape)
+    for axis in (1, 2):  # colours differ in either direction
+        assert np.ptp(probes, axis=axis).max() > 0.5 or shape[axis - 1] == 1
     assert probes.dtype == np.float64
     assert 0 <= probes.min() < 0.4
     assert 0.6 < probes.max() <= 1

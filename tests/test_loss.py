@@ -264,7 +264,7 @@ def found_labels(loss: Loss, outputs: int, answers: np.ndarray, rules: list[str]
 def test_rules_that_hold_read_the_label_of_one_image(name):
     loss, outputs = ONE[name], 1 if "bce" in name else 5
     labels = np.random.default_rng(4).integers(loss.classes(outputs), size=12)
-    holding = [rule for rule, kind in LABEL_STRATEGIES.items() if kind.read and kind.holds_for(loss, outputs)]
+    holding = [rule for rule, kind in LABEL_STRATEGIES.items() if kind.read and kind.holds_for(loss, outputs, 1)]
     assert {"idlg", "bias"} <= set(holding)
     for rule, found in found_labels(loss, outputs, labels, holding, 1).items():
         np.testing.assert_array_equal(found[:, 0], labels, err_msg=rule)

@@ -201,6 +201,20 @@ def test_the_defaults_are_torchs():
     assert (solver.tolerance_gradient, solver.tolerance_change) == (1e-7, 1e-9)
     assert TorchLBFGS(inner_steps=7).evaluation_limit == 8
     assert TorchLBFGS(inner_steps=7, max_evaluations=5).evaluation_limit == 5
+    with pytest.raises(TypeError, match="positional"):
+        TorchLBFGS(0.1)  # type: ignore[call-arg]
+
+
+def test_torch_lbfgs_ends_where_step_and_change_are_both_small():
+    solver = TorchLBFGS(lr=1e-12)
+
+    def fun(x):
+        return jnp.sum(x), jnp.ones_like(x)
+
+    def scan(x):
+        return jax.lax.scan(lambda state, _: solver.step(fun, state), solver.init(fun, x), length=6)[1]
+
+    np.testing.assert_array_equal(quick_jit(scan)(jnp.ones(3)).boundary, [True, False] * 3)
 
 
 class OuterStep(NamedTuple):

@@ -214,7 +214,7 @@ class LabelStrategy:
     needs: str = "least"
     needs_network: bool = False
 
-    def holds_for(self, loss: Loss, outputs: int, images: int = 1) -> bool:
+    def holds_for(self, loss: Loss, outputs: int, images: int) -> bool:
         """True if it reads the labels of so many images from gradients of this loss."""
         shown = loss.shows(outputs, images)
         return not self.needs or self.needs in shown or ("bits" in shown and self.reads_bits)
