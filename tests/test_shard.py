@@ -21,6 +21,16 @@ def create(path, shard: Shard) -> Run:
     return Run.create_or_resume(path, SETTINGS, ENVIRONMENT, shard)
 
 
+def test_a_shard_goes_on_with_a_run_that_was_not_divided(tmp_path):
+    with create(tmp_path, ALL) as run:
+        assert run.shards(4) is None
+        commit(run, [0])
+        assert run.shards(4) is None
+    with create(tmp_path, Shard(0, 2)) as run:
+        commit(run, [2])
+        assert run.shards(4)["count"] == 2
+
+
 # --- which trials ---
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from jaxleak.data import paths
 from jaxleak.errors import InputError, StorageError
 from jaxleak.results.store import parts
 from jaxleak.results.store import parts as parts_module
@@ -229,7 +230,38 @@ def test_truth_summary_and_figures(tmp_path):
     assert (truth["image"].tolist(), truth["label"].tolist()) == ([20319, 25], [3, 7])
     np.testing.assert_array_equal(truth["pixels"], pixels)
     assert json.loads((tmp_path / "summary.json").read_text()) == {"groups": [], "complete": True}
-    assert run.figures.is_dir()
+    assert set(truth) == {"image", "label", "pixels"}
+    for _ in range(2):
+        assert run.figures.is_dir()
+    assert run.modality == "image"
+
+
+def test_truth_summary_of_named_classes_and_modality(tmp_path):
+    with create(tmp_path, SETTINGS | {"victim": {"modality": "text"}}) as run:
+        run.write_truth([1], [0], np.zeros((1, 4, 4, 1)), class_names=["cat", "dog"])
+    assert run.truth()["class_names"].tolist() == ["cat", "dog"]
+    assert run.modality == "text"
+
+
+def test_rows_as_a_frame_need_pandas(filled, monkeypatch):
+    frame = Run.open(filled).frame()
+    assert frame["trial"].tolist() == list(range(12))
+    monkeypatch.setattr("jaxleak.results.store.run.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="`frame` needs pandas: pip install pandas"):
+        Run.open(filled).frame()
+
+
+def test_other_solvers_are_refused_unless_they_may_mix(tmp_path):
+    solvers = [ENVIRONMENT | {"solvers": {"lbfgs": version}} for version in ("1", "2")]
+    Run.create_or_resume(tmp_path, SETTINGS, solvers[0]).close()
+    with pytest.raises(InputError, match="another version of the solver lbfgs"):
+        Run.create_or_resume(tmp_path, SETTINGS, solvers[1])
+    Run.create_or_resume(tmp_path, SETTINGS, solvers[1], mix_versions=True).close()
+
+
+def test_temporary_files_that_another_process_removes_first_do_no_harm(tmp_path, monkeypatch):
+    monkeypatch.setattr("jaxleak.results.store.run.own_debris", lambda path, shard: [path / "gone"])
+    create(tmp_path).close()
 
 
 @pytest.mark.parametrize("damage", ["missing", "empty", "cut", "flipped"])
@@ -644,11 +676,29 @@ def test_full_disk_commits_nothing_and_can_be_tried_again(filled, monkeypatch):
         sync(descriptor)
 
     monkeypatch.setattr(os, "fsync", full)
+    before = set(filled.iterdir())
     with pytest.raises(OSError, match="No space left"):
         commit(run, [12])
     assert run.done() == set(range(12))
+    assert set(filled.iterdir()) == before  # arrays without rows would keep the disk full
     commit(run, [12])
     check_consistent(run)
+    run.close()
+    assert done_on_resume(filled) == set(range(13))
+
+
+def test_full_disk_or_not_arrays_whose_rows_are_written_stay(filled, monkeypatch):
+    """Of an interruption between the last byte and the end of the call."""
+    run, written = create(filled), paths.create
+
+    def interrupted(path, payload):
+        written(path, payload)
+        if path.suffix == ".parquet":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxleak.results.store.run.create", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        commit(run, [12])
     run.close()
     assert done_on_resume(filled) == set(range(13))
 

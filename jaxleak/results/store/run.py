@@ -241,7 +241,7 @@ class Run:
         """Arrays whose rows were not written would keep a full disk full."""
         with contextlib.suppress(OSError):
             if is_local(rows_path) and not rows_path.exists():
-                arrays_path_of(rows_path).unlink(missing_ok=True)
+                arrays_path_of(rows_path).unlink()
 
     def _check_new(self, trials: np.ndarray, arrays: dict[str, np.ndarray]) -> None:
         twice = self._done.intersection(trials.tolist())
