@@ -163,6 +163,7 @@ def test_one_yes_or_no_is_a_slope_below_0():
 
 def test_one_strategy_looks_at_outputs():
     assert [name for name, rule in LABEL_STRATEGIES.items() if rule.needs_network] == ["counts"]
+    assert len(set(LABEL_STRATEGIES.values())) > 3  # they can be keys
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
@@ -178,6 +179,8 @@ def test_smoothed_labels_are_read_as_plain_ones(reduction):
     np.testing.assert_allclose(as_if["head"]["bias"], expected - shares, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(as_if["head"]["kernel"], 1)
     np.testing.assert_array_equal(outputs, logits)
+    kernel_alone, _ = class_gradient({"head": {"kernel": update["head"]["kernel"]}}, jnp.asarray(logits), loss, images)
+    np.testing.assert_allclose(kernel_alone["head"]["kernel"], 1)
     unread, _ = class_gradient(update, jnp.zeros((0, 5)), loss, images)  # by a rule that looks at no outputs
     np.testing.assert_allclose(unread["head"]["bias"], expected - (1 - smoothing) * shares, rtol=1e-9, atol=1e-12)
 
@@ -207,8 +210,10 @@ def test_labels_right_equals_counters():
 def test_probes_are_images_and_differ(shape):
     probes = probe_images(jax.random.key(0), shape)
     assert probes.shape == (32, *shape)
-    for axis in (1, 2):  # colours differ in either direction
+    for axis in (1, 2):  # from one colour to another in either direction
         assert np.ptp(probes, axis=axis).max() > 0.5 or shape[axis - 1] == 1
+        steps = np.diff(probes, axis=axis)
+        assert np.all(np.all(steps >= -1e-12, axis=axis) | np.all(steps <= 1e-12, axis=axis))
     assert probes.dtype == np.float64
     assert 0 <= probes.min() < 0.4
     assert 0.6 < probes.max() <= 1
