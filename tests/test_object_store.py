@@ -93,6 +93,18 @@ def test_half_a_part_is_written_again(out):
     assert Run.open(out).done() == {0, 1}
 
 
+def test_a_shard_leaves_the_arrays_of_others_alone(out):
+    with create(out, Shard(0, 2)) as first:
+        commit(first, [0])
+        for index in (0, 1):
+            (out / f"arrays-{index:03}of002-00001.npz").write_bytes(b"half")
+    with create(out, Shard(0, 2)):
+        assert not (out / "arrays-000of002-00001.npz").exists()
+        assert (out / "arrays-001of002-00001.npz").exists()
+    with create(out):
+        assert not (out / "arrays-001of002-00001.npz").exists()
+
+
 def test_a_damaged_part_is_set_aside(out):
     with create(out) as run:
         commit(run, [0])

@@ -209,13 +209,32 @@ def test_what_fills_short_pieces():
 
 def test_only_arrays_that_are_mostly_zero_are_compressed():
     arrays = {"sparse": np.eye(40), "dense": np.ones((40, 40)), "half": np.arange(40) % 2, "text": np.array(["a"] * 9)}
+    arrays["most"] = (np.arange(40) < 19).astype(float)
     payload = io.BytesIO(parts_module.npz_bytes(arrays))
     with zipfile.ZipFile(payload) as archive:
         kinds = {info.filename: info.compress_type == zipfile.ZIP_DEFLATED for info in archive.infolist()}
-    assert kinds == {"sparse.npy": True, "dense.npy": False, "half.npy": False, "text.npy": False}
+    assert {name for name, compressed in kinds.items() if compressed} == {"sparse.npy", "most.npy"}
+    assert len(kinds) == len(arrays)
     with np.load(payload) as stored:
         for name, array in arrays.items():
             np.testing.assert_array_equal(stored[name], array)
+
+
+def test_arrays_over_the_limit_of_a_zip_are_stored(monkeypatch):
+    """2 GiB, here a hundred bytes."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 100)
+    with np.load(io.BytesIO(parts_module.npz_bytes({"large": np.arange(99)}))) as stored:
+        np.testing.assert_array_equal(stored["large"], np.arange(99))
+
+
+def test_objects_are_no_arrays():
+    """Whoever loads them would run what they say."""
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        parts_module.npz_bytes({"object": np.array([object()])})
+
+
+def test_json_is_for_people():
+    assert parts_module.json_bytes({"a": [1]}) == b'{\n  "a": [\n    1\n  ]\n}\n'
 
 
 def test_truth_summary_and_figures(tmp_path):
@@ -543,6 +562,24 @@ def test_flipped_bits_never_change_a_row(filled, name):
     damage_and_resume(filled, filled / name, bytes(middle))
 
 
+def test_a_flipped_page_is_found_before_it_is_decoded(filled):
+    """Of a page whose bytes are others a decoder may make anything."""
+    file = filled / "rows-00000.parquet"
+    start = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+    payload = bytearray(file.read_bytes())
+    payload[start + 60] ^= 1  # behind the page's header
+    file.write_bytes(payload)
+    with pytest.raises(parts.DamagedError, match="CRC"):
+        parts.read_part(file, filled / "arrays-00000.npz")
+
+
+def test_a_warning_of_damage_points_at_the_line_that_reads(filled):
+    (filled / "rows-00000.parquet").write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="damaged part skipped") as caught:
+        Run.open(filled)
+    assert [warning.filename for warning in caught] == [__file__]
+
+
 def test_part_without_its_arrays_is_set_aside(filled):
     (filled / "arrays-00002.npz").unlink()
     with pytest.warns(UserWarning, match="arrays-00002.npz is missing"):
@@ -604,15 +641,22 @@ def test_a_trial_in_two_parts_counts_once(tmp_path):
 
 
 def test_temporary_files_of_others_are_left_until_they_are_old(filled):
-    """Whoever draws a figure or a page holds no lock."""
+    """Whoever draws a figure or a page holds no lock. A minute after its last change it is old."""
     (filled / "figures").mkdir()
     fresh, old = ([filled / f".report.html.{n}.tmp", filled / f"figures/.grid.png.{n}.tmp"] for n in (0, 1))
-    for file in (*fresh, *old):
-        file.write_bytes(b"half")
-    for file in old:
-        os.utime(file, (time.time() - 61,) * 2)
+    now = time.time()
+    for files, seconds in ((fresh, 30), (old, 60.5)):
+        for file in files:
+            file.write_bytes(b"half")
+            os.utime(file, (now - seconds,) * 2)
     create(filled).close()
     assert [file.exists() for file in (*fresh, *old)] == [True, True, False, False]
+
+
+def test_a_temporary_file_that_is_gone_when_it_is_looked_at_is_left(filled):
+    link = filled / ".report.html.0.tmp"
+    link.symlink_to(filled / "gone")
+    assert parts.own_debris(filled) == []
 
 
 # --- kills ------------------------------------------------------------------------------------------------

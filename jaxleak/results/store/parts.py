@@ -64,12 +64,9 @@ def own_debris(path: Path, shard: Shard = ALL) -> list[Path]:
     On a file system these are temporary files, in an object store a part's arrays without its rows.
     """
     if not is_local(path):
-        begun = "" if shard == ALL else PartName(shard, 0).prefix
         rows = {arrays_path_of(file).name for file in path.glob("rows-*.parquet")}
-        return [file for file in path.glob(f"arrays-{begun}*.npz") if file.name not in rows]
-    pattern = (
-        r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{PartName(shard, 0).prefix}"
-    )
+        return [file for file in path.glob(f"arrays-{shard.prefix}*.npz") if file.name not in rows]
+    pattern = r"\.(run|truth|summary|rows-|arrays-)" if shard == ALL else rf"\.(rows|arrays)-{shard.prefix}"
     mine = [file for file in path.glob(".*.tmp") if re.match(pattern, file.name)]
     if shard == ALL:
         mine += [file for file in (*path.glob(".*.tmp"), *path.glob("figures/.*.tmp")) if _stale(file)]
@@ -183,14 +180,9 @@ class PartName(NamedTuple):
     number: int
 
     @property
-    def prefix(self) -> str:
-        """Start of the names of this shard's parts, after "rows-" or "arrays-"."""
-        return "" if self.shard.count == 1 else f"{self.shard.index:03}of{self.shard.count:03}-"
-
-    @property
     def file(self) -> str:
         """Name of its rows' file."""
-        return f"rows-{self.prefix}{self.number:05}.parquet"
+        return f"rows-{self.shard.prefix}{self.number:05}.parquet"
 
 
 def part_name(path: Path) -> PartName | None:

@@ -17,6 +17,11 @@ class Shard(NamedTuple):
     def __str__(self) -> str:
         return f"{self.index}/{self.count}"
 
+    @property
+    def prefix(self) -> str:
+        """Start of the names of its parts, after "rows-" or "arrays-"; empty where the run is not divided."""
+        return "" if self.count == 1 else f"{self.index:03}of{self.count:03}-"
+
     def takes(self, trials: np.ndarray) -> np.ndarray:
         """True for each trial id that belongs to this shard [n]."""
         return np.asarray(trials) % self.count == self.index
