@@ -551,6 +551,28 @@ def cpl_vs_dlg(stored: Stored) -> Phrases:
 
 
 @text
+def cpl_vs_dlg_by_torch(stored: Stored) -> Phrases:
+    names = ("dlg, normal", "dlg, uniform", "cpl, normal", "cpl, alpha 0")
+    tables = [stored.rows(f"cpl_vs_dlg/{name}-torch").set_index(["image", "seed"]) for name in ("lfw", "cifar100")]
+    found = {name: [rows[rows.attack == name] for rows in tables] for name in names}
+    dlg, uniform, cpl, tile = ([int(rows.success.sum()) for rows in found[name]] for name in names)
+    yield f"CPL solves {cpl[0]} of 100 on LFW and {cpl[1]} on CIFAR-100, DLG {dlg[0]} and {dlg[1]}"
+    chances = []
+    for first, second in zip(found["dlg, normal"], found["cpl, normal"], strict=True):
+        mine, other = first.success.align(second.success, join="inner")
+        assert len(mine) == 100
+        alone = int((mine & ~other).sum()), int((other & ~mine).sum())
+        chances.append(stats.binomtest(min(alone), sum(alone)).pvalue)
+    yield "(McNemar p = {:.0e} and {:.0e})".format(*chances).replace("e-0", "e-")
+    lost = [[int((rows.status == "diverged").sum()) for rows in found[name]] for name in ("dlg, normal", "cpl, normal")]
+    yield "DLG diverges in {} and {} trials, CPL in {} and {}".format(*lost[0], *lost[1])
+    yield f"no more ({uniform[0]} and {uniform[1]} from U[0, 1)); CPL from its tile solves {tile[0]} and {tile[1]}"
+    middle = [[f"{solved_iterations(rows).median():.0f}" for rows in found[name]] for name in names]
+    yield "DLG takes {} and {} from N(0, 1) and {} and {} from U[0, 1)".format(*middle[0], *middle[1])
+    yield "CPL {} and {}, and {} and {} from its tile".format(*middle[2], *middle[3])
+
+
+@text
 def batch_and_client_steps(stored: Stored) -> Phrases:
     def rows(batch: int, steps: int, kind: str = "cpl") -> pd.DataFrame:
         return stored.rows(f"batch_and_client_steps/{kind}-{batch}-{steps}")
