@@ -463,9 +463,10 @@ def test_the_point_of_the_surrogate_model_is_learned_and_stays_on_the_line():
         moved = trial.step(shared, problem, state).solver
         return trial.attacker.parts(moved.x)["place"]
 
-    inside, outside = quick_jit(lambda: (step(jnp.zeros(())), step(jnp.asarray(80.0))))()
+    inside, after, before = quick_jit(lambda: [step(jnp.asarray(shift)) for shift in (0.0, 80.0, -80.0)])()
     assert 0 < abs(float(inside)) <= 0.1 + 1e-9
-    assert float(outside) == pytest.approx(50)
+    assert float(after) == pytest.approx(50)
+    assert float(before) == pytest.approx(-50)
 
 
 def test_what_the_surrogate_model_needs():

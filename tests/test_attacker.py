@@ -1,0 +1,107 @@
+"""The attacker, each function by its definition: keys, labels in other units, points of a line, groups, scales."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxleak import make_victim
+from jaxleak.attacks.attacker import PLACE
+from jaxleak.attacks.presets import DLG, SME
+from jaxleak.threat.client import Client
+from jaxleak.threat.loss import CrossEntropy, loss_gradient
+from tests.sweeps import CLASSES, Tiny
+from tests.trials import KNOWN, compiled, flat, job, trial_of
+
+
+def victim_of(data, images=(0,), **changes):
+    settings = {"network": "shared", "batch": len(images)} | changes
+    return make_victim(Tiny(CLASSES), data, list(images), **settings)
+
+
+def test_what_is_drawn_has_a_key_of_its_own(data):
+    """Keys decide which start a seed has, in later versions too: 0 images, 1 labels, 2 the solver, 3 on a group."""
+    trial, together = (trial_of(replace(KNOWN, label="joint", group=n), victim_of(data)) for n in (1, 2))
+
+    def look():
+        shared = trial.shared()
+        key = trial.attacker.key(shared, job(seed=4, image=1))
+        candidate, image, label = trial.attacker.candidate, *(jax.random.fold_in(key, n) for n in (0, 1))
+        wanted = candidate.start(KNOWN, image, (), None)
+        wanted["label"] = candidate.label_start(trial.attack, label, None)
+        first = jax.random.fold_in(jax.random.fold_in(key, 3), 0)
+        noise = [trial.attacker.noise_key(shared, job(seed=4, image=1)), jax.random.fold_in(key, 2)]
+        return (
+            (trial.attacker.start(shared, job(seed=4, image=1)), wanted),
+            (
+                together.attacker.start(shared, job(seed=4, image=1))["image"][0],
+                candidate.start(KNOWN, first, (), None),
+            ),
+            [jax.random.key_data(one) for one in noise],
+        )
+
+    alone, of_group, noise = compiled(look)
+    for name, array in alone[1].items():
+        np.testing.assert_array_equal(alone[0][name], array)
+    np.testing.assert_array_equal(of_group[0], of_group[1]["image"])
+    np.testing.assert_array_equal(*noise)
+
+
+def test_labels_of_a_sum_are_those_of_the_mean(data):
+    """Rules that count labels need the units of the gradient: of a sum over five images it is five times as large."""
+    images = (0, 1, 3, 6, 4)
+    found = []
+    for loss in (CrossEntropy(), CrossEntropy(reduction="sum")):
+        trial = trial_of(replace(KNOWN, label="counts"), victim_of(data, images, client=Client(loss=loss)))
+        found.append(compiled(lambda trial=trial: trial.prepare(trial.shared(), job()).label))
+    assert sorted(found[0]) == sorted(found[1]) == [0, 0, 0, 1, 1]
+
+
+def test_a_point_of_the_surrogate_model_is_on_the_line(data):
+    """Half of the way and PLACE for each unit of its variable."""
+    trial = trial_of(replace(SME, label="known", tv=0.0), victim_of(data, client=Client(steps=2, lr=0.5)))
+    x = jnp.asarray(np.random.default_rng(0).random((1, 8, 8, 1)))
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        found = trial.attacker.values(shared, problem, {"image": x, "place": jnp.asarray(7.0)}).published
+        there = jax.tree.map(lambda before, fell: before - (0.5 + 7 * PLACE) * fell, shared.params, problem.shared)
+        return found, loss_gradient(trial.victim.model, there, x, jnp.eye(CLASSES)[:1]), problem.shared
+
+    found, gradient, update = compiled(look)
+    g, u = flat(gradient), flat(update)
+    assert found == pytest.approx(1 - g @ u / np.linalg.norm(g) / np.linalg.norm(u), rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("values", "weights"),
+    [
+        ((2.0, 0.0, 1.0), (0, 1, 0)),
+        ((1.0, 1.0, 2.0), (4 / 9, 4 / 9, 1 / 9)),
+        ((np.nan, 1.0, np.inf), (0, 1, 0)),
+    ],
+)
+def test_members_weigh_by_their_objectives(data, values, weights):
+    trial = trial_of(replace(KNOWN, group=3, group_mean=True), victim_of(data))
+    images = np.random.default_rng(0).random((3, 64))
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        return trial.attacker.reported(jnp.asarray(True), shared, problem, images.ravel(), jnp.asarray(values))[0]
+
+    np.testing.assert_allclose(compiled(look), weights @ images, rtol=1e-12)
+
+
+def test_the_cosine_has_no_units(data):
+    """So the published cosine is the one that is minimised, whatever factor is common to all tensors."""
+    trial = trial_of(replace(DLG, label="known", objective="cosine", scale="relative"), victim_of(data))
+
+    def look():
+        problem = trial.prepare(trial.shared(), job())
+        return trial.attacker.published(jnp.asarray(True), (), problem, (), jnp.asarray(0.25))
+
+    assert compiled(look) == 0.25
