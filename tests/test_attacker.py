@@ -1,6 +1,6 @@
 """The attacker, each function by its definition: keys, labels in other units, points of a line, groups, scales."""
 
-from dataclasses import replace
+from dataclasses import FrozenInstanceError, replace
 
 import jax
 import jax.numpy as jnp
@@ -8,17 +8,31 @@ import numpy as np
 import pytest
 
 from jaxleak import make_victim
-from jaxleak.attacks.attacker import PLACE
+from jaxleak.attacks.attacker import PLACE, Attacker
+from jaxleak.attacks.objectives import label_distance
 from jaxleak.attacks.presets import DLG, SME
-from jaxleak.threat.client import Client
+from jaxleak.attacks.trial import Trial
+from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import CrossEntropy, loss_gradient
 from tests.sweeps import CLASSES, Tiny
-from tests.trials import KNOWN, compiled, flat, job, trial_of
+from tests.trials import KNOWN, compiled, flat, job, trial_of, truth_of
 
 
 def victim_of(data, images=(0,), **changes):
     settings = {"network": "shared", "batch": len(images)} | changes
     return make_victim(Tiny(CLASSES), data, list(images), **settings)
+
+
+def test_an_attacker_and_a_trial_are_told_by_names_and_are_themselves(data):
+    """Arrays in them cannot be compared, so no two are equal; programs are found by `Trial.key`."""
+    fields = {"attack": KNOWN, "victim": victim_of(data)}
+    for kind, more in ((Attacker, {}), (Trial, {"threshold": 1e-4})):
+        with pytest.raises(TypeError):
+            kind(*fields.values(), *more.values())
+        one, other = (kind(**fields, **more) for _ in range(2))
+        assert one != other
+        with pytest.raises(FrozenInstanceError):
+            one.attack = None
 
 
 def test_what_is_drawn_has_a_key_of_its_own(data):
@@ -49,14 +63,16 @@ def test_what_is_drawn_has_a_key_of_its_own(data):
     np.testing.assert_array_equal(*noise)
 
 
-def test_labels_of_a_sum_are_those_of_the_mean(data):
-    """Rules that count labels need the units of the gradient: of a sum over five images it is five times as large."""
-    images = (0, 1, 3, 6, 4)
+@pytest.mark.parametrize("settings", [{}, {"steps": 2, "lr": 1e-3}, {"steps": 2, "lr": 1e-3, "batch": 2}], ids=str)
+def test_labels_of_a_sum_are_those_of_the_mean(data, settings):
+    """Rules that count labels need the units of the gradient: of a sum over four images it is four times as large."""
     found = []
     for loss in (CrossEntropy(), CrossEntropy(reduction="sum")):
-        trial = trial_of(replace(KNOWN, label="counts"), victim_of(data, images, client=Client(loss=loss)))
+        trial = trial_of(
+            replace(KNOWN, label="counts"), victim_of(data, (0, 3, 6, 4), client=Client(**settings, loss=loss))
+        )
         found.append(compiled(lambda trial=trial: trial.prepare(trial.shared(), job()).label))
-    assert sorted(found[0]) == sorted(found[1]) == [0, 0, 0, 1, 1]
+    assert sorted(found[0]) == sorted(found[1]) == [0, 0, 0, 1]
 
 
 def test_a_point_of_the_surrogate_model_is_on_the_line(data):
@@ -105,3 +121,49 @@ def test_the_cosine_has_no_units(data):
         return trial.attacker.published(jnp.asarray(True), (), problem, (), jnp.asarray(0.25))
 
     assert compiled(look) == 0.25
+
+
+def test_a_distance_of_zero_has_the_logarithm_of_its_rounding(data):
+    """In the units of the squared distance, where that is not scaled."""
+    cases = [("l2", "none"), ("l2", "relative"), ("cosine", "none")]
+    attacks = [replace(KNOWN, objective=objective, scale=scale, logarithm=True) for objective, scale in cases]
+    trials = [trial_of(attack, victim_of(data)) for attack in attacks]
+
+    def look():
+        problems = [trial.prepare(trial.shared(), job()) for trial in trials]
+        found = [
+            trial.attacker.values(trial.shared(), problem, {"image": truth_of(trial.victim)}).minimised
+            for trial, problem in zip(trials, problems, strict=True)
+        ]
+        return found, problems[0].norm2
+
+    found, norm2 = compiled(look)
+    assert not 0.5 < norm2 < 2
+    eps = np.finfo(float).eps
+    np.testing.assert_allclose(found, np.log([eps * norm2, eps, eps]), rtol=1e-9)
+
+
+@pytest.mark.parametrize("client", [Client(), Client(steps=2, lr=0.5)], ids=["gradient", "steps"])
+def test_terms_are_added_by_their_weights(data, client):
+    """TAG's sum of magnitudes and CPL's label term, beside what the client would share."""
+    trial = trial_of(replace(KNOWN, l1=0.3, label_term=0.7), victim_of(data, client=client))
+    x, target = np.random.default_rng(0).random((1, 8, 8, 1)), jnp.eye(CLASSES)[:1]
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        found = trial.attacker.values(shared, problem, {"image": x})
+        model, params = trial.victim.model, shared.params
+        shown = (
+            client_update(client, model, params, x, target)
+            if client.trains
+            else loss_gradient(model, params, x, target)
+        )
+        apart = label_distance(model.apply({"params": params}, x), target)
+        return found, jax.tree.map(jnp.subtract, shown, problem.update), apart
+
+    (minimised, published), difference, label_term = compiled(look)
+    assert published == pytest.approx(np.sum(flat(difference) ** 2), rel=1e-9)
+    assert label_term > 0.1
+    terms = 0.3 * np.sum(np.abs(flat(difference))) + 0.7 * label_term
+    assert minimised == pytest.approx(published + terms, rel=1e-9)

@@ -14,7 +14,7 @@ from jaxleak import LBFGS, Adam, InputError, Sweep, load_dataset, make_victim
 from jaxleak.attacks.bounds import MARGIN, VARIABLES
 from jaxleak.attacks.check import check_attack
 from jaxleak.attacks.labels import LABEL_STRATEGIES, probe_images
-from jaxleak.attacks.objectives import OBJECTIVES, SCALES
+from jaxleak.attacks.objectives import OBJECTIVES, SCALES, statistics_distance
 from jaxleak.attacks.presets import ANALYTIC, IG, Attack, with_solver
 from jaxleak.attacks.trial import Job
 from jaxleak.data import Dataset
@@ -27,6 +27,7 @@ from jaxleak.runs.run import run_sweep
 from jaxleak.threat.client import Client
 from jaxleak.threat.defences import DPSGD, Clip, Gaussian, Laplace, Prune, PruneLayer, TopK
 from jaxleak.threat.loss import cross_entropy, loss_gradient
+from jaxleak.threat.observe import observe
 from jaxleak.threat.victim import Victim
 from tests.oracles.cases import lenet_cases, to_nchw
 from tests.oracles.require_torch import require_torch
@@ -684,12 +685,15 @@ def test_the_statistics_prior_is_0_at_the_truth(small):
             trial.attacker.values(shared, problem, {"image": jnp.asarray(x)}) for x in (truth_of(victim), candidate)
         ]
         _, slope = trial.attacker.objective(shared, problem)(jnp.ravel(truth_of(victim)))
-        return terms, slope
+        x, target = jnp.asarray(candidate), jax.nn.one_hot(victim.labels, CLASSES, dtype=float)
+        found = observe(model, shared.params, x, target, victim.client.loss, statistics=True).statistics
+        return terms, slope, statistics_distance(found, problem.statistics)
 
-    ((at_truth, _), (total, published)), slope = compiled(evaluate)
+    ((at_truth, _), (total, published)), slope, apart = compiled(evaluate)
     assert at_truth < 1e-12
     assert np.abs(slope).max() < 1e-6
-    assert total - published > 0.1
+    assert apart > 0.01
+    assert total == pytest.approx(published + 10 * apart, rel=1e-9)
 
 
 def test_surrogates_are_other_images_of_the_data_set(small):

@@ -244,9 +244,11 @@ class Attacker:
             if self.attack.group == 1:
                 return self.values(shared, problem, parts)
             members = jax.vmap(lambda member: self.values(shared, problem, member))(parts)
-            apart = self.candidate.disagreement(parts, self.attack.register) if self.attack.consistency else 0.0
-            weight = shared.weights.get("consistency", 0.0)
-            return jnp.sum(members.minimised) + weight * apart, members.published
+            minimised = jnp.sum(members.minimised)
+            if "consistency" in shared.weights:
+                apart = self.candidate.disagreement(parts, self.attack.register)
+                minimised += shared.weights["consistency"] * apart
+            return minimised, members.published
 
         if not self.attack.solver.passes_value_on:
             return jax.value_and_grad(lambda flat: total(flat)[0])
@@ -363,7 +365,7 @@ class Attacker:
             return matched * jnp.where(problem.norm2 > 0, problem.norm2, 1)
 
         def weighted(leaf, factor, layer):
-            return jnp.where(factor > 0, leaf / jnp.where(factor > 0, factor, 1), 0) * layer
+            return leaf / jnp.where(factor > 0, factor, 1) * layer
 
         ones = jax.tree.map(jnp.ones_like, problem.factors)
         update = jax.tree.map(weighted, problem.update, problem.factors, problem.layers or ones)
