@@ -239,7 +239,6 @@ FURTHER = {
         "test_layers_restrict_the_objective[l2",
         "test_an_attacker_who_knows_of_pruning_leaves_those_entries_out[top-k",
         "test_an_attacker_who_knows_of_pruning_leaves_those_entries_out[prune-layer",
-        "test_the_statistics_prior",
         "test_defences_are_met_as_given[per-victim",
         "test_the_analytic_attack_recovers_a_photo[{'normalise'",
         "test_the_box_keeps_pixels_and_leaves_labels[normalised",

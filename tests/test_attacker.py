@@ -11,6 +11,7 @@ from jaxleak import make_victim
 from jaxleak.attacks.attacker import PLACE, Attacker
 from jaxleak.attacks.objectives import label_distance
 from jaxleak.attacks.presets import DLG, SME
+from jaxleak.attacks.priors import total_variation
 from jaxleak.attacks.trial import Trial
 from jaxleak.threat.client import Client, client_update
 from jaxleak.threat.loss import CrossEntropy, loss_gradient
@@ -61,6 +62,15 @@ def test_what_is_drawn_has_a_key_of_its_own(data):
         np.testing.assert_array_equal(alone[0][name], array)
     np.testing.assert_array_equal(of_group[0], of_group[1]["image"])
     np.testing.assert_array_equal(*noise)
+
+
+def test_labels_that_are_optimised_are_zeros_until_they_are_found(data):
+    """One for each dummy: a class, or a target of several numbers."""
+    attacker = trial_of(replace(KNOWN, label="joint", dummies=3), victim_of(data, (0, 1))).attacker
+    for shape in ((2,), (2, 4)):
+        found = attacker.labels((), (), np.ones(shape))
+        assert found.shape == (3, *shape[1:])
+        assert not found.any()
 
 
 @pytest.mark.parametrize("settings", [{}, {"steps": 2, "lr": 1e-3}, {"steps": 2, "lr": 1e-3, "batch": 2}], ids=str)
@@ -145,8 +155,8 @@ def test_a_distance_of_zero_has_the_logarithm_of_its_rounding(data):
 
 @pytest.mark.parametrize("client", [Client(), Client(steps=2, lr=0.5)], ids=["gradient", "steps"])
 def test_terms_are_added_by_their_weights(data, client):
-    """TAG's sum of magnitudes and CPL's label term, beside what the client would share."""
-    trial = trial_of(replace(KNOWN, l1=0.3, label_term=0.7), victim_of(data, client=client))
+    """TAG's sum of magnitudes, CPL's label term and total variation, beside what the client would share."""
+    trial = trial_of(replace(KNOWN, l1=0.3, label_term=0.7, tv=0.2), victim_of(data, client=client))
     x, target = np.random.default_rng(0).random((1, 8, 8, 1)), jnp.eye(CLASSES)[:1]
 
     def look():
@@ -160,10 +170,10 @@ def test_terms_are_added_by_their_weights(data, client):
             else loss_gradient(model, params, x, target)
         )
         apart = label_distance(model.apply({"params": params}, x), target)
-        return found, jax.tree.map(jnp.subtract, shown, problem.update), apart
+        return found, jax.tree.map(jnp.subtract, shown, problem.update), apart, total_variation(jnp.asarray(x))
 
-    (minimised, published), difference, label_term = compiled(look)
+    (minimised, published), difference, label_term, variation = compiled(look)
     assert published == pytest.approx(np.sum(flat(difference) ** 2), rel=1e-9)
-    assert label_term > 0.1
-    terms = 0.3 * np.sum(np.abs(flat(difference))) + 0.7 * label_term
+    assert min(label_term, variation) > 0.1
+    terms = 0.3 * np.sum(np.abs(flat(difference))) + 0.7 * label_term + 0.2 * variation
     assert minimised == pytest.approx(published + terms, rel=1e-9)

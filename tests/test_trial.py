@@ -1,5 +1,6 @@
 """One trial, stepped in a plain Python loop: torch's trajectories on LeNet, how trials end, what they record."""
 
+import itertools
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -8,14 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxleak import Sweep
 from jaxleak.attacks import presets as attacks
+from jaxleak.attacks.attacker import Attacker
 from jaxleak.attacks.presets import Attack
-from jaxleak.attacks.trial import ENDINGS, Job, Outcome, Trial
+from jaxleak.attacks.trial import ENDINGS, RUNNING, Job, Outcome, Trial
 from jaxleak.errors import InputError
 from jaxleak.models import LeNet
 from jaxleak.models.weights import from_torch
-from jaxleak.solvers import LBFGS, Adam, JaxoptLBFGS, TorchLBFGS
+from jaxleak.solvers import LBFGS, Adam, Info, JaxoptLBFGS, TorchLBFGS
 from jaxleak.threat.loss import loss_gradient
+from jaxleak.threat.patches import PatchMixture
 from jaxleak.threat.victim import Victim
 from tests.fixtures import quick_jit
 from tests.oracles.cases import LenetCase, lenet_cases
@@ -296,6 +300,50 @@ def test_iterations_are_the_solvers(solver, evaluations):
     assert (int(ran.outcome.iterations), int(ran.outcome.evaluations)) == (3, evaluations)
     assert np.isfinite(ran.outcome.objective_trace).all()
     assert ran.outcome.objective < ran.outcome.objective_trace[0]
+
+
+@pytest.mark.parametrize("most", [None, 7])
+def test_what_a_step_notes_and_how_it_ends(monkeypatch, most):
+    """All that a solver can say, lane by lane beside each other, against the rules in plain Python."""
+    monkeypatch.setattr(Attacker, "step", lambda self, shared, problem, state: (state, state))
+    attack = small_attack(solver=Adam(), iterations=3, max_evaluations=most, stop_objective=1e-3)
+    trial = Trial(attack=attack, victim=victim_of(GRAY8), threshold=0.6)
+    lanes = list(itertools.product((False, True), (0.5, np.nan, 1e-4), (False, True), (1, 2), (RUNNING, 2), (-1, 0)))
+    boundary, value, stalled, iterations, begun, first = map(np.array, zip(*lanes, strict=True))
+
+    def look():
+        shared = trial.shared()
+        problem = trial.prepare(shared, job())
+        plain = trial.init(shared, problem, job())._replace(evaluations=jnp.asarray(5, jnp.int32))
+
+        def one(boundary, value, stalled, iterations, begun, first):
+            info = Info(plain.record.candidate + 1, value, boundary, jnp.asarray(2), stalled)
+            changed = {"iterations": iterations, "ending": begun, "threshold_iterations": first}
+            return trial.step(shared, problem, plain._replace(solver=info, **changed))
+
+        return jax.vmap(one)(boundary, value, stalled, iterations, begun, first), plain.record.candidate
+
+    found, start = jax.tree.map(np.asarray, quick_jit(look)())
+    for lane, (boundary, value, stalled, iterations, begun, first) in enumerate(lanes):
+        running, finite = begun == RUNNING, np.isfinite(value)
+        iterations += boundary and running
+        spent = (boundary and iterations >= 3) or most is not None
+        noted = running and (boundary or not finite or stalled or spent)
+        rules = {"non-finite": not finite, "objective": boundary and value < 1e-3, "stalled": stalled}
+        ends = next((name for name, met in (rules | {"iteration-limit": spent}).items() if met), None)
+        iterations += bool(running and ends and not boundary)
+        wanted = ENDINGS.index(ends) if ends and running else begun
+        said = found.ending[lane], found.evaluations[lane], found.iterations[lane]
+        assert said == (wanted, 7 if running else 5, iterations), lanes[lane]
+        notes = noted and value < 0.6 and first < 0
+        assert found.threshold_iterations[lane] == (iterations if notes else first), lanes[lane]
+        assert found.threshold_evaluations[lane] == (7 if notes else -1), lanes[lane]
+        trace = np.full(4, np.nan)
+        if noted:
+            trace[iterations] = value
+        np.testing.assert_array_equal(found.record.objective_trace[lane], trace)
+        np.testing.assert_array_equal(found.record.value[lane], value if noted else np.nan)
+        np.testing.assert_allclose(found.record.candidate[lane], start + (1 if noted else 0))
 
 
 def test_the_stop_is_looked_at_where_an_iteration_ends():
@@ -583,3 +631,41 @@ def test_networks_and_updates_have_the_precision_jax_is_set_to(network):
 def test_idlg_reads_the_label_of_its_own_image():
     victim = two_images(network="per-trial", labels=np.array([4, 9]))
     np.testing.assert_array_equal(problems(victim).label[:, 0], [4, 4, 9, 9])
+
+
+def test_starts_are_given_to_single_trials():
+    victim, starts = victim_of(GRAY8), starts_of(GRAY8)
+    Trial(attack=DLG, victim=victim, threshold=1e-4, starts=starts).check()
+    together = replace(DLG, solver=Adam(), group=2)
+    Trial(attack=together, victim=victim, threshold=1e-4).check()
+    with pytest.raises(InputError, match="`starts` cannot be given to a `group`"):
+        Trial(attack=together, victim=victim, threshold=1e-4, starts=starts).check()
+
+
+def test_what_trials_share_is_what_the_victim_gives_and_the_attack_asks_for():
+    """An update that is given, and what the attacker learned of patches."""
+    victim = victim_of(GRAY8)
+    trial = Trial(attack=IDLG, victim=victim, threshold=1e-4)
+    assert trial.start_seed == Sweep(victim=victim, attacks=(IDLG,), seeds=1).start_seed == 0
+    shared = trial.shared()
+    assert shared.update == shared.mixture == ()
+    mixture = PatchMixture(*(np.ones(shape) for shape in ((2,), (2, 3), (2, 3, 3))))
+    given = replace(victim, update=victim.params, mixture=mixture)
+    shared = replace(trial, victim=given).shared()
+    assert shared.mixture == ()
+    np.testing.assert_array_equal(shared.update["head"]["bias"], victim.params["head"]["bias"])
+    found = replace(trial, victim=given, attack=replace(IDLG, patches=0.1)).shared().mixture
+    assert [part.shape for part in found] == [(2,), (2, 3), (2, 3, 3)]
+
+
+def test_a_program_of_ours_is_known_by_its_fields_and_no_other():
+    class OwnSolver(Adam):
+        pass
+
+    class OwnTrial(Trial):
+        pass
+
+    fields = {"victim": victim_of(GRAY8), "threshold": 1e-4}
+    assert Trial(attack=replace(IDLG, solver=Adam()), **fields).key is not None
+    assert Trial(attack=replace(IDLG, solver=OwnSolver()), **fields).key is None
+    assert OwnTrial(attack=replace(IDLG, solver=Adam()), **fields).key is None
