@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxleak import make_victim
+from jaxleak import Adam, make_victim
 from jaxleak.attacks.attacker import PLACE, Attacker
 from jaxleak.attacks.objectives import label_distance
 from jaxleak.attacks.presets import DLG, SME
@@ -100,6 +100,19 @@ def test_a_point_of_the_surrogate_model_is_on_the_line(data):
     found, gradient, update = compiled(look)
     g, u = flat(gradient), flat(update)
     assert found == pytest.approx(1 - g @ u / np.linalg.norm(g) / np.linalg.norm(u), rel=1e-9)
+
+
+def test_a_solver_that_draws_has_its_key_in_the_problem(data):
+    still, drawing = (trial_of(replace(KNOWN, solver=Adam(langevin=n)), victim_of(data)) for n in (0.0, 0.1))
+
+    def look():
+        shared = still.shared()
+        problems = [trial.prepare(shared, job(seed=2)).noise for trial in (still, drawing)]
+        return problems, jax.random.key_data(still.attacker.noise_key(shared, job(seed=2)))
+
+    (nothing, found), key = compiled(look)
+    assert nothing == ()
+    np.testing.assert_array_equal(found, key)
 
 
 @pytest.mark.parametrize(

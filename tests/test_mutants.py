@@ -34,6 +34,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,7 @@ import jaxleak
 ROOT = Path(__file__).parent.parent
 SAMPLE = int(os.environ.get("JAXLEAK_MUTANTS", "6"))  # mutants of each module; 0: all there are
 JUDGED = int(os.environ.get("JAXLEAK_MUTANTS_JUDGED", "0"))  # of these the first so many are left out: judged before
+NTH = int(os.environ.get("JAXLEAK_MUTANTS_NTH", "1"))  # which mutant of each place
 ONLY = os.environ.get("JAXLEAK_MUTANTS_OF", "").split()  # modules; none: all
 LEAST = 0.95  # share that must be killed
 
@@ -81,7 +83,7 @@ def silent(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
 
 
 def mutants(module: Path, session: Path):
-    """Cosmic Ray's mutants of a module: one for each place, drawn by a hash, which edits elsewhere do not change."""
+    """Cosmic Ray's mutants of a module: one for each place, ranked by a hash, which edits elsewhere do not change."""
     from cosmic_ray.commands import init
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
@@ -97,20 +99,22 @@ def mutants(module: Path, session: Path):
         (row, column), name = mutation.start_pos, mutation.operator_name
         return hashlib.sha256(f"{lines[row - 1]} {column} {name} {mutation.occurrence % 2}".encode()).hexdigest()
 
-    seen = set()
+    seen: Counter[tuple] = Counter()
     for mutation in sorted(found, key=rank):
         start, name = tuple(mutation.start_pos), mutation.operator_name
         if not OPERATORS.fullmatch(name) or any(first <= start < last for first, last in quiet):
             continue
         place, line = (start, name.split("_")[0]), lines[start[0] - 1]
-        if (SAMPLE and place in seen) or line[start[1] :].startswith("*,"):  # keyword-only arguments follow
+        if (SAMPLE and seen[place] >= NTH) or line[start[1] :].startswith("*,"):  # keyword-only arguments follow
             continue
         try:
             mutated = mutate_code(source, get_operator(name)(), mutation.occurrence)
             compile(mutated, "mutant", "exec")
         except (SyntaxError, AttributeError):  # the latter: Cosmic Ray stumbles over `except (module.Error, …)`
             continue
-        seen.add(place)
+        seen[place] += 1
+        if SAMPLE and seen[place] != NTH:
+            continue
         after = mutated.splitlines()
         yield mutation, line.strip(), after[start[0] - 1].strip() if len(after) == len(lines) else ""
 
