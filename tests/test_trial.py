@@ -658,6 +658,18 @@ def test_what_trials_share_is_what_the_victim_gives_and_the_attack_asks_for():
     assert [part.shape for part in found] == [(2,), (2, 3), (2, 3, 3)]
 
 
+def test_a_network_that_was_trained_on_data_is_taken_as_it_is():
+    """Only one that its own images train is trained within the trial, and is the trial's own."""
+
+    def network(**changes):
+        trial = Trial(attack=IDLG, victim=victim_of(GRAY8, **changes), threshold=1e-4)
+        return quick_jit(lambda: trial.prepare(trial.shared(), job()).params)()
+
+    assert network(trained_steps=2) == network() == ()
+    found = network(trained_steps=2, trained_on="own")
+    assert np.abs(found["head"]["bias"] - victim_of(GRAY8).params["head"]["bias"]).max() > 1e-6
+
+
 def test_a_program_of_ours_is_known_by_its_fields_and_no_other():
     class OwnSolver(Adam):
         pass
