@@ -73,6 +73,24 @@ def test_labels_that_are_optimised_are_zeros_until_they_are_found(data):
         assert not found.any()
 
 
+@pytest.mark.parametrize(
+    ("settings", "images"),
+    [({}, 4), ({"clients": 2}, 2), ({"steps": 3, "batch": 3}, 3), ({"steps": 2, "clients": 4}, 1)],
+    ids=str,
+)
+def test_units_of_a_gradient_are_those_of_the_images_of_a_step(data, monkeypatch, settings, images):
+    seen = []
+
+    def looked_at(update, logits, loss, count):
+        seen.append(count)
+        return update, logits
+
+    monkeypatch.setattr("jaxleak.attacks.attacker.class_gradient", looked_at)
+    trial = trial_of(replace(KNOWN, label="bias"), victim_of(data, (0, 1, 2, 3), client=Client(**settings)))
+    trial.attacker.labels({"head": {"bias": np.zeros(CLASSES)}}, {"head": {"bias": np.arange(4.0)}}, np.zeros(4))
+    assert seen == [images]
+
+
 @pytest.mark.parametrize("settings", [{}, {"steps": 2, "lr": 1e-3}, {"steps": 2, "lr": 1e-3, "batch": 2}], ids=str)
 def test_labels_of_a_sum_are_those_of_the_mean(data, settings):
     """Rules that count labels need the units of the gradient: of a sum over four images it is four times as large."""

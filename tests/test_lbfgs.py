@@ -188,6 +188,20 @@ def test_a_lane_does_not_feel_the_others():
         np.testing.assert_allclose(together.value[lane], alone.value[0], rtol=1e-6, atol=1e-20)
 
 
+@pytest.mark.parametrize("length", [1e-10, 1e-3, 10.0])
+def test_curvature_is_learned_from_steps_of_any_length(length):
+    """Only the angle between the step and the change of the slope decides whether it counts."""
+    solver = LBFGS()
+
+    def fun(x):
+        return jnp.sum(x**2), 2 * x
+
+    state = solver.init(fun, jnp.zeros(2))
+    state, _ = solver.step(fun, state)
+    state, _ = solver.step(fun, state._replace(x=state.base + length * jnp.asarray([0.6, 0.8])))
+    assert float(state.gamma) == pytest.approx(0.5, rel=1e-9)
+
+
 def test_an_iteration_is_so_many_evaluations():
     _, infos = solve(squares(wood), [-3.0, -1.0, -3.0, -1.0], 21, LBFGS(inner_steps=6))
     np.testing.assert_array_equal(np.flatnonzero(infos.boundary), [0, 6, 12, 18])
