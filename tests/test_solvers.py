@@ -205,16 +205,29 @@ def test_the_defaults_are_torchs():
         TorchLBFGS(0.1)  # type: ignore[call-arg]
 
 
-def test_torch_lbfgs_ends_where_step_and_change_are_both_small():
-    solver = TorchLBFGS(lr=1e-12)
+def openings(solver: TorchLBFGS, slope: float) -> list[bool]:
+    """Which of six evaluations open an outer step, on a line that falls by `slope` where the gradient says 1."""
 
     def fun(x):
-        return jnp.sum(x), jnp.ones_like(x)
+        return slope * jnp.sum(x), jnp.ones_like(x)
 
     def scan(x):
         return jax.lax.scan(lambda state, _: solver.step(fun, state), solver.init(fun, x), length=6)[1]
 
-    np.testing.assert_array_equal(quick_jit(scan)(jnp.ones(3)).boundary, [True, False] * 3)
+    return quick_jit(scan)(jnp.ones(1)).boundary.tolist()
+
+
+def test_torch_lbfgs_ends_where_step_and_change_are_both_small():
+    assert openings(TorchLBFGS(lr=1e-12), 1.0) == [True, False] * 3
+
+
+def test_torch_lbfgs_ends_where_the_step_is_small_and_evaluations_are_spent():
+    assert openings(TorchLBFGS(lr=1e-12, max_evaluations=2), 1e12) == [True, False] * 3
+
+
+def test_a_change_as_large_as_torchs_tolerance_does_not_end_its_step():
+    assert openings(TorchLBFGS(tolerance_change=0.5), 0.5) == [True] + [False] * 5
+    assert openings(TorchLBFGS(tolerance_change=0.5), 0.4) == [True, False] * 3
 
 
 class OuterStep(NamedTuple):

@@ -276,6 +276,8 @@ def test_summary_over_images():
     assert sum(group["status"].values()) == 8
     assert group["selected"] == {"images": 2, "success_rate": 0.0}
     assert group["oracle"] == {"images": 2, "success_rate": 1.0}
+    third = groups([*ROWS, failed(30, image=9), failed(31, image=9)])["dlg", None]
+    assert third["oracle"] == {"images": 3, "success_rate": 2 / 3}
     # k reaches the fewest trials of an image (3 for image 7); averaged over images, not over trials
     assert group["within_k"] == pytest.approx({"1": (0.4 + 1 / 3) / 2, "2": (0.7 + 2 / 3) / 2})
 

@@ -53,6 +53,12 @@ def test_the_measures_of_a_text():
         np.testing.assert_allclose(found[name], values, err_msg=name)
 
 
+def test_tokens_that_differ_are_counted_whichever_is_greater():
+    apart = MEASURES["text"].apart([[1, 5, 3, 9]], [[1, 5, 3, 9], [2, 4, 3, 9], [0, 0, 0, 0]])
+    assert apart.tolist() == [[0], [0.5], [1]]
+    assert MEASURES["text"].apart([[0, 0]], [[1, 2]]).tolist() == [[1]]
+
+
 def test_texts_of_a_batch_are_matched_by_the_tokens_they_share():
     """The worst of them counts as the trial's error; numbers of tokens near each other are no nearer."""
     truths = np.array([[[1, 2, 3, 4], [5, 6, 7, 8]]], float)
