@@ -653,6 +653,14 @@ def test_temporary_files_of_others_are_left_until_they_are_old(filled):
     assert [file.exists() for file in (*fresh, *old)] == [True, True, False, False]
 
 
+def test_a_temporary_file_of_just_a_minute_is_left(filled, monkeypatch):
+    file = filled / ".report.html.0.tmp"
+    file.write_bytes(b"half")
+    for seconds, found in ((60, []), (60.25, [file])):
+        monkeypatch.setattr(parts.time, "time", lambda seconds=seconds: file.stat().st_mtime + seconds)
+        assert parts.own_debris(filled) == found
+
+
 def test_a_temporary_file_that_is_gone_when_it_is_looked_at_is_left(filled):
     link = filled / ".report.html.0.tmp"
     link.symlink_to(filled / "gone")
