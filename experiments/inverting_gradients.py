@@ -170,7 +170,7 @@ def results() -> list[tables.Results]:
         ),
         tables.Results(
             "Table 1: `ig` with TV 0.01, restarts, PSNR in dB",
-            "inverting_gradients --only restarts --restart-images 25",
+            "inverting_gradients --only restarts",
             ("restarts", "selected", "oracle", "n"),
             again,
             tables.device(told["restarts"]),

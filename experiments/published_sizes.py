@@ -80,10 +80,6 @@ ITEMS = (
         *(f"{DEAKIN}: Inception v3, a batch of two", "2 attacks x 300 iterations", "deakin_models/inception3", 2, 6000),
         *("inception3", "deakin_models --iterations 300 --only inception3", True),
     ),
-    Item(
-        *(f"{IG}: LeNet, 16 restarts", "100 images, 4,800 steps", "inverting_gradients/restarts", 1600, 4801),
-        *("lenet-cpl", "inverting_gradients --only restarts"),
-    ),
     *(
         Item(f"{IG}: {name}", FOUR, f"ig_models/{run}", 4, 4801, run.partition("-")[0], f"ig_models --only {run}")
         for name, run in (

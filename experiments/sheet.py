@@ -23,7 +23,7 @@ def draw_sheet(lines: Sequence[tuple[str, Sequence[Cell]]], path: Path, *, margi
     """Write the sheet; the `margin` in inches left of it holds the lines' names."""
     columns = max(len(cells) for _, cells in lines)
     wide, high = 0.8 * columns + margin, 0.93 * len(lines)
-    figure = Figure(figsize=(wide, high), dpi=120)
+    figure = Figure(figsize=(wide, high), dpi=100)
     panels = figure.subplots(len(lines), columns, squeeze=False, subplot_kw={"xticks": [], "yticks": []})
     figure.subplots_adjust(left=margin / wide, right=0.995, top=1 - 0.03 / high, bottom=0.15 / high, hspace=0.2)
     figure.subplots_adjust(wspace=0.05)

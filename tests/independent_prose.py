@@ -620,7 +620,20 @@ def resolution(stored: Stored) -> Phrases:
     assert max(halves) < 0.5, "24 channels need more than half the evaluations"
     yield "12 channels bring none back ({} and {} dB".format(*both("64-12"))
     yield "come back at {} dB by CPL and {} dB by DLG".format(*both("64-24"))
-    adam = [of(stored.rows(f"resolution/64-{n}"), f"{name}, adamw") for n in (12, 24) for name in ("cpl", "dlg")]
+    wide = stored.rows("resolution/32-48")
+    yield f"(squared norms of {wide.update_norm2.min():,.0f} to {wide.update_norm2.max():,.0f})"
+    assert [int(of(wide, name).success.sum()) for name in ("cpl", "dlg")] == [1, 0]
+    lost = wide[~wide.success]
+    assert (lost.status == "stalled").all(), "48 channels: a trial does not stall"
+    assert len(lost) == 5
+    yield f"others stall at objectives of {lost.objective.min():.1f} to {lost.objective.max():.0f}"
+    yield "with 48 at {} dB by CPL, and DLG ends at {} dB".format(*both("64-48"))
+    assert of(stored.rows("resolution/64-48"), "cpl").success.all(), "64-48: CPL does not bring all back"
+    yield "12 channels bring none back ({} and {} dB), though".format(*both("128-12"))
+    left = of(stored.rows("resolution/128-12"), "cpl").relative_objective
+    yield f"comes down to {left.min():.0e} to {left.max():.0e} of".replace("e-0", "e-")
+    names = [f"{size}-{n}" for size, n in ((64, 12), (64, 24), (64, 48), (128, 12))]
+    adam = [of(stored.rows(f"resolution/{name}"), f"{attack}, adamw") for name in names for attack in ("cpl", "dlg")]
     assert not any(rows.success.any() for rows in adam), "AdamW recovers an image"
 
 

@@ -800,7 +800,6 @@ def published_sizes(stored: Stored) -> list[Row]:
         ("pytorch_parity/lenet-fresh", 1000, 3000, "lenet-cpl", False),
         ("deakin_models/densenet121", 2, 6000, "densenet121", True),
         ("deakin_models/inception3", 2, 6000, "inception3", True),
-        ("inverting_gradients/restarts", 1600, 4801, "lenet-cpl", False),
         ("ig_models/resnet18-width-64", 4, 4801, "resnet18", False),
         *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152", False) for more in ("", "-trained")),
     ]
