@@ -46,7 +46,7 @@ class Item:
     variant: str = "jaxleak"
 
 
-FIDELITY = {run: f"idlg_fidelity/{run}" for run in ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")}
+FIDELITY = {run: f"idlg_fidelity/{run}" for run in ("lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")}
 FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
 DEAKIN, IG = "Deakin report", "Inverting Gradients"
 ITEMS = (

@@ -793,7 +793,7 @@ def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Ro
 @table("What is not at its published size")
 def published_sizes(stored: Stored) -> list[Row]:
     """Stored rows, trials and evaluations of the published size (0: as many as a stored one), model of the zoo."""
-    fidelity = ("cifar100", "lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
+    fidelity = ("lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
     items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl", run == "lfw-5749") for run in fidelity]
     items += [
         ("kan2022_resnet18/published-64", 400, 6000, "resnet18", False),
