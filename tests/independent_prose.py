@@ -571,7 +571,7 @@ def cpl_vs_dlg_by_torch(stored: Stored) -> Phrases:
     yield "(McNemar p = {:.0e} and {:.0e})".format(*chances).replace("e-0", "e-")
     lost = [[int((rows.status == "diverged").sum()) for rows in found[name]] for name in ("dlg, normal", "cpl, normal")]
     yield "DLG diverges in {} and {} trials, CPL in {} and {}".format(*lost[0], *lost[1])
-    yield f"no more ({uniform[0]} and {uniform[1]} from U[0, 1)); CPL from its tile solves {tile[0]} and {tile[1]}"
+    yield f"hardly more ({uniform[0]} and {uniform[1]} from U[0, 1)); CPL from its tile solves {tile[0]} and {tile[1]}"
     middle = [[f"{solved_iterations(rows).median():.0f}" for rows in found[name]] for name in names]
     yield "DLG takes {} and {} from N(0, 1) and {} and {} from U[0, 1)".format(*middle[0], *middle[1])
     yield "CPL {} and {}, and {} and {} from its tile".format(*middle[2], *middle[3])

@@ -565,9 +565,10 @@ def test_flipped_bits_never_change_a_row(filled, name):
 def test_a_flipped_page_is_found_before_it_is_decoded(filled):
     """Of a page whose bytes are others a decoder may make anything."""
     file = filled / "rows-00000.parquet"
-    start = pq.ParquetFile(file).metadata.row_group(0).column(0).data_page_offset
+    pages = pq.ParquetFile(file).metadata.row_group(0).column(0)
+    start = pages.dictionary_page_offset if pages.has_dictionary_page else pages.data_page_offset
     payload = bytearray(file.read_bytes())
-    payload[start + 60] ^= 1  # behind the page's header
+    payload[start + pages.total_compressed_size - 1] ^= 1  # the last byte of a page, whatever its header
     file.write_bytes(payload)
     with pytest.raises(parts.DamagedError, match="CRC"):
         parts.read_part(file, filled / "arrays-00000.npz")
