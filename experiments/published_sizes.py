@@ -65,7 +65,7 @@ ITEMS = (
     ),
     Item(
         *(f"Kan et al. 2022: the published attack, {FULL}", "20 images x 20 starts"),
-        *("kan2022_resnet18/published-64", 400, 6000, "resnet18"),
+        *("kan2022_resnet18/published-64", 400, None, "resnet18"),
         "kan2022_resnet18 --width 64 --images 20 --seeds 20 --only published",
     ),
     Item(

@@ -316,7 +316,14 @@ def kan_resnet18(stored: Stored) -> Phrases:
     yield f"On ResNet-34 ({deeper.image.nunique()} images, one start each, to bound the time) DLG ends"
     yield f"{(deeper.objective < 1e-4).sum()} of {len(deeper)} below 1e-4 after a median of"
     yield f"{deeper.evaluations.median():g} evaluations ({deeper.evaluations.min()} to {deeper.evaluations.max():,})"
-    yield f"at {deeper.psnr.median():.1f} dB, no image recovered"
+    yield f"at {deeper.psnr.median():.1f} dB, and on ResNet-50"
+    deepest = rows("published-50")
+    assert back("published-50") == 0, "the published attack on ResNet-50 recovers an image"
+    met = deepest.objective < 1e-4
+    counts, others = deepest.evaluations[met], deepest[~met]
+    yield f"on ResNet-50 {met.sum()} of {len(deepest)} after {counts.median():g} ({counts.min()} to {counts.max()})"
+    yield f"no image recovered; the {WORDS[len(others)]} others end at {others.objective.min():.1e}"
+    yield f"to {others.objective.max():.1e}, {WORDS[(others.status == 'stalled').sum()]} of them where"
     uniform = rows("train-uniform")
     yield f"goes on to {uniform.relative_objective.median():.0e} of the update, and"
     yield f"{back('train-uniform', key='affine_error')} of 80 images come back but for contrast"
@@ -357,6 +364,13 @@ def batches(stored: Stored) -> Phrases:
     yield f"every image in {eight.success.sum()} of 20 trials and {eight.images_recovered.sum()} of {images} images"
     yield f"at {eight.psnr.median():.1f} dB and a median MSE of {eight.mse.median():.4f}"
     assert images - eight.labels_right.sum() == 1, "of eight: not one label is wrong"
+    two, four = (stored.rows(f"batches/published-{size}") for size in (2, 4))
+    assert {len(two), len(four)} == {20}
+    assert two.images_recovered.sum() + four.images_recovered.sum() == 0, "DLG as published recovers an image of a batch"
+    yield f"stay at medians of {two.psnr.median():.1f} and {four.psnr.median():.1f} dB"
+    met = [int((rows.relative_objective < 1e-4).sum()) for rows in (two, four)]
+    yield f"in {met[0]} and {met[1]} of 20 trials less than 1e-4 of the update's squared norm is left"
+    yield f"{two.labels_right.sum()} of {two.batch.sum()} and {four.labels_right.sum()} of {four.batch.sum()} labels are"
 
 
 BOTH = ("L2", "L2 + TV")
@@ -771,7 +785,7 @@ def failures(stored: Stored) -> Phrases:
 
 
 FAILED = {"table1": "kan2022_table1/lbfgs", "mnist": "idlg_fidelity/mnist-lbfgs", "lfw": "idlg_fidelity/lfw-lbfgs"}
-WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 9: "nine", 13: "thirteen", 17: "seventeen"}
+WORDS = {2: "two", 3: "three", 4: "four", 5: "five", 6: "six", 9: "nine", 13: "thirteen", 17: "seventeen"}
 
 
 @text
