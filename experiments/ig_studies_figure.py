@@ -35,7 +35,9 @@ def draw(studies: dict[str, list[dict[str, Any]]], path: Path) -> None:
                 axes.scatter(spots + 0.36, best, s=8, lw=0.6, edgecolor="tab:orange", facecolor="none")
             axes.scatter(spots, psnr, s=8, lw=0, color="tab:blue", alpha=0.7)
             axes.plot([place - 0.17, place + 0.17], [np.mean(psnr)] * 2, color="black", lw=1.2)
-        axes.set_xticks(range(len(names)), [name.replace(", ", "\n") for name in names], fontsize=6)
+        axes.set_xticks(
+            range(len(names)), [name.replace("20-4", "\n20-4").replace(", ", "\n") for name in names], fontsize=6
+        )
         axes.set_xlabel(LABELS[study], fontsize=8)
         axes.set_ylabel("PSNR in dB", fontsize=8)
         axes.tick_params(axis="y", labelsize=7)

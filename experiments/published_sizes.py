@@ -7,6 +7,7 @@ and of larger images and heads from the stored run itself. Hours on an H100 are 
 Nothing runs here; the commands in the table do.
 """
 
+import json
 import math
 from dataclasses import dataclass
 
@@ -31,7 +32,7 @@ class Item:
         evaluations: of a trial; None is the mean of those stored.
         model: in the zoo.
         command: what makes or continues it.
-        own_rate: the rate is that of the stored run; without one no hours are told.
+        rate_of: the stored run whose rate it is, where that is not the zoo's; without one no hours are told.
         variant: of `jaxleak bench`.
     """
 
@@ -42,26 +43,34 @@ class Item:
     evaluations: int | None
     model: str
     command: str
-    own_rate: bool = False
+    rate_of: str = ""
     variant: str = "jaxleak"
 
 
-FIDELITY = {run: f"idlg_fidelity/{run}" for run in ("lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")}
+FIDELITY = ("lfw", "cifar100-lbfgs", "lfw-lbfgs")
+PAIRS = "2 x 1,000 trials"
 FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
 DEAKIN, IG = "Deakin report", "Inverting Gradients"
 ITEMS = (
     *(
+        Item(*(f"iDLG: `{run}`", PAIRS, f"idlg_fidelity/{run}", 2000, None, "lenet-cpl", f"idlg_fidelity --only {run}"))
+        for run in FIDELITY
+    ),
+    Item(
+        *("iDLG: `lfw-5749`", PAIRS, "idlg_fidelity/lfw-5749", 2000, None, "lenet-cpl"),
+        *("idlg_fidelity --only lfw-5749 --n-5749 1000", "idlg_fidelity/lfw-5749"),
+    ),
+    Item(
+        *("DLG: a batch of 8", "20 trials, 2,800 iterations", "batches/published-8", 20, 56_000, "lenet-cpl"),
+        *("batches --only published-8", "batches/published-4"),
+    ),
+    *(
         Item(
-            f"iDLG: `{run}`",
-            "2 x 1,000 trials",
-            path,
-            2000,
-            None,
-            "lenet-cpl",
-            f"idlg_fidelity --only {run}{more}",
-            bool(more),
+            *(f"CPL: 128 pixels, {channels} channels", "2 solvers, 2 attacks, 3 faces"),
+            *(f"resolution/128-{channels}", 12, 3500, "lenet-cpl"),
+            *(f"resolution --images 3 --seeds 1 --only 128-{channels}", "resolution/128-12"),
         )
-        for run, path, more in ((run, path, " --n-5749 1000" * ("5749" in run)) for run, path in FIDELITY.items())
+        for channels in (24, 48)
     ),
     Item(
         *(f"Kan et al. 2022: the published attack, {FULL}", "20 images x 20 starts"),
@@ -69,16 +78,16 @@ ITEMS = (
         "kan2022_resnet18 --width 64 --images 20 --seeds 20 --only published",
     ),
     Item(
-        *("PyTorch's trials of `pytorch_parity`, LeNet", "2 x 500 trials", "pytorch_parity/lenet-fresh", 1000, 3000),
-        *("lenet-cpl", "torch_reference --random 100 --seeds 5", False, "pytorch-processes"),
+        *("PyTorch's trials of `pytorch_parity`, LeNet", "2 x 500 trials", "pytorch_parity/lenet-fresh-torch.jsonl"),
+        *(1000, None, "lenet-cpl", "torch_reference --random 100 --seeds 5", "", "pytorch-processes"),
     ),
     Item(
         *(f"{DEAKIN}: DenseNet-121, 224 pixels", "2 attacks x 300 iterations", "deakin_models/densenet121", 2, 6000),
-        *("densenet121", "deakin_models --iterations 300 --only densenet121", True),
+        *("densenet121", "deakin_models --iterations 300 --only densenet121", "deakin_models/densenet121"),
     ),
     Item(
         *(f"{DEAKIN}: Inception v3, a batch of two", "2 attacks x 300 iterations", "deakin_models/inception3", 2, 6000),
-        *("inception3", "deakin_models --iterations 300 --only inception3", True),
+        *("inception3", "deakin_models --iterations 300 --only inception3", "deakin_models/inception3"),
     ),
     *(
         Item(f"{IG}: {name}", FOUR, f"ig_models/{run}", 4, 4801, run.partition("-")[0], f"ig_models --only {run}")
@@ -93,9 +102,13 @@ ITEMS = (
 
 def spent(item: Item) -> tuple[int, int]:
     """Trials stored, and their evaluations."""
-    path = RESULTS / f"{item.rows}.parquet"
-    rows = parquet.read_table(path, columns=["evaluations"]).to_pylist() if path.exists() else []
-    return len(rows), sum(row["evaluations"] for row in rows)
+    path = RESULTS / item.rows
+    if path.suffix == ".jsonl":
+        counts = [json.loads(line)["evals"] for line in path.read_text().splitlines()] if path.exists() else []
+    else:
+        path = path.with_name(f"{path.name}.parquet")
+        counts = parquet.read_table(path, columns=["evaluations"])["evaluations"].to_pylist() if path.exists() else []
+    return len(counts), sum(counts)
 
 
 def cells(item: Item) -> list[str]:
@@ -105,13 +118,19 @@ def cells(item: Item) -> list[str]:
     whole = round(item.trials * each)
     if not all(math.isfinite(rate(model)) for model in (item.model, *ACCOUNTS)):
         return [item.what, item.size, tables.NOT_RUN]
-    own = tables.stored(f"{item.rows}.json") if item.own_rate else None
-    fast = own["engine"]["evaluations_per_second"] if own else rate(item.model, item.variant)
+    own = bool(item.rate_of and tables.stored(f"{item.rate_of}.json"))
+    fast = rate_on_two(item.rate_of) if own else rate(item.model, item.variant)
     hours = whole / fast / 3600
     there = tables.NONE if item.variant != "jaxleak" else f"{hours / times(item.model):.2g}"
-    told = [tables.NONE] * 2 if item.own_rate and not own else [f"{hours:.2g}", there]
+    told = [tables.NONE] * 2 if item.rate_of and not own else [f"{hours:.2g}", there]
     here = f"{trials:,} of {item.trials:,} trials, {evaluations:,} evaluations" if trials else tables.NOT_RUN
     return [item.what, item.size, here, f"{whole:,}", *told, f"`{item.command}`"]
+
+
+def rate_on_two(run: str) -> float:
+    """Evaluations/s of a stored run, on two cores: a row's device says how many it had."""
+    device = parquet.read_table(RESULTS / f"{run}.parquet", columns=["device"])["device"][0].as_py()
+    return tables.stored(f"{run}.json")["engine"]["evaluations_per_second"] * 2 / int(device.partition("x")[0])
 
 
 def rate(model: str, variant: str = "jaxleak") -> float:

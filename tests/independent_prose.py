@@ -366,11 +366,14 @@ def batches(stored: Stored) -> Phrases:
     assert images - eight.labels_right.sum() == 1, "of eight: not one label is wrong"
     two, four = (stored.rows(f"batches/published-{size}") for size in (2, 4))
     assert {len(two), len(four)} == {20}
-    assert two.images_recovered.sum() + four.images_recovered.sum() == 0, "DLG as published recovers an image of a batch"
+    assert two.images_recovered.sum() + four.images_recovered.sum() == 0, (
+        "DLG as published recovers an image of a batch"
+    )
     yield f"stay at medians of {two.psnr.median():.1f} and {four.psnr.median():.1f} dB"
     met = [int((rows.relative_objective < 1e-4).sum()) for rows in (two, four)]
     yield f"in {met[0]} and {met[1]} of 20 trials less than 1e-4 of the update's squared norm is left"
-    yield f"{two.labels_right.sum()} of {two.batch.sum()} and {four.labels_right.sum()} of {four.batch.sum()} labels are"
+    right = [f"{rows.labels_right.sum()} of {rows.batch.sum()}" for rows in (two, four)]
+    yield f"is left, and {right[0]} and {right[1]} labels are right"
 
 
 BOTH = ("L2", "L2 + TV")
@@ -725,9 +728,26 @@ def ig_studies(stored: Stored) -> Phrases:
     yield f"Without padding the mean is {plus_minus(none.psnr, 1)} and no image"
     left = (circular.objective.median(), zero.objective.median())
     yield "ends at {:.3f}, with zeros at {:.3f}".format(*left)
-    narrow, wide = (width[name].set_index("image").psnr for name in ("4", "8"))
-    yield f"{plus_minus(narrow, 1)} dB at width 4 and {plus_minus(wide, 1)} at 8 ({len(narrow)} images each)"
-    yield f"on {int((wide > narrow).sum())} of {len(narrow)}"
+    zero, circular, none = (padding[f"{name}, map"] for name in ("zero", "circular", "none"))
+    assert not any(moved(rows).any() for rows in (zero, circular)), "padding: an image gains by a shift"
+    yield f"{plus_minus(zero.psnr, 1)} dB padded with zeros, {plus_minus(circular.psnr, 1)} in a circle, and no image"
+    assert np.allclose(none.psnr, padding["none, mean"].psnr, atol=0.01), "no padding: the heads are not the same"
+    narrow, *more, wide = (width[name].set_index("image").psnr for name in ("4", "8", "16", "32"))
+    yield f"{plus_minus(narrow, 1)} dB at width 4, {plus_minus(more[0], 1)} at 8, {plus_minus(more[1], 1)} at 16"
+    yield f"and {plus_minus(wide, 1)} at 32 ({len(narrow)} images each"
+    yield f"ahead of width 4 on {int((wide > narrow).sum())} of {len(narrow)}"
+    yield f"(Levene's test, p = {stats.levene(narrow, *more, wide).pvalue:.2f})"
+    deep = ig_study(stored, "depth")
+    yield "ResNet-18 gives {}, ResNet-34 {}, ResNet-50 {}, ResNet-101 {} and ResNet-152 {}".format(
+        *(plus_minus(deep[name].psnr, 1) for name in ("18", "34", "50", "101", "152"))
+    )
+    told = {name: plus_minus(rows.psnr, 1) for name, rows in ig_study(stored, "averaging").items()}
+    one, four = ([told[f"{n} x {name}"] for name in ("1, lr 0.01", "5, lr 0.01", "5, lr 0.1")] for n in (1, 4))
+    yield f"on one image gives {one[0]} dB, five give {one[1]}, and"
+    yield f"as much as one of 0.01, {one[2]}. Four images, two a step: {four[0]}, {four[1]} and {four[2]}"
+    steps = ig_study(stored, "steps")
+    for model, text in (("convnet", "has {:.1f}, {:.1f} and {:.1f} dB"), ("resnet20-4", "{:.1f}, {:.1f} and {:.1f}")):
+        yield text.format(*(steps[f"{model}, {count}"].psnr.mean() for count in (300, 4800, 24000)))
     closed, search = dense["analytic"], dense["ig"]
     yield f"all {len(closed)} images at {closed.psnr.min():.0f} to {closed.psnr.max():.0f} dB"
     yield f"4,800 steps of the search {len(search)} images at {search.psnr.min():.1f} to {search.psnr.max():.1f}"
@@ -868,6 +888,12 @@ def pytorch_parity(stored: Stored) -> Phrases:
     yield f"gives p = {dlg[2]:.2f} and {idlg[2]:.2f} on the logarithms"
     yield f"and p = {dlg[3]:.2f} and {idlg[3]:.2f} on the differences"
     yield f"iDLG needs about {100 * (1 - idlg[0]):.0f} % fewer iterations"
+    dlg, idlg = (parity_trials(stored, name, "resnet18") for name in ("dlg", "idlg"))
+    for trials, iterations in ((dlg, 1), (idlg, 0)):
+        assert {*trials.iter_1e4, *trials.threshold_iterations} == {iterations}, "parity, ResNet-18: not as many"
+    yield f"DLG's {len(dlg)} after one and iDLG's {len(idlg)} at the start"
+    nearest = min(trials[key].min() for trials in (dlg, idlg) for key in ("mse_torch", "mse"))
+    yield f"and none is nearer to its image than an MSE of {nearest:.2f}"
 
 
 # --- verdicts, reliability, clusters; the project's README ---

@@ -792,32 +792,37 @@ def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Ro
 
 @table("What is not at its published size")
 def published_sizes(stored: Stored) -> list[Row]:
-    """Stored rows, trials and evaluations of the published size (0: as many as a stored one), model of the zoo."""
-    fidelity = ("lfw", "lfw-5749", "cifar100-lbfgs", "lfw-lbfgs")
-    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl", run == "lfw-5749") for run in fidelity]
+    """Stored rows, trials, evaluations of one (0: as many as a stored one), model of the zoo or run, for the rate."""
+    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl") for run in ("lfw", "cifar100-lbfgs", "lfw-lbfgs")]
     items += [
-        ("kan2022_resnet18/published-64", 400, 6000, "resnet18", False),
-        ("pytorch_parity/lenet-fresh", 1000, 3000, "lenet-cpl", False),
-        ("deakin_models/densenet121", 2, 6000, "densenet121", True),
-        ("deakin_models/inception3", 2, 6000, "inception3", True),
-        ("ig_models/resnet18-width-64", 4, 4801, "resnet18", False),
-        *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152", False) for more in ("", "-trained")),
+        ("idlg_fidelity/lfw-5749", 2000, 0, "idlg_fidelity/lfw-5749"),
+        ("batches/published-8", 20, 56_000, "batches/published-4"),
+        *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
+        ("kan2022_resnet18/published-64", 400, 0, "resnet18"),
+        ("pytorch_parity/lenet-fresh-torch", 1000, 0, "lenet-cpl"),
+        *((f"deakin_models/{model}", 2, 6000, f"deakin_models/{model}") for model in ("densenet121", "inception3")),
+        ("ig_models/resnet18-width-64", 4, 4801, "resnet18"),
+        *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152") for more in ("", "-trained")),
     ]
     gpu, found = stored.json("gpu_account/now"), []
-    for name, trials, each, model, own in items:
-        rows, in_torch = stored.rows(name), name.startswith("pytorch")
+    for name, trials, each, model in items:
+        in_torch, own = name.endswith("-torch"), stored.rows(model) if "/" in model else None
+        rows = stored.lines(name).rename(columns={"evals": "evaluations"}) if in_torch else stored.rows(name)
         done = 0 if rows is None else int(rows.evaluations.sum())
         here = NOT_RUN if rows is None else f"{len(rows):,} of {trials:,} trials, {done:,} evaluations"
         whole = round(trials * (each or (6000 if rows is None else done / len(rows))))
-        rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
-        if own and rows is not None:
-            rate = stored.json(name)["engine"]["evaluations_per_second"]
+        if "/" not in model:
+            rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
+        elif own is not None:
+            rate = 2 / int(own.device[0].split("x")[0]) * stored.json(model)["engine"]["evaluations_per_second"]
+        else:
+            rate = math.nan
         hours = whole / rate / 3600
-        small = model == "lenet-cpl"
+        small = not name.startswith(("deakin", "ig_models", "kan2022_resnet18"))
         account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
         faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
         there = NONE if in_torch else f"{hours / faster:.2g}"
-        told = [NONE, NONE] if own and rows is None else [f"{hours:.2g}", there]
+        told = [NONE, NONE] if math.isnan(rate) else [f"{hours:.2g}", there]
         found.append([ANY, ANY, here, f"{whole:,}", *told, ANY])
     return found
 
