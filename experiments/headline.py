@@ -10,7 +10,7 @@ def headline() -> str:
     kinks = relu.results()[0]
     layers, steps = kinks.row("`rgap`"), kinks.row("`ig-0.03`")
     trained = inverting_gradients.results()[0].row("`trained`", "ig, TV 0.01")
-    parity = pytorch_parity.results()[0].row("`lenet`", "dlg")
+    parity = pytorch_parity.results()[0].row("`lenet-fresh`", "dlg")
     speed = throughput.results()[0]
     ours, theirs = speed.row("`jaxleak`"), speed.row("`pytorch-processes`")
     rows = [

@@ -26,6 +26,7 @@ from tests.independent_results import (
     interval,
     mean_interval,
     moved,
+    parity_cells,
     parity_trials,
     plus_minus,
     ray_rates,
@@ -888,6 +889,15 @@ def pytorch_parity(stored: Stored) -> Phrases:
     yield f"gives p = {dlg[2]:.2f} and {idlg[2]:.2f} on the logarithms"
     yield f"and p = {dlg[3]:.2f} and {idlg[3]:.2f} on the differences"
     yield f"iDLG needs about {100 * (1 - idlg[0]):.0f} % fewer iterations"
+    dlg, idlg = (parity_trials(stored, name, "lenet-fresh") for name in ("dlg", "idlg"))
+    assert len(dlg) == len(idlg), "parity: not as many of DLG as of iDLG"
+    yield f"{dlg.image.nunique()} random images with networks of their own"
+    yield f"and five starts: {len(dlg)} trials an attack"
+    cells = [parity_cells(trials, trials.by_torch, trials.by_us) for trials in (dlg, idlg)]
+    (a, b, p), (c, d, q) = ([one[0].split("/")[0], one[3].split("/")[0], one[7]] for one in cells)
+    yield f"PyTorch solves {a} and jaxleak {b} (McNemar p = {p}), of iDLG's {c} and {d} (p = {q})"
+    yield f"{cells[0][9]} times PyTorch's for DLG (n = {cells[0][6]}, Wilcoxon p = {cells[0][10]})"
+    yield f"and {cells[1][9]} for iDLG (n = {cells[1][6]}, p = {cells[1][10]})"
     dlg, idlg = (parity_trials(stored, name, "resnet18") for name in ("dlg", "idlg"))
     for trials, iterations in ((dlg, 1), (idlg, 0)):
         assert {*trials.iter_1e4, *trials.threshold_iterations} == {iterations}, "parity, ResNet-18: not as many"

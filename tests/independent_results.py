@@ -799,20 +799,18 @@ def published_sizes(stored: Stored) -> list[Row]:
         ("batches/published-8", 20, 56_000, "batches/published-4"),
         *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
         ("kan2022_resnet18/published-64", 400, 0, "resnet18"),
-        ("pytorch_parity/lenet-fresh-torch", 1000, 0, "lenet-cpl"),
         *((f"deakin_models/{model}", 2, 6000, f"deakin_models/{model}") for model in ("densenet121", "inception3")),
         ("ig_models/resnet18-width-64", 4, 4801, "resnet18"),
         *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152") for more in ("", "-trained")),
     ]
     gpu, found = stored.json("gpu_account/now"), []
     for name, trials, each, model in items:
-        in_torch, own = name.endswith("-torch"), stored.rows(model) if "/" in model else None
-        rows = stored.lines(name).rename(columns={"evals": "evaluations"}) if in_torch else stored.rows(name)
+        rows, own = stored.rows(name), stored.rows(model) if "/" in model else None
         done = 0 if rows is None else int(rows.evaluations.sum())
         here = NOT_RUN if rows is None else f"{len(rows):,} of {trials:,} trials, {done:,} evaluations"
         whole = round(trials * (each or (6000 if rows is None else done / len(rows))))
         if "/" not in model:
-            rate = zoo_rate(stored, model, "pytorch-processes" if in_torch else "jaxleak")
+            rate = zoo_rate(stored, model)
         elif own is not None:
             rate = 2 / int(own.device[0].split("x")[0]) * stored.json(model)["engine"]["evaluations_per_second"]
         else:
@@ -821,15 +819,14 @@ def published_sizes(stored: Stored) -> list[Row]:
         small = not name.startswith(("deakin", "ig_models", "kan2022_resnet18"))
         account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
         faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
-        there = NONE if in_torch else f"{hours / faster:.2g}"
-        told = [NONE, NONE] if math.isnan(rate) else [f"{hours:.2g}", there]
+        told = [NONE, NONE] if math.isnan(rate) else [f"{hours:.2g}", f"{hours / faster:.2g}"]
         found.append([ANY, ANY, here, f"{whole:,}", *told, ANY])
     return found
 
 
-def zoo_rate(stored: Stored, model: str, variant: str = "jaxleak") -> float:
+def zoo_rate(stored: Stored, model: str) -> float:
     variants = pd.DataFrame(stored.json(f"throughput/zoo-{model}")["variants"]).set_index("name")
-    return float(variants.evaluations_per_second[variant])
+    return float(variants.evaluations_per_second["jaxleak"])
 
 
 # --- closed forms, verdicts, risk, stacks, reliability ---
@@ -1255,7 +1252,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
     kan, solver = (row_of(stored, "Table 1: DLG on LeNet, CIFAR-100", f"`{run}`") for run in ("per-trial", "lbfgs"))
     layers, steps = (row_of(stored, "LeNet with ReLUs, one start", f"`{name}`") for name in ("rgap", "ig-0.03"))
     trained = row_of(stored, "Table 1: PSNR on LeNet, one restart", "`trained`", "ig, TV 0.01")
-    parity = row_of(stored, "The same networks and starts in both", "`lenet`", "dlg")
+    parity = row_of(stored, "The same networks and starts in both", "`lenet-fresh`", "dlg")
     speed = "LeNet, DLG, L-BFGS with history 100: whole step"
     ours, theirs = (row_of(stored, speed, f"`{name}`") for name in ("jaxleak", "pytorch-processes"))
     machine = stored.json("throughput/lenet")["device"]
