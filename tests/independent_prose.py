@@ -325,6 +325,14 @@ def kan_resnet18(stored: Stored) -> Phrases:
     yield f"on ResNet-50 {met.sum()} of {len(deepest)} after {counts.median():g} ({counts.min()} to {counts.max()})"
     yield f"no image recovered; the {WORDS[len(others)]} others end at {others.objective.min():.1e}"
     yield f"to {others.objective.max():.1e}, {WORDS[(others.status == 'stalled').sum()]} of them where"
+    full = rows("published", 64)
+    assert back("published", 64) == 0, "the published attack at full width recovers an image"
+    ended = [WORDS[(full.status == status).sum()] for status in ("stalled", "iteration-limit")]
+    yield f"({full.image.nunique()} images, one start each) {(full.objective < 1e-4).sum()} of {len(full)} trials end"
+    yield f"below 1e-4, {ended[0]} where the solver cannot move any more and {ended[1]} at the limit"
+    counts = full.evaluations
+    yield f"after a median of {counts.median():g} evaluations ({counts.min()} to {counts.max():,}) and at"
+    yield f"and at {full.psnr.median():.1f} dB; no image is recovered there, either"
     uniform = rows("train-uniform")
     yield f"goes on to {uniform.relative_objective.median():.0e} of the update, and"
     yield f"{back('train-uniform', key='affine_error')} of 80 images come back but for contrast"
