@@ -1,8 +1,8 @@
 """The original DLG and iDLG procedure in PyTorch, one process per core with one thread each (extra `torch`).
 
 Writes a folder that `pytorch_parity` reads: `trials.jsonl`, the networks and the starts. Trials already in the folder
-are kept, and so are stored ones that are copied there, such as `lenet-fresh-torch.jsonl`. On LeNet about 200 to 350
-evaluations/s a core, so that the default 100 trials take ten minutes on two cores.
+are kept; those stored under `results/pytorch_parity` go on if they are copied there as `trials.jsonl`. On LeNet about
+200 to 350 evaluations/s a core, so that the default 100 trials take ten minutes on two cores.
 `--random N` takes N random images instead of the five; each has a network of its own. `--model resnet18` is ResNet-18
 of width 16 with sigmoids and BatchNorm in train mode, all weights from U(-0.5, 0.5) like LeNet's.
 `--no-onednn` has PyTorch's own kernels convolve: on LeNet 1.25 times as fast on an Intel Xeon with AVX-512.
