@@ -22,6 +22,7 @@ MODELS = ("lenet", "resnet18")
 JAXLEAK = (sys.executable, "-m", "jaxleak")
 VARIANTS = {
     "pytorch-processes": "one process per core, summed",
+    "pytorch-no-onednn": "the same with oneDNN off",
     "pytorch-serial": "one process",
     "pytorch-vmap": "`torch.func.vmap`, one process per core, summed",
     "pytorch-compiled": "the same through `torch.compile`",

@@ -320,6 +320,17 @@ def torch_network(image_size: int, **fields: Any) -> Any:
 
 
 @pytest.mark.torch
+def test_onednn_is_off_where_the_variant_says_so(monkeypatch):
+    loop, torch = torch_loop(), require_torch()
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    made = plan.Plan(settings=TINY, cores=2, has_torch=True)
+    for name, there in (("pytorch-no-onednn", False), ("pytorch-processes", True), ("pytorch-serial", True)):
+        module, (task, *_) = made.tasks(workers.Entry(name))
+        loop.prepare_torch(task | {"threads": 1})
+        assert (module, torch.backends.mkldnn.enabled) == ("jaxleak.bench.pytorch_loop", there), name
+
+
+@pytest.mark.torch
 def test_the_torch_loop_is_the_oracles():
     loop, torch = torch_loop(), require_torch()
     from tests.oracles.torch_dlg import run_attack
@@ -555,7 +566,7 @@ def test_a_worker_that_fails_says_why(small):
 # --- taking turns ---
 
 RATES = {"pytorch-processes": 400.0, "pytorch-serial": 200.0, "plain-vmap": 300.0, "jaxopt": 500.0}
-RATES |= {"pytorch-cosine-processes": 100.0, "pytorch-vmap": 600.0}
+RATES |= {"pytorch-cosine-processes": 100.0, "pytorch-vmap": 600.0, "pytorch-no-onednn": 450.0}
 
 
 class FakeTeam:
@@ -644,13 +655,13 @@ def test_it_is_said_how_long_it_takes_before_anything_is_started(fake, monkeypat
     monkeypatch.setattr(estimate, "COSTS", dict.fromkeys(estimate.COSTS, 6.0))
     said: list[tuple[int, str]] = []
     measure(Settings(seconds=100), lambda line: said.append((fake.open, line)))
-    # Fourteen processes, seven a core.
-    assert said[0] == (0, "about 2 min 20 s in all: 40 s to start and compile 10 variants, 100 s to measure them")
+    # Sixteen processes, eight a core.
+    assert said[0] == (0, "about 2 min 30 s in all: 50 s to start and compile 11 variants, 100 s to measure them")
     assert "ready after" in said[1][1]
     (left,) = (line for _, line in said if "to go" in line)
     # By then five of the processes took 12 seconds, and 3 more were measured.
-    assert left == "about 2 min to go, 20 s of it to start the others"
-    assert said[-1] == (0, "100 s measured, 33 s to start, compile and choose lanes")
+    assert left == "about 2 min 5 s to go, 25 s of it to start the others"
+    assert said[-1] == (0, "100 s measured, 36 s to start, compile and choose lanes")
 
 
 def test_a_first_number_is_there_soon(fake):
@@ -667,20 +678,20 @@ def test_seconds_are_what_is_measured(fake):
     fake.late = 0.6
     result = measure(Settings(seconds=100))
     assert result["measured_seconds"] == pytest.approx(100)
-    assert result["setup_seconds"] == pytest.approx(33)
-    assert fake.now == pytest.approx(133)
-    assert [len(row["rounds"]) for row in result["variants"]] == [5] * 10
+    assert result["setup_seconds"] == pytest.approx(36)
+    assert fake.now == pytest.approx(136)
+    assert [len(row["rounds"]) for row in result["variants"]] == [5] * 11
     asked = [seconds for _, _, seconds in fake.log]
     assert min(asked) >= runner.SHORTEST
-    assert max(asked) - min(asked[10:]) < 0.3
+    assert max(asked) - min(asked[11:]) < 0.3
     fake.late = 2.0
     result = measure(Settings(seconds=100))
     assert 80 < result["measured_seconds"] <= 100.1
-    assert [len(row["rounds"]) for row in result["variants"]] == [2] * 10
+    assert [len(row["rounds"]) for row in result["variants"]] == [2] * 11
     fake.late = 60.0
     said: list[str] = []
     result = measure(Settings(seconds=100), said.append)  # one round there is, whatever it takes
-    assert [len(row["rounds"]) for row in result["variants"]] == [1] * 10
+    assert [len(row["rounds"]) for row in result["variants"]] == [1] * 11
     assert any("no more than 1 of 5 rounds" in line for line in said)
 
 
@@ -698,7 +709,7 @@ def test_what_starts_together(fake):
     for wave in waves:
         assert len(wave) == 1 or sum(map(made.processes, wave)) <= 2
     started = [(entry.name, entry.lanes) for wave in waves for entry in wave]
-    assert len(started) == len(set(started)) == 10 + 5
+    assert len(started) == len(set(started)) == 11 + 5
     on_gpu = plan.Plan(settings=Settings(), cores=2, has_torch=True, on_gpu=True)
     assert [entry.lanes for entry in on_gpu.entries("jaxleak")] == list(plan.GPU_LANES)
     module, (task,) = on_gpu.tasks(*on_gpu.entries("pytorch-vmap"))
@@ -713,8 +724,8 @@ def test_each_variant_is_measured_in_turns(fake):
     result = measure(Settings(rounds=3, seconds=24, lanes=("auto",)))
     names = ["machine", *USUAL]
     measured = [name for name, _, _ in fake.log]
-    assert sorted(measured[:10]) == sorted(USUAL)  # a first look at each
-    assert measured[10:] == [*names, *reversed(names), *names]
+    assert sorted(measured[:11]) == sorted(USUAL)  # a first look at each
+    assert measured[11:] == [*names, *reversed(names), *names]
     assert sum(seconds for _, _, seconds in fake.log) == pytest.approx(24)
     assert fake.open == 0
     assert [row["name"] for row in result["variants"]] == list(USUAL)
@@ -772,7 +783,7 @@ def test_a_variant_that_fails_does_not_stop_the_others(fake):
     shown(result)
 
 
-@pytest.mark.parametrize("measurements", [0, 3, 13, 22])
+@pytest.mark.parametrize("measurements", [0, 3, 14, 24])
 def test_ctrl_c_reports_what_is_there(fake, measurements):
     fake.interrupt_after = measurements
     result = measure(Settings(rounds=3, lanes=("auto",)))
@@ -780,14 +791,14 @@ def test_ctrl_c_reports_what_is_there(fake, measurements):
     assert fake.open == 0
     rows = result["variants"]
     assert [row["name"] for row in rows] == list(USUAL)
-    # Ten first looks; then the machine is measured first; the second round goes back from the last variant.
-    wanted = {0: [0] * 10, 3: [0] * 10, 13: [1, 1, *[0] * 8], 22: [*[1] * 9, 2]}
+    # Eleven first looks; then the machine is measured first; the second round goes back from the last variant.
+    wanted = {0: [0] * 11, 3: [0] * 11, 14: [1, 1, *[0] * 9], 24: [*[1] * 10, 2]}
     assert [len(row["rounds"] or []) for row in rows] == wanted[measurements]
     assert all("interrupted" in row["failed"] for row in rows if not row["rounds"])
     looked_at = [row for row in rows if row["evaluations_per_second"] and not row["rounds"]]
-    assert len(looked_at) == {0: 0, 3: 3, 13: 8, 22: 0}[measurements]
+    assert len(looked_at) == {0: 0, 3: 3, 14: 9, 24: 0}[measurements]
     assert all("its first look's" in row["failed"] for row in looked_at)
-    assert bool(result["ratios"]) == (measurements == 22)  # of rounds only
+    assert bool(result["ratios"]) == (measurements == 24)  # of rounds only
     json.dumps(result)
     shown(result)
 

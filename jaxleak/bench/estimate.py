@@ -8,6 +8,7 @@ from jaxleak.bench.settings import SMALL
 COSTS = {
     "machine": 5.9,
     "pytorch-processes": 4.1,
+    "pytorch-no-onednn": 4.1,
     "pytorch-serial": 4.0,
     "pytorch-vmap": 6.7,
     "pytorch-compiled": 50.0,

@@ -12,7 +12,8 @@ from jaxleak.bench.workers import JAX_WORKER, TORCH_VMAP_WORKER, TORCH_WORKER, E
 NO_TORCH = "PyTorch is not installed (extra `torch`)"
 LOOP_LANES = 2  # per core, of plain-vmap and jaxopt: more were slower or no faster
 GPU_LANES = (256, 1024)  # tried where nothing is asked for
-PER_CORE = ("pytorch-processes", *VMAPPED, "pytorch-cosine-processes")  # on CPUs a process for each core
+# On CPUs a process for each core.
+PER_CORE = ("pytorch-processes", "pytorch-no-onednn", *VMAPPED, "pytorch-cosine-processes")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Plan:
             raise WorkerError("there is one GPU and not one per core; pytorch-serial uses it")
         one_thread = entry.name in PER_CORE and not self.on_gpu
         task |= {"threads": 1 if one_thread else None, "device": "cuda" if self.on_gpu else "cpu"}
+        task["onednn"] = entry.name != "pytorch-no-onednn"
         task["network"] = self.settings.network()
         if isinstance(entry.lanes, int):
             task["lanes"] = -(-entry.lanes // many)

@@ -126,11 +126,12 @@ class Restarts:
 
 
 def prepare_torch(task: dict[str, Any]) -> None:
-    """Threads, seed and device, as the task has them."""
+    """Threads, seed, device and oneDNN, as the task has them."""
     if task["threads"] is not None:
         torch.set_num_threads(task["threads"])
     torch.manual_seed(os.getpid())
     torch.set_default_device(task["device"])
+    torch.backends.mkldnn.enabled = task["onednn"]
 
 
 def problem_of(task: dict[str, Any]) -> tuple[Problem, Tensor]:

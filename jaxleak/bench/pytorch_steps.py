@@ -19,7 +19,7 @@ TIMED = 5
 
 def profile_of(task: dict[str, Any]) -> dict[str, Any]:
     """Seconds of one step by operation."""
-    pytorch_loop.prepare_torch({**task, "threads": 1, "device": "cpu"})
+    pytorch_loop.prepare_torch({**task, "threads": 1, "device": "cpu", "onednn": True})
     problem, image = pytorch_loop.problem_of(task)
     restarts = pytorch_loop.Restarts(
         problem,

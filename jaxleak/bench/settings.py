@@ -12,10 +12,11 @@ NOT_FIELDS = ("parent", "name")  # of a Linen module
 
 OURS = ("jaxleak", "jaxleak-network-per-trial", "jaxleak-lbfgs", "jaxleak-cosine")
 VMAPPED = ("pytorch-vmap", "pytorch-compiled")
-PYTORCH = ("pytorch-processes", "pytorch-serial", *VMAPPED, "pytorch-cosine-processes")
+PYTORCH = ("pytorch-processes", "pytorch-no-onednn", "pytorch-serial", *VMAPPED, "pytorch-cosine-processes")
 COSINE = ("pytorch-cosine-processes", "jaxleak-cosine")  # another attack than the rest: compared with each other only
 DESCRIPTIONS = {
     "pytorch-processes": "the PyTorch loop, one process per core with one thread each, summed",
+    "pytorch-no-onednn": "the same with oneDNN off, so that PyTorch's own kernels convolve",
     "pytorch-serial": "the PyTorch loop in one process with PyTorch's own number of threads",
     "pytorch-vmap": "torch.func.vmap of the gradient with a batched L-BFGS (or Adam), one process per core, summed",
     "pytorch-compiled": "the same through torch.compile, which takes a minute",

@@ -229,7 +229,7 @@ class BenchCommand:
     image_size: Count = None
     """Pixels of a side (default: 32, of inception3 299)."""
     only: Names = None
-    """Just these of pytorch-processes, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
+    """Just these of pytorch-processes, pytorch-no-onednn, pytorch-serial, pytorch-vmap, plain-vmap, jaxopt, jaxleak,
     jaxleak-network-per-trial, jaxleak-lbfgs; and with Inverting Gradients' attack pytorch-cosine-processes,
     jaxleak-cosine (default: all of these; plain-vmap and jaxopt are there for lenet and resnet18). Also
     pytorch-compiled, through torch.compile."""
