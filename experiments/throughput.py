@@ -80,13 +80,10 @@ def zoo() -> tables.Results:
         where, settings = report["device"], report["settings"]
         told = {one["name"]: one for one in report["variants"]}
         ours, work = told["jaxleak"], report["machine"]["evaluation"]["flops"]
-        ratios, spreads = report["ratios"]["jaxleak"], report["ratios_spread"]["jaxleak"]
         size = settings["image_size"] or f"{settings['shape'][0]} tokens"
         cells = [settings["width"] or tables.NONE, size, f"{work / 1e9:,.2f}", ours["lanes"]]
         cells += [f"{told[name]['evaluations_per_second']:,.2f}" for name in LOOPS]
-        for other in LOOPS[1:]:
-            low, high = spreads[other]
-            cells.append(f"{ratios[other]:.1f} ({low:.1f} to {high:.1f})")
+        cells += [times_of(report, "jaxleak", other) for other in LOOPS[1:]]
         lines.append([f"`{model}`", *cells, f"{ours['compile_seconds']:.0f}"])
     columns = ("model", "width", "pixels", "GFLOP an evaluation", "lanes", "jaxleak", "PyTorch, a process a core")
     columns += ("PyTorch, one process", "times the processes", "times the one", "compile [s]")
@@ -94,6 +91,12 @@ def zoo() -> tables.Results:
         "Evaluations/s, medians of interleaved rounds; brackets: smallest and largest of a round. GFLOP: XLA's count."
     ]
     return tables.Results("The zoo: whole step", "throughput --zoo", columns, lines, where, notes)
+
+
+def times_of(report: dict, ours: str, other: str) -> str:
+    """Ours over the other, with the smallest and largest of a round."""
+    ratio, spread = (report[key].get(ours, {}).get(other) for key in ("ratios", "ratios_spread"))
+    return f"{ratio:.1f} ({spread[0]:.1f} to {spread[1]:.1f})" if ratio else tables.NONE
 
 
 def results() -> list[tables.Results]:
@@ -111,12 +114,15 @@ def results_of(model: str) -> tables.Results:
         rates = {one["name"]: f"{one['evaluations_per_second']:,.0f}" for one in report["variants"]}
         rounds, rows = {one["name"]: len(one["rounds"]) for one in report["variants"]}, []
         for name in rates:
-            times = [ratios.get(name, {}).get(other) for other in others]
-            cells = [rates[name], rounds[name], *(f"{x:.1f}" if x else tables.NONE for x in times)]
+            times = (times_of(report, name, other) for other in others)
+            cells = [rates[name], rounds[name], *times]
             rows.append([f"`{name}`", VARIANTS[name], *cells])
         title += "" if model == "lenet" else f", width {settings['width']}"
         where = report["device"]
-        notes = [f"Medians of interleaved rounds, at most {settings['rounds']}; `times` is ours over that one."]
+        notes = [
+            f"Medians of interleaved rounds, at most {settings['rounds']}; `times` is ours over that one (smallest to "
+            "largest of a round)."
+        ]
     columns = ("variant", "what", "evaluations/s", "rounds", *(f"times `{name}`" for name in others))
     return tables.Results(f"{title}: whole step", f"throughput --models {model}", columns, rows, where, notes)
 

@@ -940,6 +940,25 @@ def relu_lowest(stored: Stored) -> Phrases:
 
 
 @text
+def throughput(stored: Stored) -> Phrases:
+    lenet, resnet = (
+        {one["name"]: np.array(one["rounds"]) for one in stored.json(f"throughput/{model}")["variants"]}
+        for model in ("lenet", "resnet18")
+    )
+    names = ("pytorch-no-onednn", "pytorch-processes", "pytorch-vmap")
+    rates = [f"{np.median(of_model[name]):,.0f}" for of_model in (lenet, resnet) for name in names]
+    yield "at {0} for {1} evaluations/s, ResNet-18 at {3} for {4}. `torch.func.vmap`".format(*rates)
+    yield "a batched L-BFGS ({2} and {5}) is PyTorch's best on both".format(*rates)
+    for one in (lenet, resnet):
+        loops = [
+            np.median(rounds) for name, rounds in one.items() if name.startswith("pytorch") and "cosine" not in name
+        ]
+        assert max(loops) == np.median(one["pytorch-vmap"]), "vmap is not PyTorch's best"
+    times = [np.median(one["jaxleak"]) / np.median(one["pytorch-vmap"]) for one in (lenet, resnet)]
+    yield "jaxleak {:.1f} and {:.1f} times as fast".format(*times)
+
+
+@text
 def clusters(stored: Stored) -> Phrases:
     rates = ray_rates(stored)
     ratios, one = rates["ray"] / rates["one process"], np.median(rates["one process"])
