@@ -44,7 +44,7 @@ class Item:
     rate_of: str = ""
 
 
-FIDELITY = ("lfw", "cifar100-lbfgs", "lfw-lbfgs")
+FIDELITY = ("cifar100-lbfgs", "lfw-lbfgs")
 PAIRS = "2 x 1,000 trials"
 FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
 DEAKIN, IG = "Deakin report", "Inverting Gradients"
