@@ -178,11 +178,12 @@ def results() -> list[tables.Results]:
         tables.Results(
             "DLG on networks with sigmoids",
             "deakin_models",
-            ("run", "report", "iterations", "pixels", "batch", "parameters", *ours),
+            ("run", "report (quoted)", "iterations", "pixels", "batch", "parameters", *ours),
             rows,
             tables.device(*told.values()),
             (
-                "`--only NAME --iterations N` runs one. `relative`: ours, the label known, relative to the gradient.",
+                "`--only NAME --iterations N` runs one. `relative`: ours, with the label known.",
+                "It is relative to the gradient, of the deep networks to each tensor.",
                 "`lenet`: 1,000 classes, images normalised by ImageNet's statistics, one network for all 16 trials.",
                 "`lenet-plain`: the same photographs, not normalised; a fresh network for each trial.",
                 tables.AFFINE,

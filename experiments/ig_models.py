@@ -148,7 +148,7 @@ def results() -> list[tables.Results]:
                 "`--only NAME` runs one. Width 64: ResNet-18 `--iterations 1200`, ResNet-152 `--images 1`.",
                 "`batch`: one update of all images.",
                 "Over half explained: images of which more than half of the variance is.",
-                "Paper: ResNet-18 and 152, trained and not, show recognisable images; of 100 images some are.",
+                "Paper (recalled): ResNet-18 and 152, trained and not, give recognisable images; of 100 some are.",
             ),
             {name: f"ig_models/{name}.png" for name, one in told.items() if one},
         )

@@ -146,7 +146,7 @@ TITLES = {
 NOTES = {
     "padding": ("At its best shift: the candidate, moved in a circle. Moved: images that then gain over 1 dB.",),
     "averaging": ("Two images a step; labels known.",),
-    "steps": ("Paper: 4,800 and 24,000 steps, ConvNet with 64 channels and ResNet20-4 with 64.",),
+    "steps": ("Paper (recalled): 4,800 and 24,000 steps, ConvNet with 64 channels and ResNet20-4 with 64.",),
 }
 
 

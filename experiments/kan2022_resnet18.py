@@ -107,6 +107,9 @@ def build(name: str, setting: Setting, data: jaxleak.Dataset, images: list[int],
     return jaxleak.Sweep(victim=victim, attacks=(attack,), seeds=options.seeds, snapshots=())
 
 
+TENSORS = "`eval-uniform`, `eval-torch`, `train-torch`, `train-softplus-torch`: measured tensor by tensor."
+
+
 def results() -> list[tables.Results]:
     """A table a width: a row each setting."""
     return [results_at(64), results_at(16)]
@@ -126,6 +129,7 @@ def results_at(width: int) -> tables.Results:
         (
             "`--only NAME --images N --seeds N --evaluations N` makes a row.",
             "The name says BatchNorm's mode first: eval (running statistics) or train.",
+            TENSORS,
             "`published-34` and `published-50` are ResNet-34 and ResNet-50, `published-idlg` has iDLG's attack.",
             tables.AFFINE,
             "Evaluations, PSNR, error and objective are medians or quartiles; the objective is the relative one.",

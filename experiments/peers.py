@@ -164,7 +164,11 @@ def results() -> list[tables.Results]:
         notes.append(f"Accuracy on held-out images, 20 classes: {told}.")
     columns = ("setting", "attack", "evaluations", "seconds", "PSNR in dB", "n", "ahead in dB", "95 %", "Wilcoxon p")
     device = ", ".join(dict.fromkeys(row["device"] for row in made))
-    return [tables.Results("The attack best beside breaching's presets", "peers", columns, lines, device, notes)]
+    return [
+        tables.Results(
+            "The attack best beside breaching's presets", "peers --breaching FOLDER", columns, lines, device, notes
+        )
+    ]
 
 
 def compared(ours: np.ndarray, theirs: np.ndarray) -> list[str]:

@@ -91,11 +91,11 @@ def results() -> list[tables.Results]:
     return [
         tables.Results(
             "A Ray cluster of two one-core workers beside one process on two cores",
-            "ray_throughput",
+            "ray_throughput --seeds 3",
             ("where", "evaluations/s", "times one process", "smallest and largest", "rounds"),
             rows,
             tables.device(told),
-            ("DLG on LeNet, a network for each trial.",),
+            ("DLG on LeNet, a network for each trial.", "`times`: the median of the rounds' ratios."),
         )
     ]
 

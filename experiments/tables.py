@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import pyarrow.parquet as parquet
+
 from experiments import harness
 
 NONE, NOT_RUN = "–", "not run"
@@ -60,15 +62,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def stored(name: str) -> Any:
-    """What an experiment wrote below `results/`; None if it was not run."""
+    """What an experiment wrote below `results/`; None if it was not run. A summary's device is that of all its rows."""
     path = harness.RESULTS / name
-    return json.loads(path.read_text()) if path.exists() else None
+    told = json.loads(path.read_text()) if path.exists() else None
+    rows = path.with_suffix(".parquet")
+    if rows.exists() and isinstance(told, dict) and "environment" in told:
+        devices = parquet.read_table(rows, columns=["device"])["device"].unique().to_pylist()
+        told["environment"]["device"] = ", ".join(devices)
+    return told
 
 
 def device(*summaries: dict | None) -> str:
     """On what these were computed."""
     told = [one.get("device") or one["environment"]["device"] for one in summaries if one]
-    return ", ".join(dict.fromkeys(told))
+    return ", ".join(dict.fromkeys(", ".join(told).split(", ")))
 
 
 def interval(bounds: Sequence[float], digits: int = 2) -> str:

@@ -88,7 +88,8 @@ def zoo() -> tables.Results:
     columns = ("model", "width", "pixels", "GFLOP an evaluation", "lanes", "jaxleak", "PyTorch, a process a core")
     columns += ("PyTorch, one process", "times the processes", "times the one", "compile [s]")
     notes = [
-        "Evaluations/s, medians of interleaved rounds; brackets: smallest and largest of a round. GFLOP: XLA's count."
+        "Evaluations/s, medians of interleaved rounds; brackets: smallest and largest of a round. GFLOP: XLA's count.",
+        "`--seconds 30` to 100, the deeper the longer.",
     ]
     return tables.Results("The zoo: whole step", "throughput --zoo", columns, lines, where, notes)
 
@@ -121,10 +122,13 @@ def results_of(model: str) -> tables.Results:
         where = report["device"]
         notes = [
             f"Medians of interleaved rounds, at most {settings['rounds']}; `times` is ours over that one (smallest to "
-            "largest of a round)."
+            "largest of a round).",
+            "With oneDNN off only the loop was measured.",
         ]
     columns = ("variant", "what", "evaluations/s", "rounds", *(f"times `{name}`" for name in others))
-    return tables.Results(f"{title}: whole step", f"throughput --models {model}", columns, rows, where, notes)
+    return tables.Results(
+        f"{title}: whole step", f"throughput --models {model} --seconds 200", columns, rows, where, notes
+    )
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from tests.independent_results import (
     interval,
     mean_interval,
     moved,
+    over,
     parity_cells,
     parity_trials,
     plus_minus,
@@ -33,15 +34,16 @@ from tests.independent_results import (
     risk_points,
     solved_iterations,
     solver_rows,
+    zoo_rate,
 )
 from tests.independent_results import peers as compare_peers
 
 # Measurements whose rows are not kept, and texts about code, networks or versions; by their first words.
 WITHOUT_ROWS = (
     *("**Labels of batches.**", "**What was tried and left out.**", "**Throughput.**", "**The GPU's program.**"),
-    *("The L-BFGS step is bound by memory", "The rates of a run move", "The same count of the program before"),
+    *("The L-BFGS step is bound by memory", "The same count of the program before"),
     *("Eight steps run between two questions", "**Sampling alone, and refined.**", "**XLA's pool of one thread.**"),
-    *("**What a model costs.**", "The deep ones' evaluations take seconds", "**Compiled programs are not kept"),
+    *("**What compiling costs.**", "**Compiled programs are not kept"),
     *(
         "**Which code the rows come from.**",
         "**Only arrays that are mostly zero",
@@ -343,7 +345,7 @@ def kan_resnet18(stored: Stored) -> Phrases:
     yield f"{back('eval-absolute')} where the objective is absolute, and {back('eval-per-tensor')} where"
     assert {rows(f"eval-{name}").evaluations.max() for name in ("joint", "absolute", "per-tensor")} == {400}
     train = [back(name, key="affine_error") for name in ("train", "train-torch", "train-softplus-torch")]
-    yield f"after 800 evaluations {min(train)} to {max(train)} of 80 end with an error below 0.2"
+    yield f"after 800 evaluations {min(train)} to {max(train)} of 80 (two settings of them measured tensor by tensor)"
     flat = rows("eval-torch")
     yield f"({back('eval-torch')} of 80), where the gradient hardly depends"
     yield f"float32's end, {flat.relative_objective.median():.0e}, at {flat.psnr.median():.0f} dB"
@@ -373,16 +375,14 @@ def batches(stored: Stored) -> Phrases:
     yield f"every image in {eight.success.sum()} of 20 trials and {eight.images_recovered.sum()} of {images} images"
     yield f"at {eight.psnr.median():.1f} dB and a median MSE of {eight.mse.median():.4f}"
     assert images - eight.labels_right.sum() == 1, "of eight: not one label is wrong"
-    two, four = (stored.rows(f"batches/published-{size}") for size in (2, 4))
-    assert {len(two), len(four)} == {20}
-    assert two.images_recovered.sum() + four.images_recovered.sum() == 0, (
-        "DLG as published recovers an image of a batch"
-    )
-    yield f"stay at medians of {two.psnr.median():.1f} and {four.psnr.median():.1f} dB"
-    met = [int((rows.relative_objective < 1e-4).sum()) for rows in (two, four)]
-    yield f"in {met[0]} and {met[1]} of 20 trials less than 1e-4 of the update's squared norm is left"
-    right = [f"{rows.labels_right.sum()} of {rows.batch.sum()}" for rows in (two, four)]
-    yield f"is left, and {right[0]} and {right[1]} labels are right"
+    published = [stored.rows(f"batches/published-{size}") for size in (2, 4, 8)]
+    assert {len(rows) for rows in published} == {20}
+    assert sum(rows.images_recovered.sum() for rows in published) == 0, "DLG as published recovers an image of a batch"
+    yield "stay at medians of {:.1f}, {:.1f} and {:.1f} dB".format(*(rows.psnr.median() for rows in published))
+    met = [int((rows.relative_objective < 1e-4).sum()) for rows in published]
+    yield "in {}, {} and {} of 20 trials less than 1e-4 of the update's squared norm is left".format(*met)
+    right = [f"{rows.labels_right.sum()} of {rows.batch.sum()}" for rows in published]
+    yield "is left, and {}, {} and {} labels are right".format(*right)
 
 
 BOTH = ("L2", "L2 + TV")
@@ -465,26 +465,30 @@ def idlg_fidelity(stored: Stored) -> Phrases:
     yield f"more images come back (p = {max(dlg[1:]):.0e} at most, every threshold)"
     yield f"(p = {max(idlg[1:5]):.0e} at most down to 0.0005; at 0.0001 p = {idlg[5]:.2f})"
     lfw, cifar = (
-        {name: of(stored.rows(f"idlg_fidelity/{run}"), name).mse < 1e-3 for name in ("dlg", "idlg")}
+        {name: of(stored.rows(f"idlg_fidelity/{run}"), name).mse for name in ("dlg", "idlg")}
         for run in ("lfw", "cifar100")
     )
-    assert lfw["dlg"].mean() > 0.515, "LFW: not more of DLG's"
-    assert lfw["idlg"].mean() < 0.911, "LFW: not fewer of iDLG's"
-    same = [
-        stats.fisher_exact([[one.sum(), (~one).sum()] for one in (lfw[name], cifar[name])]).pvalue
-        for name in ("dlg", "idlg")
-    ]
-    yield f"Here LFW behaves as CIFAR-100 does (MSE below 0.001: p = {same[0]:.2f} and {same[1]:.2f})"
+    assert (lfw["dlg"] < 1e-3).mean() > 0.515, "LFW: not more of DLG's"
+    assert (lfw["idlg"] < 1e-3).mean() < 0.911, "LFW: not fewer of iDLG's"
+    same = {
+        (name, bound): stats.fisher_exact([[(mse < bound).sum(), (mse >= bound).sum()] for mse in pair]).pvalue
+        for name, pair in (("dlg", (lfw["dlg"], cifar["dlg"])), ("idlg", (lfw["idlg"], cifar["idlg"])))
+        for bound in (1e-2, 5e-3, 1e-3, 5e-4, 1e-4)
+    }
+    near = [p for (_, bound), p in same.items() if bound > 1e-4]
+    yield f"LFW behaves here as CIFAR-100 does (p from {min(near):.2f} to {max(near):.2f})"
+    yield f"(p = {same['dlg', 1e-4]:.3f} for DLG, {same['idlg', 1e-4]:.3f} for iDLG)"
     weights = (768 + 1) * 5749
     yield f"its head alone has {weights / 1e6:.1f} million weights"
     runs = {name: stored.rows(f"idlg_fidelity/{name}-lbfgs") for name in ("mnist", "cifar100", "lfw")}
     below = {
         name: [100 * (of(rows, attack).mse < 1e-3).mean() for attack in ("dlg", "idlg")] for name, rows in runs.items()
     }
-    mnist, others = runs["mnist"], {len(of(runs[name], "dlg")) for name in ("cifar100", "lfw")}
+    mnist = runs["mnist"]
     yield f"of {len(mnist) // 2:,} of MNIST {below['mnist'][0]:.1f} % with DLG and {below['mnist'][1]:.1f} % with iDLG"
-    yield f"of {others.pop()} of CIFAR-100 and of LFW 100 % (both)"
-    assert below["cifar100"] == below["lfw"] == [100.0, 100.0], "iDLG: not all below 0.001"
+    for name, title in (("cifar100", "CIFAR-100"), ("lfw", "LFW")):
+        shares = [f"{share:.1f}".replace("100.0", "100") for share in below[name]]
+        yield f"of {len(runs[name]) // 2:,} of {title} {shares[0]} and {shares[1]} %"
     yield f"the labels are right in all {sum(int(rows.label_correct.sum()) for rows in runs.values()):,}"
     missed = mnist[mnist.mse >= 1e-3]
     yield f"The {len(missed)} trials of MNIST that miss it have {missed.image.nunique()} networks"
@@ -492,6 +496,11 @@ def idlg_fidelity(stored: Stored) -> Phrases:
     yield f"below 0.45, where the median is {norms.median():.0f} and one other network"
     assert set(missed.image) < set(norms[norms < 0.45].index), "iDLG: a network with a large update misses"
     assert (norms < 0.45).sum() == missed.image.nunique() + 1, "iDLG: not one other network"
+    late = runs["cifar100"][runs["cifar100"].mse >= 1e-3]
+    assert (late.evaluations > 6000).all(), "iDLG: a trial of CIFAR-100 misses it before its budget's end"
+    yield f"The {len(late)} trials of CIFAR-100 have {late.image.nunique()} images"
+    ends = [f"{bound:.0e}".replace("e-0", "e-") for bound in (late.objective.min(), late.objective.max())]
+    yield f"of their 6,000 evaluations, at objectives of {ends[0]} to {ends[1]}"
 
 
 @text
@@ -628,7 +637,10 @@ def batch_and_client_steps(stored: Stored) -> Phrases:
     mean, low, high = map(short, (half.mean(), half.min(), half.max()))
     yield f"After 15 it is {mean} and falls apart by network, from {low} to {high}"
     scaled = [mean_interval(rows(1, steps, "scaled").ssim, 2).replace("0.", ".") for steps in (15, 20, 50, 100)]
-    yield "comes back with {} after 15, {} after 20, {} after 50 and {} after 100 iterations".format(*scaled)
+    yield "their SSIMs are {}, {}, {} and {}.".format(*scaled)
+    back = [int(rows(1, steps, "scaled").images_recovered.sum()) for steps in (15, 20, 50, 100)]
+    assert back[3] == 0, "scaled: an image comes back after 100"
+    yield "{} of 6 images come back after 15 and {} of 6 after 20, but {} after 50 and none".format(*back)
     two = [rows(2, steps, "joint") for steps in (0, 1, 2, 5)]
     images = sum(int(own.batch.sum()) for own in two)
     means = [own.ssim.mean() for own in two]
@@ -758,6 +770,8 @@ def ig_studies(stored: Stored) -> Phrases:
     steps = ig_study(stored, "steps")
     for model, text in (("convnet", "has {:.1f}, {:.1f} and {:.1f} dB"), ("resnet20-4", "{:.1f}, {:.1f} and {:.1f}")):
         yield text.format(*(steps[f"{model}, {count}"].psnr.mean() for count in (300, 4800, 24000)))
+    hours = [24_000 / 3600 / zoo_rate(stored, model) for model in ("convnet", "resnet20-4")]
+    yield "of an image are {:.1f} hours of ConvNet and {:.1f} of ResNet20-4".format(*hours)
     closed, search = dense["analytic"], dense["ig"]
     yield f"all {len(closed)} images at {closed.psnr.min():.0f} to {closed.psnr.max():.0f} dB"
     yield f"4,800 steps of the search {len(search)} images at {search.psnr.min():.1f} to {search.psnr.max():.1f}"
@@ -870,7 +884,10 @@ def precision(stored: Stored) -> Phrases:
 
     ends = three("float32", "objective", ".0e")
     yield "float32 ends at medians of {} (MNIST), {} (CIFAR-100) and {} (LFW)".format(*ends)
-    yield "with MSE {}, {} and {}, and is still crawling".format(*three("float32", "mse", ".0e"))
+    yield "with MSE {}, {} and {}; no trial of it".format(*three("float32", "mse", ".0e"))
+    single = rows[rows.stage == "float32"]
+    assert (single.objective > 1e-12).all(), "precision: float32 reaches 1e-12"
+    yield f"at 1e-12, and {(single.evaluations < 12_000).sum()} of {len(single)} stall before 12,000 evaluations"
     double = rows[rows.stage == "float64"]
     assert (double.objective < 1e-12).sum() == 30, "precision: not all thirty"
     yield "after medians of {}, {} and {} evaluations".format(*three("float64", "evaluations", ",.0f"))
@@ -879,6 +896,12 @@ def precision(stored: Stored) -> Phrases:
     shares = [rates[f"{name}-float64"] / rates[f"{name}-float32"] for name in sets]
     yield f"at {min(shares):.1f} to {max(shares):.1f} of float32's evaluations per second"
     yield "ended it needs {}, {} and {} more".format(*three("finish", "evaluations", ",.0f"))
+    took = {
+        stage: np.array([middle.loc[stage].evaluations[name] / rates[f"{name}-{kind}"] for name in sets])
+        for stage, kind in (("float32", "float32"), ("float64", "float64"), ("finish", "float64"))
+    }
+    costs = took["float64"] / (took["float32"] + took["finish"])
+    yield "(`--x64`) costs {:.1f}, {:.1f} and {:.1f} times as much as both".format(*costs)
     psnr = middle.loc["float32"].psnr
     yield f"than float32's medians of {psnr.min():.0f} to {psnr.max():.0f} dB"
 
@@ -948,15 +971,20 @@ def throughput(stored: Stored) -> Phrases:
     )
     names = ("pytorch-no-onednn", "pytorch-processes", "pytorch-vmap")
     rates = [f"{np.median(of_model[name]):,.0f}" for of_model in (lenet, resnet) for name in names]
-    yield "at {0} for {1} evaluations/s, ResNet-18 at {3} for {4}. `torch.func.vmap`".format(*rates)
-    yield "a batched L-BFGS ({2} and {5}) is PyTorch's best on both".format(*rates)
+    yield "at {0} for {1} evaluations/s, ResNet-18 at {3} for {4}.".format(*rates)
+    yield "fastest on both, {2} with L-BFGS and {5} with Adam".format(*rates)
     for one in (lenet, resnet):
         loops = [
             np.median(rounds) for name, rounds in one.items() if name.startswith("pytorch") and "cosine" not in name
         ]
         assert max(loops) == np.median(one["pytorch-vmap"]), "vmap is not PyTorch's best"
-    times = [np.median(one["jaxleak"]) / np.median(one["pytorch-vmap"]) for one in (lenet, resnet)]
-    yield "jaxleak {:.1f} and {:.1f} times as fast".format(*times)
+    times = [over(one["jaxleak"], one["pytorch-vmap"]) for one in (lenet, resnet)]
+    yield "jaxleak does {} and {} times as many".format(*times)
+    spread = {name: rounds.max() / rounds.min() for name, rounds in lenet.items()}
+    ours = [name for name in spread if spread[name] > 1.3]
+    assert ours == ["jaxleak", "jaxleak-network-per-trial"], "other variants differ by a third"
+    theirs = [100 * spread[name] - 100 for name in spread if name.startswith("pytorch")]
+    yield f"differ by a third between rounds on LeNet (PyTorch's by {min(theirs):.0f} to {max(theirs):.0f} %)"
 
 
 @text
@@ -971,7 +999,7 @@ def clusters(stored: Stored) -> Phrases:
     yield f"{one:,.0f} evaluations/s, which at"
     yield f"({evaluations:,.0f} evaluations a trial) is {3600 * one / evaluations:,.0f} trials an hour"
     rate = stored.json("kan2022_resnet18/eval-softplus-torch-64")["engine"]["evaluations_per_second"]
-    yield f"full-width ResNet-18 {rate:.1f} evaluations/s, {3600 * rate / 300:.0f} trials an hour at 300"
+    yield f"{rate:.1f} evaluations/s (`eval-softplus-torch`), {3600 * rate / 300:.0f} trials an hour at 300"
     told = stored.json("clusters/simulation")["settings"]
     seconds = told["driver_seconds"]
     mean = told["trial_seconds"] * np.exp(told["spread"] ** 2 / 2)  # log-normal

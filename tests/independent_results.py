@@ -793,12 +793,11 @@ def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Ro
 @table("What is not at its published size")
 def published_sizes(stored: Stored) -> list[Row]:
     """Stored rows, trials, evaluations of one (0: as many as a stored one), model of the zoo or run, for the rate."""
-    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl") for run in ("cifar100-lbfgs", "lfw-lbfgs")]
+    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl") for run in ("lfw-lbfgs",)]
     items += [
         ("idlg_fidelity/lfw-5749", 2000, 0, "idlg_fidelity/lfw-5749"),
-        ("batches/published-8", 20, 56_000, "batches/published-4"),
         *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
-        ("kan2022_resnet18/published-64", 400, 0, "resnet18"),
+        ("kan2022_resnet18/published-64", 400, 0, "kan2022_resnet18/published-64"),
         *((f"deakin_models/{model}", 2, 6000, f"deakin_models/{model}") for model in ("densenet121", "inception3")),
         ("ig_models/resnet18-width-64", 4, 4801, "resnet18"),
         *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152") for more in ("", "-trained")),
@@ -1157,7 +1156,8 @@ def stock_model(stored: Stored) -> list[Row]:
     found = []
     for name, rounds in rates.items():
         first = own[name.split(",")[0]]
-        times = NONE if name == first else f"{np.median(rounds / rates[first]):.2f}"
+        each = rounds / rates[first]
+        times = NONE if name == first else f"{np.median(each):.2f} ({each.min():.2f} to {each.max():.2f})"
         found.append([name, f"{np.median(rounds):,.0f}", times])
     return found
 
@@ -1235,9 +1235,11 @@ def check_commands(page: str, stored: Stored) -> Iterator[str]:
         experiment, *words = command.split()
         for flag, number in pairwise(words):
             column = {"--images": "image", "--restart-images": "image", "--seeds": "seed"}.get(flag)
-            files = stored.folder.glob(f"{experiment}/*.parquet")
-            if column and not any(
-                pd.read_parquet(file, columns=[column]).nunique().item() == int(number) for file in files
+            files = [*stored.folder.glob(f"{experiment}/*.parquet")]
+            if (
+                column
+                and files
+                and not any(pd.read_parquet(file, columns=[column]).nunique().item() == int(number) for file in files)
             ):
                 yield f"{command}: no run has {flag} {number}"
 
