@@ -37,7 +37,7 @@ def headline() -> str:
             f"{parity['solved by both']} solved by both",
         ),
         (
-            "LeNet: evaluations/s",
+            "LeNet, one network: evaluations/s",
             f"{loop['evaluations/s']} in a loop, {vmapped['evaluations/s']} by `torch.func.vmap`",
             f"{ours['evaluations/s']}: {over_loop} and {ours['times `pytorch-vmap`']} times",
             f"{ours['rounds']} rounds, {speed.device}",

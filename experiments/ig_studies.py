@@ -2,14 +2,15 @@
 
 CIFAR-100 train images, normalised, an untrained network of its own for each update, one start; signed Adam on
 1 - cosine with a total variation of 0.01, the label read from the update. Networks have ReLUs; those with BatchNorm
-have torch's initialisation and are in evaluation mode. All are narrow, so that twenty images fit on two cores.
+have torch's initialisation and are in evaluation mode. All but `full` are narrow: twenty images fit on two cores.
 
 `width`: ResNet-18. `depth`: ResNets of width 8. `padding`: six convolutions (`ig_studies_settings.Padded`); the head
 reads the whole last map, or the mean of each channel, and then nothing but the padding says where a thing is. Every
 PSNR is also taken at the circular shift of the candidate that fits best. `averaging`: LeNet (sigmoids, U(-0.5, 0.5)),
 so many images x local epochs, two images a step; the client shares the weight difference, the attacker has the labels
 and repeats the steps. `dense`: a stack of three dense layers, by the closed form and by the published attack.
-`steps`: the paper's ConvNet and ResNet20-4 with 8 channels in the first layer, and the paper's budgets.
+`steps`: the paper's ConvNet and ResNet20-4 with 8 channels in the first layer, and the paper's budgets; `full`: the
+same with the paper's 64 channels.
 
     python -m experiments.ig_studies --data-dir DIR [--only "width 4" "padding zero, mean"]
 """
@@ -142,11 +143,13 @@ TITLES = {
     "averaging": ("Local averaging, LeNet", "images x epochs"),
     "dense": ("A stack of dense layers", "attack"),
     "steps": ("The paper's networks and budgets, width 8", "network, steps"),
+    "full": ("The paper's networks and budgets, width 64", "network, steps"),
 }
 NOTES = {
     "padding": ("At its best shift: the candidate, moved in a circle. Moved: images that then gain over 1 dB.",),
     "averaging": ("Two images a step; labels known.",),
-    "steps": ("Paper (recalled): 4,800 and 24,000 steps, ConvNet with 64 channels and ResNet20-4 with 64.",),
+    "steps": (BUDGETS := "Paper (recalled): 4,800 and 24,000 steps, ConvNet with 64 channels and ResNet20-4 with 64.",),
+    "full": (BUDGETS,),
 }
 
 

@@ -63,6 +63,15 @@ def averaging(images: int, epochs: int, lr: float) -> Setting:
     return Setting("lenet", {}, replace(IG, iterations=600, label="known"), client=client, batch=images)
 
 
+def budgets(fields: dict[str, Any]) -> dict[str, Setting]:
+    """The paper's two networks with few steps and with its own two numbers of steps, on two images."""
+    return {
+        f"{model}, {steps}": short(model, steps, EVAL | fields, images=2)
+        for model in ("convnet", "resnet20-4")
+        for steps in (300, 4800, 24_000)
+    }
+
+
 STUDIES: dict[str, dict[str, Setting]] = {
     "width": {str(width): short("resnet18", 300, EVAL | {"width": width}) for width in (4, 8, 16, 32)},
     "depth": {depth: short(f"resnet{depth}", 300, EVAL | {"width": 8}) for depth in ("18", "34", "50", "101", "152")},
@@ -80,9 +89,6 @@ STUDIES: dict[str, dict[str, Setting]] = {
         "analytic": Setting("mlp", RELU, jaxleak.ATTACKS["analytic"]),
         "ig": Setting("mlp", RELU, jaxleak.IG, images=4),
     },
-    "steps": {
-        f"{model}, {steps}": short(model, steps, EVAL | {"width": 8}, images=images)
-        for model in ("convnet", "resnet20-4")
-        for steps, images in ((300, 2), (4800, 2), (24_000, 2))
-    },
+    "steps": budgets({"width": 8}),
+    "full": budgets({}),
 }

@@ -79,6 +79,13 @@ ITEMS = (
         *("inception3", "deakin_models --iterations 300 --only inception3", "deakin_models/inception3"),
     ),
     *(
+        Item(
+            *(f"{IG}: {name}, width 64", "2 images, 24,000 steps", f"ig_studies/full-{model}", 2, 24_001, model),
+            f'ig_studies --only "full {model}, 24000"',
+        )
+        for name, model in (("ConvNet", "convnet"), ("ResNet20-4", "resnet20-4"))
+    ),
+    *(
         Item(f"{IG}: {name}", FOUR, f"ig_models/{run}", 4, 4801, run.partition("-")[0], f"ig_models --only {run}")
         for name, run in (
             (FULL, "resnet18-width-64"),

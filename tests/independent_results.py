@@ -445,6 +445,7 @@ STUDIES = {
         tuple(f"{network}, {steps}" for network in ("convnet", "resnet20-4") for steps in (300, 4800, 24000)),
     ),
 }
+STUDIES["full"] = ("The paper's networks and budgets, width 64", STUDIES["steps"][1])
 
 
 def ig_study(stored: Stored, study: str) -> dict[str, pd.DataFrame]:
@@ -799,6 +800,7 @@ def published_sizes(stored: Stored) -> list[Row]:
         *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
         ("kan2022_resnet18/published-64", 400, 0, "kan2022_resnet18/published-64"),
         *((f"deakin_models/{model}", 2, 6000, f"deakin_models/{model}") for model in ("densenet121", "inception3")),
+        *((f"ig_studies/full-{model}", 2, 24_001, model) for model in ("convnet", "resnet20-4")),
         ("ig_models/resnet18-width-64", 4, 4801, "resnet18"),
         *((f"ig_models/resnet152-width-64{more}", 4, 4801, "resnet152") for more in ("", "-trained")),
     ]
@@ -815,7 +817,7 @@ def published_sizes(stored: Stored) -> list[Row]:
         else:
             rate = math.nan
         hours = whole / rate / 3600
-        small = not name.startswith(("deakin", "ig_models", "kan2022_resnet18"))
+        small = not name.startswith(("deakin", "ig_", "kan2022_resnet18"))
         account = gpu["LeNet, `torch-lbfgs`, network per-trial" if small else "ResNet-18, Adam, network shared"]
         faster = account["evaluations_per_second"] / zoo_rate(stored, "lenet-cpl" if small else "resnet18")
         told = [NONE, NONE] if math.isnan(rate) else [f"{hours:.2g}", f"{hours / faster:.2g}"]
