@@ -44,15 +44,10 @@ class Item:
     rate_of: str = ""
 
 
-FIDELITY = ("lfw-lbfgs",)
 PAIRS = "2 x 1,000 trials"
 FULL, FOUR = "ResNet-18, full width", "4 images, 4,800 steps"
 DEAKIN, IG = "Deakin report", "Inverting Gradients"
 ITEMS = (
-    *(
-        Item(*(f"iDLG: `{run}`", PAIRS, f"idlg_fidelity/{run}", 2000, None, "lenet-cpl", f"idlg_fidelity --only {run}"))
-        for run in FIDELITY
-    ),
     Item(
         *("iDLG: `lfw-5749`", PAIRS, "idlg_fidelity/lfw-5749", 2000, None, "lenet-cpl"),
         *("idlg_fidelity --only lfw-5749 --n-5749 1000", "idlg_fidelity/lfw-5749"),

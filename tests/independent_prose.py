@@ -522,6 +522,11 @@ def idlg_fidelity(stored: Stored) -> Phrases:
     yield f"The {len(late)} trials of CIFAR-100 have {late.image.nunique()} images"
     ends = [f"{bound:.0e}".replace("e-0", "e-") for bound in (late.objective.min(), late.objective.max())]
     yield f"of their 6,000 evaluations, at objectives of {ends[0]} to {ends[1]}"
+    lost = runs["lfw"][runs["lfw"].mse >= 1e-3]
+    norms = sorted(lost[lost.objective < 1e-6].update_norm2.unique())
+    yield f"The {len(lost)} of LFW have {lost.image.nunique()}: one is at its end"
+    assert lost[lost.objective >= 1e-6].image.nunique() == 1, "iDLG: not one image of LFW at its budget's end"
+    yield "meet the stop at updates with squared norms of {:.2f} and {:.2f}".format(*norms)
 
 
 @text

@@ -794,8 +794,7 @@ def parity_cells(trials: pd.DataFrame, theirs: pd.Series, ours: pd.Series) -> Ro
 @table("What is not at its published size")
 def published_sizes(stored: Stored) -> list[Row]:
     """Stored rows, trials, evaluations of one (0: as many as a stored one), model of the zoo or run, for the rate."""
-    items = [(f"idlg_fidelity/{run}", 2000, 0, "lenet-cpl") for run in ("lfw-lbfgs",)]
-    items += [
+    items = [
         ("idlg_fidelity/lfw-5749", 2000, 0, "idlg_fidelity/lfw-5749"),
         *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
         ("kan2022_resnet18/published-64", 400, 0, "kan2022_resnet18/published-64"),
