@@ -709,7 +709,13 @@ def resolution(stored: Stored) -> Phrases:
     yield "12 channels bring none back ({} and {} dB), though".format(*both("128-12"))
     left = of(stored.rows("resolution/128-12"), "cpl").relative_objective
     yield f"comes down to {left.min():.0e} to {left.max():.0e} of".replace("e-0", "e-")
-    names = [f"{size}-{n}" for size, n in ((64, 12), (64, 24), (64, 48), (128, 12))]
+    faces = of(stored.rows("resolution/128-24"), "cpl")
+    left = [
+        f"{bound:.0e}".replace("e-0", "e-")
+        for bound in (faces.relative_objective.min(), faces.relative_objective.max())
+    ]
+    yield f"at {faces.psnr.min():.1f} to {faces.psnr.max():.1f} dB and {left[0]} to {left[1]} of the update's"
+    names = [f"{size}-{n}" for size, n in ((64, 12), (64, 24), (64, 48), (128, 12), (128, 24))]
     adam = [of(stored.rows(f"resolution/{name}"), f"{attack}, adamw") for name in names for attack in ("cpl", "dlg")]
     assert not any(rows.success.any() for rows in adam), "AdamW recovers an image"
 

@@ -796,7 +796,7 @@ def published_sizes(stored: Stored) -> list[Row]:
     """Stored rows, trials, evaluations of one (0: as many as a stored one), model of the zoo or run, for the rate."""
     items = [
         ("idlg_fidelity/lfw-5749", 2000, 0, "idlg_fidelity/lfw-5749"),
-        *((f"resolution/128-{channels}", 12, 3500, "resolution/128-12") for channels in (24, 48)),
+        ("resolution/128-48", 12, 3500, "resolution/128-24"),
         ("kan2022_resnet18/published-64", 400, 0, "kan2022_resnet18/published-64"),
         *((f"deakin_models/{model}", 2, 6000, f"deakin_models/{model}") for model in ("densenet121", "inception3")),
         *((f"ig_studies/full-{model}", 2, 24_001, model) for model in ("convnet", "resnet20-4")),
