@@ -137,6 +137,6 @@ def results() -> list[tables.Results]:
         "Evaluations and hours are of the published size, from its beginning; commands go on where they were stopped.",
         "`python -m experiments.` stands before each command.",
         "48 channels: the least, by the rate of 24.",
-        "Not run on a GPU. Its hours are the least: its program was counted, and launching kernels costs more.",
+        "Not run on a GPU. Its hours: two cores' over what its counted program allows; launching kernels costs more.",
     )
     return [tables.Results(title, "published_sizes", columns, rows, "", notes)]

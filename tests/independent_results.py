@@ -1267,7 +1267,7 @@ def check_headline(readme: str, stored: Stored) -> Iterator[str]:
         [ANY, ANY, trained[3], f"{trained[4]} images"],
         [ANY, parity[2], f"{parity[5]}, McNemar p = {parity[9]}", f"{parity[8]} solved by both"],
         [
-            *(ANY, f"{loops[fast][2]} in a loop, {vmapped[2]} by `torch.func.vmap`"),
+            *(ANY, f"{loops[fast][2]} in a loop{('', ' (oneDNN off)')[fast]}, {vmapped[2]} by `torch.func.vmap`"),
             *(f"{ours[2]}: {ours[4 + fast]} and {ours[7]} times", f"{ours[3]} rounds, {machine}"),
         ],
     ]
